@@ -1,0 +1,1 @@
+"""The ``sparseml.yolact`` commands: options in, one call into the core, results out."""

@@ -1,0 +1,223 @@
+"""Settings of the network, its loss, its training and its detections: frozen dataclasses, no torch.
+
+Defaults are those of the published ``yolact_darknet53_config``
+(https://github.com/dbolya/yolact, ``data/config.py``; paper: https://arxiv.org/abs/1904.02689).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_type_hints
+
+from yolact.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the network. The defaults are YOLACT-550 on DarkNet-53: 47.8 M parameters."""
+
+    image_size: int = 550
+    """Side of the square network input, in pixels."""
+    num_classes: int = 80
+    """Object classes, without the background."""
+    stem_channels: int = 32
+    stage_channels: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    """Output channels of the five DarkNet stages, strides 2, 4, 8, 16, 32."""
+    stage_blocks: tuple[int, ...] = (1, 2, 8, 8, 4)
+    """Residual blocks per stage."""
+    fpn_channels: int = 256
+    proto_channels: int = 256
+    head_channels: int = 256
+    num_prototypes: int = 32
+    prior_scales: tuple[float, ...] = (24, 48, 96, 192, 384)
+    """Prior side for P3..P7, in pixels of an image of ``prior_base_size``."""
+    prior_aspect_ratios: tuple[float, ...] = (1, 1 / 2, 2)
+    prior_base_size: int = 550
+    """What ``prior_scales`` are relative to. A change of ``image_size`` leaves it alone, so that
+    priors keep their size relative to the image, as upstream's im400 and im700 configs do."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 64:
+            raise ConfigError(
+                f"image size {self.image_size} is too small",
+                hint="use at least 64: P7 is 128 times smaller than the image",
+            )
+        if self.num_classes < 1:
+            raise ConfigError("a model needs at least one class", hint="check the categories")
+        if len(self.stage_channels) != 5 or len(self.stage_blocks) != 5:
+            raise ConfigError("DarkNet has five stages", hint="give five channels and five depths")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Matching thresholds and weights of the four loss terms."""
+
+    positive_iou: float = 0.5
+    """A prior at or above this IoU with a ground truth is foreground."""
+    negative_iou: float = 0.4
+    """Below it, background; in between, ignored."""
+    crowd_iou: float = 0.7
+    """A non-positive prior with more of its area than this inside a crowd is ignored."""
+    negatives_per_positive: int = 3
+    box_weight: float = 1.5
+    class_weight: float = 1.0
+    mask_weight: float = 6.125
+    semantic_weight: float = 1.0
+    masks_to_train: int = 100
+    """Positives per image that the mask term looks at; more are sampled and rescaled."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.negative_iou <= self.positive_iou <= 1:
+            raise ConfigError(
+                "need 0 <= negative_iou <= positive_iou <= 1, "
+                f"got {self.negative_iou} and {self.positive_iou}",
+                hint="the published values are 0.4 and 0.5",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig:
+    """From raw outputs to detections (``nms_*`` settings of the reference)."""
+
+    score_threshold: float = 0.05
+    """A prior is kept when its best foreground score is strictly above this."""
+    nms_iou: float = 0.5
+    top_k: int = 200
+    """Candidates per class that enter NMS."""
+    max_detections: int = 100
+    fast_nms: bool = True
+    cross_class_nms: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random transforms of the training images (SSD's, as YOLACT uses them)."""
+
+    photometric: bool = True
+    expand: bool = True
+    crop: bool = True
+    mirror: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """SGD and its learning-rate schedule, counted in iterations at batch size 8."""
+
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    gamma: float = 0.1
+    max_iter: int = 800_000
+    lr_steps: tuple[int, ...] = (280_000, 600_000, 700_000, 750_000)
+    warmup_init: float = 1e-4
+    warmup_until: int = 500
+
+    def autoscaled(self, batch_size: int) -> OptimConfig:
+        """The same schedule for another batch size: lr times, iterations divided by, size / 8.
+
+        Warm-up is left alone, as upstream leaves it.
+        """
+        factor = batch_size / 8
+        return replace(
+            self,
+            lr=self.lr * factor,
+            max_iter=int(self.max_iter // factor),
+            lr_steps=tuple(int(step // factor) for step in self.lr_steps),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class YolactConfig:
+    """Everything one experiment needs besides its data."""
+
+    name: str = "yolact_darknet53"
+    """First part of checkpoint names, ``<name>_<epoch>_<iter>.pth``."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def with_model(self, **changes: Any) -> YolactConfig:
+        """A copy with other :class:`ModelConfig` fields, e.g. ``image_size`` or ``num_classes``."""
+        return replace(self, model=replace(self.model, **changes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, JSON-ready dicts; the inverse of :meth:`from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> YolactConfig:
+        """Rebuild a config, for instance the one stored in a checkpoint.
+
+        Raises:
+            ConfigError: A key is unknown; the hint names the nearest known one.
+        """
+        return _from_dict(cls, values)
+
+
+_T = TypeVar("_T")
+
+
+def _from_dict(cls: type[_T], values: Mapping[str, Any]) -> _T:
+    types = get_type_hints(cls)
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1) or known
+            raise ConfigError(f"unknown setting {key!r}", hint=f"try: {', '.join(near)}")
+        if is_dataclass(types[key]):
+            arguments[key] = _from_dict(types[key], value)  # type: ignore[arg-type]
+        else:
+            arguments[key] = tuple(value) if isinstance(value, list) else value
+    return cls(**arguments)
+
+
+def yolact_darknet53() -> YolactConfig:
+    """The published configuration."""
+    return YolactConfig()
+
+
+def yolact_darknet_small() -> YolactConfig:
+    """A network of the same classes that trains in minutes on two CPU cores."""
+    return YolactConfig(
+        name="yolact_darknet_small",
+        model=ModelConfig(
+            image_size=160,
+            stem_channels=16,
+            stage_channels=(24, 32, 64, 96, 128),
+            stage_blocks=(1, 1, 2, 2, 1),
+            fpn_channels=64,
+            proto_channels=64,
+            head_channels=64,
+            num_prototypes=16,
+            prior_scales=(20, 36, 64, 104, 150),
+            prior_base_size=160,
+        ),
+        optim=OptimConfig(
+            lr=4e-3, max_iter=6_000, lr_steps=(4_500, 5_500), warmup_init=4e-4, warmup_until=100
+        ),
+    )
+
+
+CONFIGS: dict[str, Callable[[], YolactConfig]] = {
+    "yolact_darknet53_config": yolact_darknet53,
+    "yolact_darknet_small_config": yolact_darknet_small,
+}
+"""Names that ``--config`` accepts."""
+
+
+def named_config(name: str) -> YolactConfig:
+    """The configuration called ``name``, with or without the ``_config`` ending.
+
+    Raises:
+        ConfigError: There is none; the hint lists the nearest names.
+    """
+    full = name if name.endswith("_config") else f"{name}_config"
+    if full not in CONFIGS:
+        near = get_close_matches(full, CONFIGS, n=1) or list(CONFIGS)
+        raise ConfigError(f"unknown config {name!r}", hint=f"try: {', '.join(near)}")
+    return CONFIGS[full]()

@@ -1,0 +1,121 @@
+"""What all tests share: where the golden and COCO data lie, and no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+COCO_TINY = SHARED / "data" / "coco-tiny"
+GOLDEN = SHARED / "golden"
+SEED = 20240611
+
+
+def require(path: Path) -> Path:
+    """``path``, or a skip with a reason; in CI an absent path is a failure."""
+    if not path.exists():
+        if os.environ.get("CI"):
+            pytest.fail(f"{path} is missing, and CI never skips the tests that need it")
+        pytest.skip(f"{path} is not beside this checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def coco_tiny() -> Path:
+    """160 real COCO images in the tutorial's layout: annotations/ and images/."""
+    return require(COCO_TINY)
+
+
+@pytest.fixture(autouse=True)
+def loopback_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Refuse every connection that leaves this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> Any:
+        host = address[0] if isinstance(address, tuple) else ""
+        if host not in ("127.0.0.1", "::1", "localhost", ""):
+            raise AssertionError(f"a test tried to reach {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    yield
+
+
+class Golden:
+    """One golden .npz file; :meth:`check` compares subsampled arrays."""
+
+    def __init__(self, name: str) -> None:
+        self.arrays = np.load(require(GOLDEN / name), allow_pickle=False)
+        self.meta: dict[str, Any] = json.loads(str(self.arrays["meta"]))
+
+    def __getitem__(self, key: str) -> np.ndarray[Any, Any]:
+        array: np.ndarray[Any, Any] = self.arrays[key]
+        return array
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.arrays.files
+
+    def check(self, key: str, actual: Any, *, atol: float, rtol: float) -> None:
+        """Compare with the stored sample of ``key`` and with its norm and largest magnitude."""
+        actual = np.asarray(actual)
+        assert tuple(actual.shape) == tuple(self[f"{key}.shape"]), key
+        values = actual.reshape(-1)[self[f"{key}.idx"]]
+        np.testing.assert_allclose(values, self[f"{key}.val"], atol=atol, rtol=rtol, err_msg=key)
+        _, _, largest, norm, _, _ = self[f"{key}.stats"]
+        wide = actual.astype(np.float64)
+        np.testing.assert_allclose(np.linalg.norm(wide), norm, rtol=1e-4, atol=1e-9, err_msg=key)
+        np.testing.assert_allclose(np.abs(wide).max(), largest, rtol=1e-4, atol=atol, err_msg=key)
+
+
+def golden(name: str) -> Golden:
+    """Open ``name`` of the golden set, or skip (fail in CI) when it is absent."""
+    return Golden(name)
+
+
+def golden_json(name: str) -> Any:
+    """A JSON file of the golden set, or a skip (a failure in CI) when it is absent."""
+    return json.loads(require(GOLDEN / name).read_text())
+
+
+GAIN = {
+    "backbone": 0.85,
+    "fpn": 0.85,
+    "proto_net": 1.3,
+    "bbox_layer": 0.7,
+    "semantic_seg_conv": 0.7,
+}
+
+
+def unit(name: str, shape: tuple[int, ...], seed: int = SEED) -> np.ndarray[Any, Any]:
+    """Uniform numbers in [-1, 1) that depend on ``name``, ``shape`` and ``seed`` only."""
+    count = int(np.prod(shape, dtype=np.int64))
+    raw = np.random.PCG64(zlib.crc32(name.encode()) ^ seed).random_raw(count)
+    return ((raw >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0).reshape(shape)
+
+
+def golden_weight(name: str, shape: tuple[int, ...], seed: int = SEED) -> np.ndarray[Any, Any]:
+    """The golden set's value of one state-dict entry (its "fill recipe")."""
+    if name.endswith("num_batches_tracked"):
+        return np.zeros(shape, np.int64)
+    values = unit(name, shape, seed)
+    if len(shape) == 4:
+        gain = next((g for part, g in GAIN.items() if part in name), 1.0)
+        weight = values * gain * np.sqrt(3.0 / np.prod(shape[1:]))
+    elif name.endswith("running_var"):
+        weight = 1.0 + 0.5 * values
+    elif name.endswith("weight"):
+        weight = 1.0 + 0.25 * values
+    else:
+        weight = 0.1 * values
+    if name.endswith("conf_layer.bias"):
+        weight[::81] += 4.0
+    return weight.astype(np.float32)
