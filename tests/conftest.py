@@ -118,4 +118,4 @@ def golden_weight(name: str, shape: tuple[int, ...], seed: int = SEED) -> np.nda
         weight = 0.1 * values
     if name.endswith("conf_layer.bias"):
         weight[::81] += 4.0
-    return weight.astype(np.float32)
+    return np.asarray(weight, np.float32)

@@ -170,7 +170,7 @@ def _from_dict(cls: type[_T], values: Mapping[str, Any]) -> _T:
             near = get_close_matches(key, known, n=1) or known
             raise ConfigError(f"unknown setting {key!r}", hint=f"try: {', '.join(near)}")
         if is_dataclass(types[key]):
-            arguments[key] = _from_dict(types[key], value)  # type: ignore[arg-type]
+            arguments[key] = _from_dict(types[key], value)
         else:
             arguments[key] = tuple(value) if isinstance(value, list) else value
     return cls(**arguments)

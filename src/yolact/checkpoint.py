@@ -1,0 +1,262 @@
+"""Checkpoints: one documented schema, safe to read, written in one step.
+
+A file is a dict of plain values and tensors (``torch.load(weights_only=True)`` reads it):
+
+| key | value |
+|---|---|
+| ``epoch`` | int, index of the epoch the last step belonged to |
+| ``model_state_dict`` | parameter name -> tensor |
+| ``checkpoint_recipe`` | str or None, every recipe applied so far, composed |
+| ``schema`` | 1; absent from files of other tools |
+| ``iteration`` | int, optimizer steps since the run began |
+| ``classes`` | ``{"names": [...], "ids": [...]}`` |
+| ``config`` | :meth:`yolact.config.YolactConfig.to_dict` |
+| ``training`` | :class:`TrainingState` as a dict, or None when the file is for inference only |
+| ``best_map`` | float or None, best mask mAP (percent) seen so far in the run |
+
+The first three are the layout of neuralmagic/yolact, whose files load too; so does a bare
+``state_dict``, as dbolya/yolact published them.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from yolact.config import YolactConfig
+from yolact.data.labels import Classes
+from yolact.errors import CheckpointError
+from yolact.files import atomic_path
+
+if TYPE_CHECKING:
+    from yolact.model.yolact import Yolact
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """What continuing a run exactly needs besides the weights."""
+
+    optimizer: dict[str, Any]
+    """``Optimizer.state_dict()``."""
+    scaler: dict[str, Any] | None
+    """``GradScaler.state_dict()`` of a CUDA half-precision run."""
+    rng: dict[str, Tensor]
+    """Generator states by device: ``cpu`` and, on a GPU, ``cuda``."""
+    steps_per_epoch: int
+    """Optimizer steps; iteration / steps_per_epoch is the recipe's clock."""
+    batch_size: int
+    accumulate: int
+    seed: int
+    stage_recipe: str | None
+    """The recipe of this run alone, without those of earlier stages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint file in memory; absent parts are None (see the module's table)."""
+
+    model_state: Mapping[str, Tensor]
+    epoch: int | None = None
+    iteration: int | None = None
+    recipe: str | None = None
+    classes: Classes | None = None
+    config: YolactConfig | None = None
+    training: TrainingState | None = None
+    best_map: float | None = None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weights belong to a model with quantization observers."""
+        return is_quantized(self.model_state)
+
+    @property
+    def num_classes(self) -> int:
+        """Object classes of the network, read from the class head's shape."""
+        from yolact.model.weights import num_classes_of
+
+        return num_classes_of(self.model_state)
+
+    @property
+    def position(self) -> float:
+        """Epochs done in the run that wrote this, as recipes count them; inf when unknown."""
+        if self.training is None or self.iteration is None:
+            return float("inf")
+        return self.iteration / self.training.steps_per_epoch
+
+
+def is_quantized(keys: Iterable[str]) -> bool:
+    """Whether state-dict keys are those of a fake-quantized network."""
+    return any(key.endswith(".zero_point") for key in keys)
+
+
+def checkpoint_name(config_name: str, epoch: int, iteration: int, *, interrupt: bool) -> str:
+    """File name of a checkpoint.
+
+    >>> checkpoint_name("yolact_darknet53", 54, 800000, interrupt=False)
+    'yolact_darknet53_54_800000.pth'
+    """
+    return f"{config_name}_{epoch}_{iteration}{'_interrupt' if interrupt else ''}.pth"
+
+
+def parse_checkpoint_name(path: Path) -> tuple[str, int, int] | None:
+    """(config name, epoch, iteration) of a file named by :func:`checkpoint_name`, else None."""
+    found = re.fullmatch(r"(.+)_(\d+)_(\d+)(_interrupt)?", path.stem)
+    return (found[1], int(found[2]), int(found[3])) if found else None
+
+
+def find_checkpoint(folder: Path, which: str, config_name: str) -> Path:
+    """The newest checkpoint of ``config_name`` in ``folder``.
+
+    Args:
+        folder: Where a run saved its checkpoints.
+        which: ``interrupt`` for the one an interrupted run left, ``latest`` for the one furthest
+            along, interrupted or not.
+        config_name: First part of the file names.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    pattern = "*_interrupt.pth" if which == "interrupt" else "*.pth"
+    named = [(path, parse_checkpoint_name(path)) for path in folder.glob(pattern)]
+    ours = [(parts[2], path) for path, parts in named if parts and parts[0] == config_name]
+    if not ours:
+        raise CheckpointError(
+            f"no {which} checkpoint of {config_name} in {folder}",
+            hint="give the file's path, or the --save_folder of the run to continue",
+        )
+    return max(ours)[1]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` to ``path`` in one step.
+
+    Raises:
+        StorageError: The folder cannot be written or the disk is full; an older file survives.
+    """
+    classes, config = checkpoint.classes, checkpoint.config
+    content = {
+        "epoch": checkpoint.epoch,
+        "model_state_dict": dict(checkpoint.model_state),
+        "checkpoint_recipe": checkpoint.recipe,
+        "schema": SCHEMA,
+        "iteration": checkpoint.iteration,
+        "classes": classes and {"names": list(classes.names), "ids": list(classes.ids)},
+        "config": config and config.to_dict(),
+        "training": checkpoint.training and vars(checkpoint.training),
+        "best_map": checkpoint.best_map,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of this tool, of neuralmagic/yolact or of dbolya/yolact, on the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, is not a checkpoint, holds anything but tensors and
+            plain values, or was written by a newer version of this tool.
+    """
+    content = _read(path)
+    state = content.get("model_state_dict", content)
+    if not isinstance(state, Mapping) or not state or not _all_tensors(state):
+        raise CheckpointError(
+            f"{path} holds no model weights",
+            hint="expected a state_dict or a dict with model_state_dict",
+        )
+    if state is content:
+        return Checkpoint(model_state=state)
+    if content.get("schema", SCHEMA) > SCHEMA:
+        raise CheckpointError(
+            f"{path} was written by a newer version of sparseml-yolact",
+            hint="upgrade: pip install -U sparseml-yolact",
+        )
+    classes, config, training = (content.get(key) for key in ("classes", "config", "training"))
+    return Checkpoint(
+        model_state=state,
+        epoch=content.get("epoch"),
+        iteration=content.get("iteration"),
+        recipe=content.get("checkpoint_recipe"),
+        classes=Classes(tuple(classes["names"]), tuple(classes["ids"])) if classes else None,
+        config=YolactConfig.from_dict(config) if config else None,
+        training=TrainingState(**training) if training else None,
+        best_map=content.get("best_map"),
+    )
+
+
+def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Yolact:
+    """The network of ``checkpoint`` with its weights, in evaluation mode.
+
+    A quantized network is first given its structure by the recipe stored beside the weights.
+
+    Args:
+        checkpoint: What :func:`load_checkpoint` returned.
+        config: Overrides the configuration in the checkpoint; needed only for files without one
+            that are not the published DarkNet-53 network.
+
+    Raises:
+        CheckpointError: The weights belong to another network, or are quantized and no recipe
+            says how.
+    """
+    from yolact.model.weights import load_weights
+    from yolact.model.yolact import Yolact
+
+    chosen = (config or checkpoint.config or YolactConfig()).model
+    if chosen.num_classes != checkpoint.num_classes:
+        from dataclasses import replace
+
+        chosen = replace(chosen, num_classes=checkpoint.num_classes)
+    model = Yolact(chosen)
+    if checkpoint.quantized:
+        if not checkpoint.recipe:
+            raise CheckpointError(
+                "the checkpoint is quantized, but holds no recipe that says how",
+                hint="use the checkpoint that the training run itself wrote",
+            )
+        from yolact.sparsify import apply_structure
+
+        apply_structure(model, checkpoint.recipe, checkpoint.position)
+    load_weights(model, checkpoint.model_state)
+    return model.eval()
+
+
+def classes_of(checkpoint: Checkpoint) -> Classes:
+    """The checkpoint's classes; COCO's for an unnamed 80-class network, numbers otherwise."""
+    return checkpoint.classes or Classes.assumed(checkpoint.num_classes)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"checkpoint not found: {path}", hint="check the path, or train a model first"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of plain tensors and values",
+            hint="files that need arbitrary code to load are refused; save a state_dict instead",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: {error}",
+            hint="the file may be truncated; copy or download it again",
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path} holds no model weights",
+            hint="expected a state_dict or a dict with model_state_dict",
+        )
+    return content
+
+
+def _all_tensors(state: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in state.values())
