@@ -1,1 +1,89 @@
+"""One small class per inference engine behind one interface; only this room imports them."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from yolact.config import YolactConfig
+from yolact.errors import CheckpointError, ConfigError
+from yolact.runtime.base import Engine
+
+__all__ = ["ENGINES", "Engine", "engine_for", "load_engine"]
+
+ENGINES = {
+    "torch": (".pth",),
+    "onnxruntime": (".onnx", ".onnx.gz", ".onnx.xz"),
+}
+"""Engine names and the file endings each one reads."""
+
+_ALIASES = {"ort": "onnxruntime", "pytorch": "torch"}
+
+
+def load_engine(
+    path: Path,
+    *,
+    engine: str | None = None,
+    device: str = "cpu",
+    num_cores: int | None = None,
+    config: YolactConfig | None = None,
+) -> Engine:
+    """Load a model file into the engine that runs it.
+
+    Args:
+        path: A ``.pth`` checkpoint or an ``.onnx`` file, which may be compressed (.gz, .xz).
+        engine: A name of :data:`ENGINES`, or ``ort``; None lets the file's ending decide.
+        device: Where the torch engine runs; ONNX Runtime always uses the CPU here.
+        num_cores: Threads one inference may use; None leaves the choice to the engine.
+        config: For checkpoints that carry none, such as upstream's releases.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable or not a YOLACT model.
+        ConfigError: ``engine`` is unknown or does not read this kind of file.
+    """
+    path = Path(path)
+    if num_cores is not None and num_cores < 1:
+        raise ConfigError(f"number of cores is {num_cores}", hint="use 1 or more")
+    if engine_for(path, engine) == "torch":
+        return _torch_engine(path, device, num_cores, config)
+    from yolact.runtime.ort_engine import OrtEngine
+
+    return OrtEngine(path, num_cores=num_cores)
+
+
+def engine_for(path: Path, engine: str | None = None) -> str:
+    """The name of the engine that runs ``path``; a wish in ``engine`` is checked against it.
+
+    Raises:
+        CheckpointError: No engine reads files of this ending.
+        ConfigError: ``engine`` is unknown or does not read this kind of file.
+    """
+    fits = [name for name, ends in ENGINES.items() if path.name.lower().endswith(ends)]
+    if not fits:
+        endings = ", ".join(end for ends in ENGINES.values() for end in ends)
+        raise CheckpointError(f"not a model file: {path}", hint=f"models end in {endings}")
+    if engine is None:
+        return fits[0]
+    wanted = _ALIASES.get(engine.lower(), engine.lower())
+    if wanted not in ENGINES:
+        raise ConfigError(f"unknown engine {engine!r}", hint=f"choose {' or '.join(ENGINES)}")
+    if wanted not in fits:
+        raise ConfigError(
+            f"engine {wanted} does not read {path.name}",
+            hint="convert checkpoints with sparseml.yolact.export_onnx"
+            if fits == ["torch"]
+            else f"use --engine {fits[0]}",
+        )
+    return wanted
+
+
+def _torch_engine(
+    path: Path, device: str, num_cores: int | None, config: YolactConfig | None
+) -> Engine:
+    from yolact.checkpoint import build_model, load_checkpoint
+    from yolact.data.labels import Classes
+    from yolact.runtime.torch_engine import TorchEngine
+
+    checkpoint = load_checkpoint(path)
+    model = build_model(checkpoint, config)
+    classes = checkpoint.classes or Classes.assumed(model.config.num_classes)
+    return TorchEngine(model, classes, device, num_cores)

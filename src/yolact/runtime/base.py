@@ -1,0 +1,61 @@
+"""What every inference engine looks like to evaluation, annotation and benchmarks."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from yolact.data.labels import Classes
+from yolact.errors import ConfigError
+from yolact.types import RawOutputs
+
+
+class Engine(Protocol):
+    """A loaded model: images in, raw outputs out. Calls from several threads are safe."""
+
+    @property
+    def name(self) -> str:
+        """Short name for reports, such as ``torch`` or ``onnxruntime``."""
+
+    @property
+    def classes(self) -> Classes:
+        """What the class indices mean."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the network input, in pixels."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """The only batch size the model takes, or None where any will do."""
+
+    def __call__(self, images: Tensor) -> RawOutputs:
+        """Run the network.
+
+        Args:
+            images: [B, 3, H, W] float32 RGB in 0..1, of :attr:`image_size`.
+
+        Returns:
+            Raw outputs on the engine's own device.
+
+        Raises:
+            ConfigError: The images' shape is not one the model takes.
+        """
+
+
+def check_images(engine: Engine, images: Tensor) -> None:
+    """Refuse images that ``engine`` cannot take, with a message that names both shapes.
+
+    Raises:
+        ConfigError: Wrong batch size, channel count or image size.
+    """
+    batch = engine.batch_size
+    shape = tuple(images.shape)
+    if len(shape) == 4 and shape[1:] == (3, *engine.image_size) and batch in (None, shape[0]):
+        return
+    wanted = ["any" if batch is None else batch, 3, *engine.image_size]
+    raise ConfigError(
+        f"the model takes images of shape {wanted}, got {list(shape)}",
+        hint="use the image size and batch size the model was exported with",
+    )
