@@ -1,1 +1,1 @@
-
+"""The network: DarkNet-53, feature pyramid, prototypes, prediction head and their weights."""

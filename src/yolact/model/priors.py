@@ -1,0 +1,68 @@
+"""Priors: the boxes that every prediction is relative to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yolact.config import ModelConfig
+from yolact.model.tracing import intended_constants
+
+
+def make_priors(grid_sizes: Sequence[tuple[int, int]], config: ModelConfig) -> Tensor:
+    """One prior per level, row, column and aspect ratio, in that order.
+
+    Sides are relative to ``config.prior_base_size`` whatever the image size, and not clipped: a
+    large prior at the border reaches out of the image.
+
+    Args:
+        grid_sizes: (rows, columns) of P3..P7.
+        config: Its ``prior_scales`` has one entry per level.
+
+    Returns:
+        [N, 4] float32 (cx, cy, w, h), relative. In a trace it is a constant.
+    """
+    levels = []
+    for (rows, columns), scale in zip(grid_sizes, config.prior_scales, strict=True):
+        cy = (np.arange(rows) + 0.5) / rows
+        cx = (np.arange(columns) + 0.5) / columns
+        # The height should be scale / sqrt(ratio). Upstream made every prior square by accident
+        # and kept it (``use_square_anchors``): the published weights learned from square priors.
+        side = scale * np.sqrt(config.prior_aspect_ratios) / config.prior_base_size
+        y, x, s = np.meshgrid(cy, cx, side, indexing="ij")
+        levels.append(np.stack([x, y, s, s], axis=-1).reshape(-1, 4))
+    priors = np.concatenate(levels).astype(np.float32)
+    with intended_constants():
+        return torch.from_numpy(priors)
+
+
+class PriorCache:
+    """Priors by grid sizes, device and precision; they are computed on first use.
+
+    Not a module and not a buffer: checkpoints hold no priors, and one model serves every size.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self._priors: dict[tuple[object, ...], Tensor] = {}
+
+    def __call__(self, grid_sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+        """Priors for these grids, on the device of ``like``.
+
+        Half precision would move a prior's centre by up to 1/4096 of the image, so they have at
+        least single precision, and so have the boxes decoded with them.
+
+        Returns:
+            [N, 4]; shared by all callers, so never to be changed in place.
+        """
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        key = (tuple(grid_sizes), like.device, dtype)
+        if key not in self._priors:
+            # A tensor born in inference mode could never take part in training afterwards.
+            with torch.inference_mode(False):
+                priors = make_priors(grid_sizes, self._config)
+                self._priors[key] = priors.to(like.device, dtype)
+        return self._priors[key]

@@ -1,0 +1,111 @@
+"""The assembled network and its inference wrapper (YOLACT: https://arxiv.org/abs/1904.02689)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from yolact.config import ModelConfig
+from yolact.model.darknet import DarkNet
+from yolact.model.fpn import FeaturePyramid
+from yolact.model.heads import PredictionHead, Predictions
+from yolact.model.priors import PriorCache
+from yolact.model.protonet import ProtoNet
+from yolact.model.tracing import grid_size
+from yolact.types import NetworkOutputs, RawOutputs
+
+
+class Yolact(nn.Module):
+    """YOLACT on DarkNet-53.
+
+    The names, shapes and order of its parameters are those of the published checkpoints
+    (``state_dict()`` has 348 entries with the default config), and recipes address parameters by
+    these names: they are part of the interface.
+
+    Args:
+        config: Widths, depths, classes and priors.
+
+    Attributes:
+        config: The same, for whoever needs to rebuild the model.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = DarkNet(config.stem_channels, config.stage_channels, config.stage_blocks)
+        self.proto_net = ProtoNet(config.fpn_channels, config.proto_channels, config.num_prototypes)
+        self.fpn = FeaturePyramid(config.stage_channels[2:], config.fpn_channels)
+        # One head for all levels; a list, as upstream can have one per level.
+        self.prediction_layers = nn.ModuleList(
+            [
+                PredictionHead(
+                    config.fpn_channels,
+                    config.head_channels,
+                    priors_per_cell=len(config.prior_aspect_ratios),
+                    num_classes=config.num_classes,
+                    num_prototypes=config.num_prototypes,
+                )
+            ]
+        )
+        self.semantic_seg_conv = nn.Conv2d(config.fpn_channels, config.num_classes, kernel_size=1)
+        self._priors = PriorCache(config)
+
+    def forward(self, images: Tensor) -> NetworkOutputs:
+        """Run the network.
+
+        Args:
+            images: [B, 3, H, W] RGB, 0..1. ``config.image_size`` is the intended side, but any
+                size works, also a non-square one.
+
+        Returns:
+            Logits and prototypes; ``segm`` (an auxiliary task, sec. 4) in training mode only.
+        """
+        levels = self.fpn(self.backbone(images)[2:])
+        head = self.prediction_layers[0]
+        predictions = Predictions(*map(torch.cat, zip(*map(head, levels), strict=True), [1] * 3))
+        return NetworkOutputs(
+            *predictions,
+            priors=self._priors([grid_size(level) for level in levels], like=predictions.loc),
+            proto=self.proto_net(levels[0]),
+            segm=self.semantic_seg_conv(levels[0]) if self.training else None,
+        )
+
+
+class InferenceModel(nn.Module):
+    """What is validated and exported: the network with class probabilities in place of logits.
+
+    It shares the weights of ``model`` and changes nothing in it; call ``eval()`` first.
+    """
+
+    def __init__(self, model: Yolact) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> RawOutputs:
+        """Run the network and apply the softmax.
+
+        Args:
+            images: [B, 3, H, W] RGB, 0..1.
+
+        Returns:
+            The five outputs of the exported graph, in its order.
+        """
+        outputs: NetworkOutputs = self.model(images)
+        return RawOutputs(
+            loc=outputs.loc,
+            conf=torch.softmax(outputs.conf, dim=-1),
+            mask=outputs.mask,
+            priors=outputs.priors,
+            proto=outputs.proto,
+        )
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Keep the running statistics, scales and shifts of all batch norms as they are.
+
+    ``model.train()`` lets the statistics move again, so call this after it.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+            module.requires_grad_(False)
