@@ -17,6 +17,7 @@ class Classes:
     """Category ids as in the annotation file: any integers, gaps allowed, ascending."""
 
     def __post_init__(self) -> None:
+        """Check that the names and ids belong together."""
         if len(self.names) != len(self.ids) or len(set(self.ids)) != len(self.ids):
             raise DataError(
                 "every category needs a name and an id of its own",
@@ -24,6 +25,7 @@ class Classes:
             )
 
     def __len__(self) -> int:
+        """Number of classes, without the background."""
         return len(self.names)
 
     @property

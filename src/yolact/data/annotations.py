@@ -1,0 +1,250 @@
+"""Reading and checking COCO annotation files, before any long work relies on them.
+
+Format: https://cocodataset.org/#format-data, section "Object Detection".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as rle
+
+from yolact.data.labels import Classes
+from yolact.errors import DataError
+
+Record = dict[str, Any]
+"""One object of a JSON file."""
+
+_FORMAT_HINT = "give a COCO instances file: images, annotations and categories in one JSON object"
+
+
+def read_annotations(path: Path, *, annotated: bool = True) -> dict[str, list[Record]]:
+    """Read a COCO instances file and check that every entry can be used.
+
+    Annotations get the fields that files of other tools leave out: ``iscrowd`` (0), and ``bbox``
+    and ``area`` (from the segmentation).
+
+    Args:
+        path: The JSON file.
+        annotated: False accepts a file without ground truth, like COCO's ``image_info_test2017``.
+
+    Returns:
+        The lists ``images``, ``annotations`` and ``categories``, in the file's order.
+
+    Raises:
+        DataError: The file is missing, is not COCO's, or has an entry that contradicts another;
+            the message names the entry.
+    """
+    data = _load(path)
+    if not annotated:
+        data.setdefault("annotations", [])
+    for key in ("images", "annotations", "categories"):
+        entries = data.get(key)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            _fail(f"{path} is not a COCO file: it has no list of {key}", _FORMAT_HINT)
+    images = _by_id(path, "image", data["images"])
+    categories = _by_id(path, "category", data["categories"])
+    _by_id(path, "annotation", data["annotations"])
+    if not images:
+        _fail(f"{path} lists no images", "add images, or give another annotation file")
+    if not categories:
+        _fail(f"{path} lists no categories", "add at least one category with an id and a name")
+    for category in data["categories"]:
+        if not isinstance(category.get("name"), str):
+            _fail(f"category {category['id']} in {path} has no name", "give it a name")
+    for image in data["images"]:
+        _check_image(path, image)
+    for annotation in data["annotations"]:
+        _check_annotation(path, annotation, images, categories)
+        _complete(annotation, images[annotation["image_id"]])
+    return {key: data[key] for key in ("images", "annotations", "categories")}
+
+
+def classes_of(categories: Sequence[Record]) -> Classes:
+    """The classes that an annotation file's categories name, in the order of their ids."""
+    ordered = sorted(categories, key=lambda category: int(category["id"]))
+    return Classes(tuple(c["name"] for c in ordered), tuple(c["id"] for c in ordered))
+
+
+def require_image_files(folder: Path, images: Sequence[Record]) -> None:
+    """Check that every listed image exists, with one directory listing instead of many look-ups.
+
+    Raises:
+        DataError: The folder or some files are missing; the message names the first and counts.
+    """
+    if not folder.is_dir():
+        _fail(f"no folder of images at {folder}", "run sparseml.yolact.download, or correct it")
+    wanted: defaultdict[Path, list[str]] = defaultdict(list)
+    for image in images:
+        path = folder / image["file_name"]
+        wanted[path.parent].append(path.name)
+    missing = [parent / n for parent, names in wanted.items() for n in _absent(parent, names)]
+    if missing:
+        _fail(
+            f"{len(missing)} of {len(images)} images are missing, the first is {missing[0]}",
+            "check that the folder belongs to the annotation file and is complete",
+        )
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> Any:
+    """Compressed RLE of one annotation's segmentation: polygons, or RLE of either kind."""
+    if isinstance(segmentation, list):
+        return rle.merge(rle.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return rle.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def has_area(annotation: Record) -> bool:
+    """Whether the object covers anything; COCO itself has two that do not."""
+    _, _, width, height = annotation["bbox"]
+    return bool(width > 0 and height > 0 and annotation["segmentation"])
+
+
+def boxes_xyxy(annotations: Sequence[Record]) -> NDArray[np.float32]:
+    """[n, 4] corner boxes in pixels, from COCO's (x, y, width, height)."""
+    xywh = np.array([annotation["bbox"] for annotation in annotations], np.float64).reshape(-1, 4)
+    xywh[:, 2:] += xywh[:, :2]
+    return xywh.astype(np.float32)
+
+
+def _fail(message: str, hint: str) -> NoReturn:
+    raise DataError(message, hint=hint)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        _fail(f"no annotation file at {path}", "run sparseml.yolact.download, or correct the path")
+    except OSError as error:
+        _fail(f"cannot read {path}: {error.strerror}", "check the file's permissions")
+    except ValueError as error:  # of JSON or of the text encoding
+        _fail(f"{path} is not JSON: {error}", _FORMAT_HINT)
+    if not isinstance(data, dict):
+        _fail(f"{path} is not a COCO file: it holds no JSON object", _FORMAT_HINT)
+    return data
+
+
+def _by_id(path: Path, kind: str, entries: Sequence[Record]) -> dict[int, Record]:
+    found: dict[int, Record] = {}
+    for entry in entries:
+        number = entry.get("id")
+        if not isinstance(number, int):
+            _fail(f"{path} has a {kind} without an integer id", "give every entry an id of its own")
+        if number in found:
+            _fail(f"{path} has two entries for {kind} {number}", "give every entry its own id")
+        found[number] = entry
+    return found
+
+
+def _check_image(path: Path, image: Record) -> None:
+    name = f"image {image['id']} in {path}"
+    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+        _fail(f"{name} has no file_name", "give the file's name inside the folder of images")
+    for side in ("height", "width"):
+        if not isinstance(image.get(side), int) or image[side] < 1:
+            _fail(f"{name} has no valid {side}", "give height and width in pixels, at least 1")
+
+
+def _check_annotation(
+    path: Path, annotation: Record, images: Mapping[int, Record], categories: Mapping[int, Record]
+) -> None:
+    name = f"annotation {annotation['id']} in {path}"
+    if annotation.get("image_id") not in images:
+        _fail(
+            f"{name} belongs to image {annotation.get('image_id')}, which is not listed",
+            "add the image to the list of images, or remove the annotation",
+        )
+    if annotation.get("category_id") not in categories:
+        _fail(
+            f"{name} is of category {annotation.get('category_id')}, which is not listed",
+            "add the category to the list of categories, or correct category_id",
+        )
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        _fail(f"{name} has iscrowd {annotation['iscrowd']!r}", "iscrowd is 0 or 1")
+    if "bbox" in annotation and not _is_box(annotation["bbox"]):
+        _fail(
+            f"{name} has an impossible bbox: {annotation['bbox']}",
+            "bbox is [x, y, width, height] in pixels: finite, no negative size",
+        )
+    if "segmentation" not in annotation:
+        _fail(f"{name} has no segmentation", "instance segmentation needs polygons or RLE masks")
+    _check_segmentation(name, annotation["segmentation"], images[annotation["image_id"]])
+
+
+def _is_box(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and _finite(box) and min(box[2:]) >= 0
+
+
+def _finite(numbers: Sequence[Any]) -> bool:
+    try:
+        return math.isfinite(sum(numbers))
+    except TypeError:
+        return False
+
+
+def _check_segmentation(name: str, segmentation: Any, image: Record) -> None:
+    if isinstance(segmentation, dict):
+        _check_rle(name, segmentation, image)
+    elif isinstance(segmentation, list):
+        for polygon in segmentation:
+            _check_polygon(name, polygon)
+    else:
+        _fail(f"{name} has a segmentation that is neither polygons nor RLE", _FORMAT_HINT)
+
+
+def _check_polygon(name: str, polygon: Any) -> None:
+    if not isinstance(polygon, list) or len(polygon) % 2 or not _finite(polygon):
+        _fail(f"{name} has a malformed polygon", "a polygon is a list of numbers: x, y, x, y, ...")
+    if len(polygon) < 6:
+        _fail(
+            f"{name} has a polygon with {len(polygon) // 2} points",
+            "remove it, or give it at least three points",
+        )
+
+
+def _check_rle(name: str, segmentation: Record, image: Record) -> None:
+    size = [image["height"], image["width"]]
+    if list(segmentation.get("size", [])) != size:
+        _fail(
+            f"{name} has an RLE mask of size {segmentation.get('size')}, its image is {size}",
+            "size is [height, width] of the image",
+        )
+    counts = segmentation.get("counts")
+    if isinstance(counts, list):
+        whole = _finite(counts) and sum(counts) == size[0] * size[1] and min(counts) >= 0
+    else:
+        whole = isinstance(counts, str) and bool(counts)
+    if not whole:
+        _fail(f"{name} has RLE counts that do not fill its image", "encode the mask again")
+
+
+def _complete(annotation: Record, image: Record) -> None:
+    annotation.setdefault("iscrowd", 0)
+    if "bbox" in annotation and "area" in annotation:
+        return
+    if not annotation["segmentation"]:
+        annotation.setdefault("bbox", [0.0, 0.0, 0.0, 0.0])
+        annotation.setdefault("area", 0.0)
+        return
+    encoded = to_rle(annotation["segmentation"], image["height"], image["width"])
+    annotation.setdefault("bbox", rle.toBbox(encoded).tolist())
+    annotation.setdefault("area", float(rle.area(encoded)))
+
+
+def _absent(folder: Path, names: Sequence[str]) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            present = {entry.name for entry in entries}
+    except OSError:
+        present = set()
+    return [name for name in names if name not in present]

@@ -1,0 +1,243 @@
+"""A COCO-format dataset of images and instance masks."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from yolact.data.annotations import (
+    Record,
+    boxes_xyxy,
+    classes_of,
+    has_area,
+    read_annotations,
+    require_image_files,
+    to_rle,
+)
+from yolact.data.images import RgbImage, read_rgb
+from yolact.data.transforms import Objects, Transform
+from yolact.errors import DataError
+from yolact.types import Sample, Target
+
+log = logging.getLogger(__name__)
+
+
+class CocoInstances(Dataset[Sample]):
+    """The images of a COCO annotation file, in image-id order, with or without objects.
+
+    All checks run here, before any long work: see :mod:`yolact.data.annotations`. Crowds are the
+    last objects of a target; objects without area are left out of it.
+
+    The random part of a sample depends on ``(seed, epoch, index)`` only, so that neither the number
+    of workers nor a resumed run changes what comes out. It is torch's default generator that is
+    seeded (and restored), so any torchvision transform is covered.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        annotations: Path,
+        transform: Transform,
+        *,
+        seed: int = 0,
+        annotated: bool = True,
+    ) -> None:
+        """Read and check the annotation file, and check that every image is there.
+
+        Args:
+            images: Folder that the file names are relative to.
+            annotations: COCO instances JSON.
+            transform: Turns ``(image, objects)`` into the network's input, for instance
+                :class:`~yolact.data.transforms.TrainTransform`.
+            seed: Of the random transforms.
+            annotated: False accepts a file without ground truth.
+
+        Raises:
+            DataError: Something is missing or contradictory; the message names it.
+        """
+        data = read_annotations(annotations, annotated=annotated)
+        require_image_files(images, data["images"])
+        self.images, self.transform, self.seed = images, transform, seed
+        self.classes = classes_of(data["categories"])
+        self.epoch = 0
+        listed = sorted(data["images"], key=lambda image: int(image["id"]))
+        self.image_ids: list[int] = [image["id"] for image in listed]
+        self._categories = data["categories"]
+        self._images = _Packed(listed)
+        self._objects = _Packed(_grouped(data["annotations"], self.image_ids))
+        _report(annotations, data["annotations"])
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.image_ids)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """The transformed sample at an index, in the current epoch or in that of (epoch, index).
+
+        Raises:
+            DataError: The image or one of its masks cannot be decoded.
+        """
+        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+        record = self._images[index]
+        image = tv_tensors.Image(torch.from_numpy(self.image(index)).permute(2, 0, 1))
+        with _seeded(self.seed, epoch, index):
+            image, objects = self.transform(image, self._targets(index))
+        return Sample(
+            image.as_subclass(torch.Tensor),
+            _to_target(objects),
+            record["id"],
+            (record["height"], record["width"]),
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the random transforms of the samples that are asked for by index alone."""
+        self.epoch = epoch
+
+    def image(self, index: int) -> RgbImage:
+        """The image at ``index``, [height, width, 3] uint8 RGB, without decoding any mask.
+
+        Raises:
+            DataError: The file cannot be decoded, or is not of the annotated size.
+        """
+        record = self._images[index]
+        return read_rgb(self.images / record["file_name"], (record["height"], record["width"]))
+
+    @cached_property
+    def coco(self) -> COCO:
+        """The pycocotools index of the same annotations, for the evaluation.
+
+        Made on first use: it is several times larger than what training needs.
+        """
+        coco = COCO()
+        coco.dataset = {
+            "images": list(self._images),
+            "annotations": [annotation for objects in self._objects for annotation in objects],
+            "categories": self._categories,
+        }
+        with redirect_stdout(io.StringIO()):  # stdout carries results only
+            coco.createIndex()
+        return coco
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers that start by pickling do without the evaluation index."""
+        return {key: value for key, value in self.__dict__.items() if key != "coco"}
+
+    def _targets(self, index: int) -> Objects:
+        record = self._images[index]
+        size = record["height"], record["width"]
+        objects = [annotation for annotation in self._objects[index] if has_area(annotation)]
+        objects.sort(key=lambda annotation: int(annotation["iscrowd"]))
+        class_of = self.classes.index_of
+        return {
+            "boxes": tv_tensors.BoundingBoxes(
+                torch.from_numpy(boxes_xyxy(objects)), format="XYXY", canvas_size=size
+            ),
+            "masks": tv_tensors.Mask(torch.from_numpy(_masks(objects, *size))),
+            "labels": torch.tensor([class_of[o["category_id"]] for o in objects]).long(),
+            "crowd": torch.tensor([bool(o["iscrowd"]) for o in objects]).bool(),
+        }
+
+
+def evaluation_order(image_ids: Iterable[int]) -> list[int]:
+    """Image ids in the order that a limited evaluation takes them: by a 32-bit hash of the id.
+
+    A prefix of it is a fixed and unbiased choice of images, the one of upstream's ``--max_images``.
+    """
+    return sorted(image_ids, key=_hash)
+
+
+def _hash(number: int) -> int:
+    number &= 0xFFFFFFFF
+    for _ in range(2):
+        number = (((number >> 16) ^ number) * 0x045D9F3B) & 0xFFFFFFFF
+    return (number >> 16) ^ number
+
+
+class _Packed(Sequence[Any]):
+    """A list of plain records in two arrays.
+
+    Reading a Python object writes its reference count, so a forked worker that walks through
+    millions of small objects ends up with its own copy of them all. Two arrays stay shared.
+    """
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        blobs = [pickle.dumps(item, pickle.HIGHEST_PROTOCOL) for item in items]
+        self._ends = np.cumsum([len(blob) for blob in blobs], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(blobs), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        start = self._ends[index - 1] if index else 0
+        return pickle.loads(self._bytes[start : self._ends[index]].data)
+
+
+def _grouped(annotations: Sequence[Record], image_ids: Sequence[int]) -> Iterator[list[Record]]:
+    """Each image's annotations in the order of the file; images may have none."""
+    of_image: defaultdict[int, list[Record]] = defaultdict(list)
+    for annotation in annotations:
+        of_image[annotation["image_id"]].append(annotation)
+    return (of_image[image_id] for image_id in image_ids)
+
+
+def _report(path: Path, annotations: Sequence[Record]) -> None:
+    empty = [annotation["id"] for annotation in annotations if not has_area(annotation)]
+    if empty:
+        log.warning(
+            "%s: %d of %d objects have no area and are left out (first: annotation %d)",
+            *(path, len(empty), len(annotations), empty[0]),
+        )
+
+
+def _masks(objects: Sequence[Record], height: int, width: int) -> NDArray[np.uint8]:
+    """[n, height, width] in {0, 1}."""
+    masks = np.empty((len(objects), height, width), np.uint8)
+    for annotation, result in zip(objects, masks, strict=True):
+        try:
+            mask = rle.decode(to_rle(annotation["segmentation"], height, width))
+        except ValueError as error:
+            raise DataError(
+                f"annotation {annotation['id']} has a damaged RLE mask",
+                hint="encode the mask again, or remove the annotation",
+            ) from error
+        cv2.transpose(mask.T, dst=result)  # decode fills columns: mask.T is the memory it wrote
+    return masks
+
+
+def _to_target(objects: Objects) -> Target:
+    boxes = objects["boxes"]
+    height, width = boxes.canvas_size  # type: ignore[attr-defined]
+    return Target(
+        boxes=boxes.as_subclass(torch.Tensor) / torch.tensor([width, height, width, height]),
+        labels=objects["labels"],
+        masks=objects["masks"].as_subclass(torch.Tensor),
+        crowd=objects["crowd"],
+    )
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int, index: int) -> Iterator[None]:
+    state = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(state[0]))
+        yield
