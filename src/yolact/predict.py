@@ -1,0 +1,89 @@
+"""Images to detections through any engine: the one path of validation, annotation and training."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolact.config import DetectConfig
+from yolact.data.images import RgbImage
+from yolact.data.transforms import preprocess
+from yolact.detect import detect
+from yolact.postprocess import to_instances
+from yolact.runtime.base import Engine
+from yolact.types import Detections, Instances
+
+
+class Found(NamedTuple):
+    """What the model sees in one image, before masks are made."""
+
+    detections: Detections
+    proto: Tensor
+    """[h, w, k] prototypes, a view of the batch's."""
+    size: tuple[int, int]
+    """(height, width) of the image in pixels."""
+
+    def instances(self, *, score_threshold: float = 0, crop: bool = True) -> Instances:
+        """The objects at the image's own resolution; see :func:`to_instances`."""
+        return to_instances(
+            self.detections, self.proto, self.size, score_threshold=score_threshold, crop=crop
+        )
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Seconds spent per stage, one entry per call of that stage."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time the block, including the GPU work that it started."""
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[stage].append(time.perf_counter() - start)
+
+
+def find(
+    engine: Engine,
+    images: Sequence[RgbImage],
+    config: DetectConfig,
+    *,
+    watch: Stopwatch | None = None,
+) -> list[Found]:
+    """Run the network on images of any size and find their objects.
+
+    An engine of a fixed batch size gets a batch filled up with copies of the last image.
+
+    Args:
+        engine: A loaded model.
+        images: One batch, each [height, width, 3] uint8 RGB.
+        config: Thresholds and suppression.
+        watch: Gets the stages ``preprocess``, ``network`` and ``detect``.
+
+    Raises:
+        ConfigError: More images than the engine's batch size.
+    """
+    watch = watch or Stopwatch()
+    with watch("preprocess"):
+        inputs = torch.stack([preprocess(image, engine.image_size) for image in images])
+        if engine.batch_size is not None and len(inputs) < engine.batch_size:
+            filler = inputs[-1:].expand(engine.batch_size - len(inputs), -1, -1, -1)
+            inputs = torch.cat([inputs, filler])
+    with watch("network"):
+        outputs = engine(inputs)
+    with watch("detect"):
+        found = detect(outputs, config)
+    return [
+        Found(detections, proto, (image.shape[0], image.shape[1]))
+        for detections, proto, image in zip(found, outputs.proto, images, strict=False)
+    ]
