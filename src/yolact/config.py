@@ -48,6 +48,11 @@ class ModelConfig:
             raise ConfigError("a model needs at least one class", hint="check the categories")
         if len(self.stage_channels) != 5 or len(self.stage_blocks) != 5:
             raise ConfigError("DarkNet has five stages", hint="give five channels and five depths")
+        if len(self.prior_scales) != 5 or not self.prior_aspect_ratios:
+            raise ConfigError(
+                "P3..P7 need one prior scale each and at least one aspect ratio",
+                hint="give five prior scales",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ class ResidualBlock(nn.Module):
     """1 x 1 convolution to half the channels, 3 x 3 back to all of them, plus the input."""
 
     def __init__(self, channels: int) -> None:
+        """Build the layers; ``channels`` is the width of input and output."""
         super().__init__()
         self.conv1 = conv_bn_leaky(channels, channels // 2, 1)
         self.conv2 = conv_bn_leaky(channels // 2, channels, 3)
@@ -39,17 +40,18 @@ class ResidualBlock(nn.Module):
 
 
 class DarkNet(nn.Module):
-    """A stem and five stages; each stage halves the resolution, then refines it in residual blocks.
-
-    Args:
-        stem_channels: Channels at full resolution.
-        stage_channels: Output channels of each stage.
-        stage_blocks: Residual blocks of each stage; (1, 2, 8, 8, 4) makes it DarkNet-53.
-    """
+    """A stem, and stages that halve the resolution and refine it in residual blocks."""
 
     def __init__(
         self, stem_channels: int, stage_channels: Sequence[int], stage_blocks: Sequence[int]
     ) -> None:
+        """Build the layers.
+
+        Args:
+            stem_channels: Channels at full resolution.
+            stage_channels: Output channels of each stage.
+            stage_blocks: Residual blocks of each stage; (1, 2, 8, 8, 4) makes it DarkNet-53.
+        """
         super().__init__()
         # The stem runs first but is registered last, and under its upstream name: the order and
         # names of the parameters are those of the published checkpoints and recipes.

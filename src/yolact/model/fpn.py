@@ -15,13 +15,15 @@ class FeaturePyramid(nn.Module):
 
     Every list of layers but ``downsample_layers`` is ordered from the coarsest level to the
     finest: ``lat_layers.0`` belongs to C5. That is the order of the published checkpoints.
-
-    Args:
-        in_channels: Channels of C3, C4, C5.
-        channels: Channels of each P level.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
+        """Build the layers.
+
+        Args:
+            in_channels: Channels of C3, C4, C5.
+            channels: Channels of every P level.
+        """
         super().__init__()
         self.lat_layers = nn.ModuleList(
             nn.Conv2d(width, channels, kernel_size=1) for width in reversed(in_channels)

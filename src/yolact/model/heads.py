@@ -20,15 +20,7 @@ class Predictions(NamedTuple):
 
 
 class PredictionHead(nn.Module):
-    """One 3 x 3 convolution shared by three branches: boxes, classes, mask coefficients.
-
-    Args:
-        in_channels: Channels of the pyramid's levels.
-        channels: Channels of the shared convolution.
-        priors_per_cell: Priors at each cell, one per aspect ratio.
-        num_classes: Object classes, without the background.
-        num_prototypes: Mask coefficients per prior.
-    """
+    """One 3 x 3 convolution shared by three branches: boxes, classes, mask coefficients."""
 
     def __init__(
         self,
@@ -39,6 +31,15 @@ class PredictionHead(nn.Module):
         num_classes: int,
         num_prototypes: int,
     ) -> None:
+        """Build the layers.
+
+        Args:
+            in_channels: Channels of the pyramid's levels.
+            channels: Channels of the shared convolution.
+            priors_per_cell: Priors at each cell, one per aspect ratio.
+            num_classes: Object classes, without the background.
+            num_prototypes: Mask coefficients per prior.
+        """
         super().__init__()
         self.upfeature = nn.Sequential(
             nn.Conv2d(in_channels, channels, kernel_size=3, padding=1), nn.ReLU(inplace=True)

@@ -20,7 +20,8 @@ class Misfit(NamedTuple):
     differ: list[str]
     """Names with the file's and the model's shape."""
 
-    def __str__(self) -> str:
+    def summary(self) -> str:
+        """The three lists in a line, shortened."""
         kinds = zip(self, ("missing", "unexpected", "of another shape"), strict=True)
         return "; ".join(listing(names, what) for names, what in kinds if names)
 
@@ -76,10 +77,11 @@ def hint_for(model: nn.Module, weights: Mapping[str, Tensor], misfit: Misfit) ->
             if _quantized(weights)
             else "the model is quantized, the weights are not: load them before the recipe"
         )
-    if sum(name in own for name in weights) < len(own) / 2:
+    common = sum(name in own for name in weights)
+    if common < min(len(own), len(weights)) / 2:
         return "they belong to another network; only YOLACT on DarkNet-53 is supported"
     if misfit.differ:
-        return "they are of a network of other widths; use the config they were trained with"
+        return "they are of other widths or depths: use the --config they were trained with"
     return "the file is incomplete or of a modified network; take the file as training saved it"
 
 

@@ -46,6 +46,7 @@ class PriorCache:
     """
 
     def __init__(self, config: ModelConfig) -> None:
+        """Start empty; ``config`` is what :func:`make_priors` needs."""
         self._config = config
         self._priors: dict[tuple[object, ...], Tensor] = {}
 

@@ -20,6 +20,13 @@ class ProtoNet(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, channels: int, num_prototypes: int) -> None:
+        """Build the layers.
+
+        Args:
+            in_channels: Channels of P3.
+            channels: Channels of all convolutions but the last.
+            num_prototypes: k.
+        """
         super().__init__(
             *_conv3(in_channels, channels),
             *_conv3(channels, channels),
@@ -40,4 +47,5 @@ class ProtoNet(nn.Sequential):
             [B, 2H, 2W, k], all >= 0; channels last, so that for one image
             ``prototypes @ coefficients.T`` is [2H, 2W, n] mask logits.
         """
-        return F.relu(super().forward(p3)).permute(0, 2, 3, 1).contiguous()
+        prototypes = super().forward(p3)  # type: ignore[no-untyped-call]
+        return F.relu(prototypes).permute(0, 2, 3, 1).contiguous()

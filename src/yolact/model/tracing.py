@@ -16,11 +16,11 @@ def intended_constants() -> Iterator[None]:
 
     An exported graph has one image size, and with it one set of grids and priors.
     """
-    if not torch.jit.is_tracing():
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         yield
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         yield
 
 

@@ -55,7 +55,7 @@ def load_weights(model: Yolact, state_dict: Mapping[str, Tensor]) -> None:
     misfit = try_loading(copy.deepcopy(model), weights)
     if any(misfit):
         raise CheckpointError(
-            f"the weights do not fit the model: {misfit}",
+            f"the weights do not fit the model: {misfit.summary()}",
             hint=_hint_for_classes(model, weights) or hint_for(model, weights, misfit),
         )
     model.load_state_dict(weights)

@@ -21,15 +21,14 @@ class Yolact(nn.Module):
     The names, shapes and order of its parameters are those of the published checkpoints
     (``state_dict()`` has 348 entries with the default config), and recipes address parameters by
     these names: they are part of the interface.
-
-    Args:
-        config: Widths, depths, classes and priors.
-
-    Attributes:
-        config: The same, for whoever needs to rebuild the model.
     """
 
     def __init__(self, config: ModelConfig) -> None:
+        """Build the layers with torch's default weights.
+
+        Args:
+            config: Widths, depths, classes and priors; kept as ``self.config``.
+        """
         super().__init__()
         self.config = config
         self.backbone = DarkNet(config.stem_channels, config.stage_channels, config.stage_blocks)
@@ -62,7 +61,8 @@ class Yolact(nn.Module):
         """
         levels = self.fpn(self.backbone(images)[2:])
         head = self.prediction_layers[0]
-        predictions = Predictions(*map(torch.cat, zip(*map(head, levels), strict=True), [1] * 3))
+        by_level = [head(level) for level in levels]
+        predictions = Predictions(*(torch.cat(parts, 1) for parts in zip(*by_level, strict=True)))
         return NetworkOutputs(
             *predictions,
             priors=self._priors([grid_size(level) for level in levels], like=predictions.loc),
@@ -78,6 +78,7 @@ class InferenceModel(nn.Module):
     """
 
     def __init__(self, model: Yolact) -> None:
+        """Wrap ``model``, which stays usable by itself."""
         super().__init__()
         self.model = model
 
