@@ -1,0 +1,203 @@
+"""Export a model to ONNX, and prove that the file computes what PyTorch computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from yolact.config import YolactConfig
+from yolact.data.labels import Classes
+from yolact.errors import ConfigError, ExportError
+from yolact.files import atomic_path
+from yolact.model.yolact import InferenceModel, Yolact
+from yolact.onnx.compress import compressed_size
+from yolact.onnx.fuse import (
+    fold_batch_norms,
+    fold_quantized_batch_norms,
+    freeze_observers,
+    is_fake_quantized,
+)
+from yolact.onnx.metadata import ModelMetadata
+from yolact.onnx.parity import OutputParity, compare, require_parity
+from yolact.onnx.passes import CLEAN, QUANTIZE, run_passes
+from yolact.onnx.picture import sample_images
+from yolact.onnx.trace import OPSETS, label_outputs, trace
+from yolact.onnx.weights import graph_sparsity
+from yolact.runtime.ort_engine import OrtEngine
+from yolact.types import RawOutputs
+
+DEFAULT_OPSET = 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was written, and how close it is to PyTorch."""
+
+    path: Path
+    size: int
+    """Bytes of the file."""
+    compressed: int
+    """Bytes of the file after gzip -9."""
+    opset: int
+    quantized: bool
+    """Whether the graph simulates or uses integers (Q/DQ nodes)."""
+    sparsity: float
+    """Share of exact zeros among the convolution weights in the file, 0..1."""
+    shapes: tuple[tuple[int | str, ...], ...]
+    """Output shapes, with the label of the dynamic axis."""
+    outputs: tuple[OutputParity, ...]
+
+
+def export(
+    model: Yolact,
+    classes: Classes,
+    path: Path,
+    *,
+    image_size: int | None = None,
+    batch_size: int = 1,
+    static: bool = False,
+    opset: int = DEFAULT_OPSET,
+    convert_qat: bool = True,
+    config: YolactConfig | None = None,
+    recipe: str | None = None,
+    image: Path | None = None,
+) -> ExportReport:
+    """Write ``model`` to ``path`` as ONNX; the model itself is left as it was.
+
+    Args:
+        model: Float, pruned or quantization-aware.
+        classes: Stored in the file's metadata.
+        path: Where to; replaced in one step, and only when the check below passes.
+        image_size: Side of the input in pixels; None for the model's own.
+        batch_size: Of the traced sample.
+        static: Let the file take exactly this batch size; otherwise it takes any.
+        opset: One of :data:`yolact.onnx.trace.OPSETS`.
+        convert_qat: Store quantized weights as int8 and fold batch norms into them; without it a
+            quantization-aware model is written as it trains, float weights and all.
+        config: Stored in the metadata; None makes one of the model's own part.
+        recipe: Text of the recipe that made the weights, for the metadata.
+        image: Picture to compare the outputs on; None for a generated one.
+
+    Raises:
+        ConfigError: A size or the opset is out of range.
+        ExportError: The graph does not reproduce the model's outputs.
+        StorageError: The file cannot be written.
+    """
+    side = image_size or model.config.image_size
+    _check_options(side, batch_size, opset)
+    images = sample_images(image, side, batch_size)
+    network, expected, unquantized = _prepare(model, images, convert_qat=convert_qat)
+    graph = trace(network, images, opset=opset, static=static)
+    run_passes(graph, [*CLEAN, *(QUANTIZE if unquantized is not None and convert_qat else [])])
+    label_outputs(graph, [tuple(output.shape) for output in expected], static=static)
+    config = (config or YolactConfig(model=model.config)).with_model(
+        image_size=side, num_classes=len(classes)
+    )
+    metadata = ModelMetadata(
+        classes=classes,
+        config=config,
+        image_size=(side, side),
+        recipe=recipe,
+        sparsity=graph_sparsity(graph),
+    )
+    onnx.helper.set_model_props(graph, metadata.to_props())
+    parity = _write(graph, path, images, expected, unquantized)
+    return _report(path, graph, parity, opset=opset, quantized=unquantized is not None)
+
+
+def _check_options(side: int, batch_size: int, opset: int) -> None:
+    if side < 64:
+        raise ConfigError(f"image size {side} is too small", hint="use at least 64")
+    if batch_size < 1:
+        raise ConfigError(f"batch size is {batch_size}", hint="use 1 or more")
+    if opset not in OPSETS:
+        raise ConfigError(
+            f"opset {opset} cannot be exported", hint=f"use {OPSETS[0]} to {OPSETS[-1]}"
+        )
+
+
+def _prepare(
+    model: Yolact, images: Tensor, *, convert_qat: bool
+) -> tuple[nn.Module, RawOutputs, RawOutputs | None]:
+    """A copy ready for tracing, the outputs to reproduce, and those without quantization."""
+    network = InferenceModel(deepcopy(model)).cpu().float().eval()
+    quantized = is_fake_quantized(network)
+    freeze_observers(network)
+    with torch.no_grad():
+        expected: RawOutputs = network(images)
+        unquantized: RawOutputs | None = None
+        if quantized:
+            with _without_quantization(network):
+                unquantized = network(images)
+    if convert_qat or not quantized:
+        fold_quantized_batch_norms(network)
+        fold_batch_norms(network)
+    return network, expected, unquantized
+
+
+@contextmanager
+def _without_quantization(network: nn.Module) -> Iterator[None]:
+    quantizers = [
+        module
+        for module in network.modules()
+        if isinstance(module, torch.ao.quantization.FakeQuantizeBase)
+        and bool(module.fake_quant_enabled[0])
+    ]
+    for module in quantizers:
+        module.disable_fake_quant()
+    try:
+        yield
+    finally:
+        for module in quantizers:
+            module.enable_fake_quant()
+
+
+def _write(
+    graph: onnx.ModelProto,
+    path: Path,
+    images: Tensor,
+    expected: RawOutputs,
+    unquantized: RawOutputs | None,
+) -> tuple[OutputParity, ...]:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(graph.SerializeToString())
+        try:
+            onnx.checker.check_model(str(temporary), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(
+                f"the exported graph is not valid ONNX: {error}",
+                hint="nothing was written; try another --opset",
+            ) from error
+        parity = compare(expected, OrtEngine(temporary)(images), unquantized)
+        require_parity(parity)
+    return parity
+
+
+def _report(
+    path: Path,
+    graph: onnx.ModelProto,
+    parity: tuple[OutputParity, ...],
+    *,
+    opset: int,
+    quantized: bool,
+) -> ExportReport:
+    return ExportReport(
+        path=path,
+        size=path.stat().st_size,
+        compressed=compressed_size(path),
+        opset=opset,
+        quantized=quantized,
+        sparsity=graph_sparsity(graph),
+        shapes=tuple(
+            tuple(d.dim_param or d.dim_value for d in output.type.tensor_type.shape.dim)
+            for output in graph.graph.output
+        ),
+        outputs=parity,
+    )

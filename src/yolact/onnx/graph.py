@@ -1,0 +1,90 @@
+"""A thin view of an ONNX graph that makes passes short: who makes, who reads, what is constant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+Array = npt.NDArray[Any]
+
+
+class Graph:
+    """The main graph of ``model``. A pass edits the view, then :meth:`commit` writes it back.
+
+    Values are known by name, as in ONNX; every value has one producer.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        """Index ``model``, which stays unchanged until :meth:`commit`."""
+        self._graph = model.graph
+        self._nodes = list(self._graph.node)
+        self._producers = {output: node for node in self._nodes for output in node.output}
+        self._initializers = {tensor.name: tensor for tensor in self._graph.initializer}
+        self._arrays: dict[str, Array] = {}
+
+    def nodes(self, *op_types: str) -> list[onnx.NodeProto]:
+        """Nodes of these types in execution order."""
+        return [node for node in self._nodes if node.op_type in op_types]
+
+    def producer(self, value: str, op_type: str) -> onnx.NodeProto | None:
+        """The node that makes ``value``, if it is of this type."""
+        node = self._producers.get(value)
+        return node if node is not None and node.op_type == op_type else None
+
+    def readers(self, value: str) -> list[onnx.NodeProto]:
+        """Nodes that read ``value``."""
+        return [node for node in self._nodes if value in node.input]
+
+    def constant(self, value: str) -> Array | None:
+        """The array behind ``value`` when it is an initializer or a Constant node, else None."""
+        if value not in self._arrays:
+            tensor = self._initializers.get(value)
+            node = self.producer(value, "Constant")
+            if node is not None and node.attribute[0].name == "value":
+                tensor = node.attribute[0].t
+            if tensor is None:
+                return None
+            self._arrays[value] = numpy_helper.to_array(tensor)
+        return self._arrays[value]
+
+    def add_constant(self, name: str, array: Array) -> str:
+        """Store ``array`` as initializer ``name``; a second call with that name changes nothing."""
+        if name not in self._initializers:
+            self._initializers[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def replace_value(self, old: str, new: str) -> None:
+        """Let every node that reads ``old`` read ``new``."""
+        for node in self._nodes:
+            for index, name in enumerate(node.input):
+                if name == old:
+                    node.input[index] = new
+
+    def insert_before(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
+        """Put ``new`` in front of ``node``, which reads what it makes."""
+        position = next(i for i, other in enumerate(self._nodes) if other is node)
+        self._nodes.insert(position, new)
+        self._producers.update((output, new) for output in new.output)
+
+    def output_names(self) -> set[str]:
+        """Names of the graph's outputs."""
+        return {output.name for output in self._graph.output}
+
+    def commit(self) -> None:
+        """Write the view back, without the nodes and constants that no output depends on."""
+        needed = self.output_names()
+        kept = []
+        for node in reversed(self._nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        self._nodes = kept[::-1]
+        self._initializers = {k: v for k, v in self._initializers.items() if k in needed}
+        del self._graph.node[:]
+        self._graph.node.extend(self._nodes)
+        del self._graph.initializer[:]
+        self._graph.initializer.extend(self._initializers.values())
+        del self._graph.value_info[:]  # shapes that the tracer noted for values now renamed or gone

@@ -1,0 +1,30 @@
+"""Graph passes, one per file: each takes a model and edits it in place.
+
+To add one, write ``passes/<name>.py`` and put its function into the list it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx
+
+from yolact.onnx.passes.duplicates import merge_duplicates
+from yolact.onnx.passes.identities import remove_identities
+from yolact.onnx.passes.int8_weights import store_weights_as_int8
+from yolact.onnx.passes.reshapes import simplify_reshapes
+from yolact.onnx.passes.unsigned import make_activations_unsigned
+
+Pass = Callable[[onnx.ModelProto], None]
+
+CLEAN: Sequence[Pass] = (remove_identities, simplify_reshapes)
+"""Run on every export; results stay bit for bit the same."""
+
+QUANTIZE: Sequence[Pass] = (make_activations_unsigned, store_weights_as_int8, merge_duplicates)
+"""Turn simulated quantization into integers that runtimes have kernels for."""
+
+
+def run_passes(model: onnx.ModelProto, passes: Sequence[Pass]) -> None:
+    """Apply ``passes`` in order."""
+    for apply in passes:
+        apply(model)
