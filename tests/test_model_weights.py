@@ -125,6 +125,18 @@ def test_the_callers_mapping_is_left_alone(model: Yolact, weights: State) -> Non
     assert list(given) == names
 
 
+def test_observers_of_upstreams_empty_heads_are_ignored_but_not_a_second_head(
+    model: Yolact, weights: State
+) -> None:
+    """SparseML quantizes the inputs of the four empty heads of the reference, too."""
+    observer = "prediction_layers.4.quant.activation_post_process.scale"
+    load_weights(model, {**weights, observer: torch.ones(1)})
+    assert_loaded(model, weights)
+    second = "prediction_layers.1.bbox_layer.weight"
+    message, _ = refusal(model, {**weights, second: torch.ones(1)})
+    assert message == f"the weights do not fit the model: 1 unexpected ({second})"
+
+
 def test_an_unknown_name_is_refused(model: Yolact, weights: State) -> None:
     message, hint = refusal(model, changed("unknown_key", weights))
     assert message == "the weights do not fit the model: 1 unexpected (maskiou_net.0.weight)"

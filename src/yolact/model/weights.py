@@ -119,7 +119,7 @@ def _rows(state_dict: Mapping[str, Tensor], layer: str) -> int:
 
 
 def _without_obsolete_names(model: Yolact, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state_dict`` without what upstream's own loader skips.
+    """``state_dict`` without names that have no counterpart in this network, nor need one.
 
     A plain dict, so that the version marks of torch are gone too: without them batch norm does
     not insist on its counters.
@@ -128,6 +128,10 @@ def _without_obsolete_names(model: Yolact, state_dict: Mapping[str, Tensor]) -> 
 
     def obsolete(name: str) -> bool:
         if re.match(r"backbone\.layer(?!s)", name):  # a second name of the same stages
+            return True
+        # Upstream has an empty head for each of P4..P7. Quantization gave these observers, so that
+        # the levels were rounded twice: once here, once at the input of the head they share.
+        if re.match(r"prediction_layers\.[1-9]\d*\.quant\.", name):
             return True
         level = re.match(r"fpn\.downsample_layers\.(\d+)\.", name)
         return level is not None and int(level[1]) >= levels  # v1.0 had more levels than it used
