@@ -156,17 +156,17 @@ class Rectangle:
 def crop(image: Tensor, objects: Objects, rectangle: Rectangle) -> tuple[Tensor, Objects]:
     """Cut the rectangle out; objects whose centre lies in it stay, clipped to it."""
     top, left = rectangle.top, rectangle.left
-    height, width = rectangle.bottom - top, rectangle.right - left
-    kept = select(objects, rectangle.contains(objects["boxes"]))
-    boxes, masks = (
-        functional.crop(kept[key], top, left, height, width) for key in ("boxes", "masks")
-    )
-    cut = functional.crop(image, top, left, height, width)
-    return cut, {**kept, "boxes": boxes, "masks": masks}
+    window = top, left, rectangle.bottom - top, rectangle.right - left
+    # Masks are cut before the selection copies them.
+    cut = {key: functional.crop(objects[key], *window) for key in ("boxes", "masks")}
+    kept = select({**objects, **cut}, rectangle.contains(objects["boxes"]))
+    return functional.crop(image, *window), kept
 
 
 def select(objects: Objects, keep: Tensor) -> Objects:
-    """The objects that the [n] bool tensor ``keep`` marks."""
+    """The objects that the [n] bool tensor ``keep`` marks; without a copy when it marks all."""
+    if keep.all():
+        return objects
     return {key: tv_tensors.wrap(value[keep], like=value) for key, value in objects.items()}
 
 
