@@ -16,7 +16,7 @@ from yolact.config import DetectConfig
 from yolact.data.images import RgbImage
 from yolact.data.transforms import preprocess
 from yolact.detect import detect
-from yolact.postprocess import to_instances
+from yolact.postprocess import pixel_boxes, to_instances
 from yolact.runtime.base import Engine
 from yolact.types import Detections, Instances
 
@@ -30,11 +30,18 @@ class Found(NamedTuple):
     size: tuple[int, int]
     """(height, width) of the image in pixels."""
 
-    def instances(self, *, score_threshold: float = 0, crop: bool = True) -> Instances:
-        """The objects at the image's own resolution; see :func:`to_instances`."""
-        return to_instances(
-            self.detections, self.proto, self.size, score_threshold=score_threshold, crop=crop
-        )
+    def instances(self, *, crop: bool = True, masks: bool = True) -> Instances:
+        """The objects at the image's own resolution; see :func:`to_instances`.
+
+        Args:
+            crop: Cut each mask at its box.
+            masks: False saves the work of assembling masks; all of them are then empty.
+        """
+        if masks:
+            return to_instances(self.detections, self.proto, self.size, crop=crop)
+        boxes, scores, labels, *_ = self.detections
+        nothing = torch.zeros((), dtype=torch.bool).expand(len(scores), *self.size)
+        return Instances(pixel_boxes(boxes, self.size), scores, labels, nothing)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from yolact.data.images import RgbImage
 from yolact.data.labels import Classes
 from yolact.engine.metrics import UNDEFINED, AveragePrecision, average_precision
 from yolact.errors import CheckpointError, ConfigError
-from yolact.postprocess import above
+from yolact.postprocess import above, first
 from yolact.predict import find
 from yolact.results import CocoResults
 from yolact.runtime.base import Engine
@@ -112,6 +112,7 @@ def collect(
     image_ids: Sequence[int] | None = None,
     progress: bool = True,
     score_threshold: float = 0.0,
+    top_k: int | None = None,
     crop: bool = True,
     masks: bool = True,
 ) -> CocoResults:
@@ -127,6 +128,7 @@ def collect(
         image_ids: Which images, in this order; None means all.
         progress: Show a bar on a terminal.
         score_threshold: Above 0, only detections with a higher score count.
+        top_k: At most so many detections per image, the best ones.
         crop: Cut masks at their boxes.
         masks: False leaves masks out.
 
@@ -144,6 +146,7 @@ def collect(
         for names, images in _batches(dataset, ids, engine.batch_size or batch_size):
             for image_id, found in zip(names, find(engine, images, detect), strict=True):
                 kept = _of_known_classes(above(found.detections, score_threshold), known)
+                kept = kept if top_k is None else first(kept, top_k)
                 results.add(
                     image_id,
                     kept,
@@ -165,6 +168,8 @@ def match_classes(model: Classes, dataset: Classes) -> list[int | None]:
         CheckpointError: The data set has classes that the model does not know.
     """
     if model == Classes.numbered(len(model)) and len(model) == len(dataset):
+        return list(dataset.ids)
+    if model.names == dataset.names:  # also when two classes share a name
         return list(dataset.ids)
     id_of = dict(zip(dataset.names, dataset.ids, strict=True))
     missing = [name for name in dataset.names if name not in model.names]

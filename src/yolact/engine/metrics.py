@@ -53,6 +53,7 @@ def average_precision(
         image_ids: Images to look at, with or without annotations and detections.
     """
     with redirect_stdout(io.StringIO()):  # pycocotools prints, and stdout carries results only
+        ground_truth = _measurable(ground_truth)
         evaluator = COCOeval(ground_truth, _results(ground_truth, entries), kind)
         evaluator.params.imgIds = list(image_ids)
         evaluator.evaluate()
@@ -74,17 +75,27 @@ def average_precision(
     )
 
 
+def _measurable(ground_truth: COCO) -> COCO:
+    """``ground_truth`` without annotations that have no mask at all, which pycocotools rejects."""
+    annotations = ground_truth.dataset["annotations"]
+    usable = [annotation for annotation in annotations if annotation.get("segmentation")]
+    if len(usable) == len(annotations):
+        return ground_truth
+    return _indexed(ground_truth, usable)
+
+
 def _results(ground_truth: COCO, entries: Sequence[dict[str, Any]]) -> COCO:
     if entries:
         return ground_truth.loadRes([dict(entry) for entry in entries])  # it adds fields
-    nothing = COCO()
-    nothing.dataset = {
-        "images": ground_truth.dataset["images"],
-        "categories": ground_truth.dataset["categories"],
-        "annotations": [],
-    }
-    nothing.createIndex()
-    return nothing
+    return _indexed(ground_truth, [])
+
+
+def _indexed(like: COCO, annotations: list[Any]) -> COCO:
+    """An index of other annotations of the same images and categories."""
+    index = COCO()
+    index.dataset = {**like.dataset, "annotations": annotations}
+    index.createIndex()
+    return index
 
 
 def _table(precision: np.ndarray[Any, Any]) -> dict[str | int, float]:

@@ -1,0 +1,233 @@
+"""Images and videos in, pictures of their instances out; shared by two commands."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+from tqdm import tqdm
+
+from yolact.config import DetectConfig
+from yolact.data.images import RgbImage
+from yolact.draw import Style, draw_caption, draw_instances
+from yolact.errors import DataError, StorageError
+from yolact.files import atomic_path
+from yolact.postprocess import above, first
+from yolact.predict import Found, Stopwatch, find
+from yolact.runtime.base import Engine
+from yolact.sources import Video, open_video
+
+log = logging.getLogger(__name__)
+
+
+class Annotated(NamedTuple):
+    """One image with what was found in it."""
+
+    picture: RgbImage
+    """The image with its instances drawn on."""
+    found: Found
+    """The drawn detections, and the prototypes their masks are made of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotator:
+    """A model and how its detections are chosen and drawn."""
+
+    engine: Engine
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    style: Style = field(default_factory=Style)
+    score_threshold: float = 0.3
+    """Above 0, only detections with a higher score."""
+    top_k: int | None = None
+    """At most so many detections per image, the best ones."""
+    crop: bool = True
+    """Cut masks at their boxes."""
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def __call__(self, images: Sequence[RgbImage]) -> list[Annotated]:
+        """Annotate images of any size, as many at a time as the engine takes."""
+        size = self.engine.batch_size or len(images)
+        return [
+            annotated
+            for start in range(0, len(images), size)
+            for annotated in self._batch(images[start : start + size])
+        ]
+
+    def _batch(self, images: Sequence[RgbImage]) -> Iterator[Annotated]:
+        found = find(self.engine, images, self.detect, watch=self.watch)
+        for image, whole in zip(images, found, strict=True):
+            detections = above(whole.detections, self.score_threshold)
+            if self.top_k is not None:
+                detections = first(detections, self.top_k)
+            chosen = whole._replace(detections=detections)
+            with self.watch("postprocess"):
+                instances = chosen.instances(crop=self.crop, masks=self.style.masks)
+            with self.watch("draw"):
+                names = self.engine.classes.names
+                picture = draw_instances(image, instances, names, self.style)
+            yield Annotated(picture, chosen)
+
+
+def counts(found: Found, names: Sequence[str]) -> str:
+    """What was found in words: ``2 person, 1 dog``, most frequent first, or ``nothing``."""
+    labels = Counter(found.detections.labels.tolist())
+    return ", ".join(f"{n} {names[label]}" for label, n in labels.most_common()) or "nothing"
+
+
+def write_image(path: Path, image: RgbImage) -> None:
+    """Write RGB pixels as the file type of ``path``'s ending, in one step.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            written = cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        except cv2.error:
+            written = False
+        if not written:
+            raise StorageError(
+                f"cannot write an image as {path.name}", hint="use a name that ends in .png or .jpg"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """How a video is read, annotated and written."""
+
+    target_fps: float | None = None
+    """Frames per second of the result, by leaving frames out; None keeps the video's."""
+    frames_at_once: int = 1
+    """Frames per call of the model."""
+    show_fps: bool = False
+    """Write the speed on the frames."""
+    emulate_playback: bool = False
+    """Keep only the frames that annotating in real time would have had time for."""
+
+
+def annotate_video(
+    annotator: Annotator,
+    video: Video,
+    out: Path | None,
+    options: VideoOptions,
+    *,
+    show: Callable[[RgbImage], bool] | None = None,
+    on_frame: Callable[[int, Annotated], None] | None = None,
+    progress: bool = True,
+) -> int:
+    """Annotate a video or camera frame by frame.
+
+    Ctrl-C and ``show`` returning False end it early; what was written so far is kept. Ctrl-C is
+    passed on unless the source is a camera, which has no other end.
+
+    Args:
+        annotator: Model and style.
+        video: The source.
+        out: An .mp4 file to write, or None.
+        options: Speed and sampling.
+        show: Gets every frame; False stops.
+        on_frame: Gets the frame's number in the result and what was found.
+        progress: Show a bar on a terminal.
+
+    Returns:
+        Number of frames annotated.
+
+    Raises:
+        DataError: The video cannot be opened.
+        StorageError: ``out`` cannot be written.
+    """
+    done, interrupted = 0, False
+    with open_video(video) as reader:
+        step = max(1.0, reader.fps / options.target_fps) if options.target_fps else 1.0
+        total = math.ceil(reader.frames / step) if reader.frames else None
+        bar = tqdm(total=total, unit="frame", disable=None if progress else True)
+        with bar, _writer(out, reader.fps / step) as write:
+            try:
+                for annotated in _frames(annotator, every(reader, step), options, reader.fps):
+                    if on_frame is not None:
+                        on_frame(done, annotated)
+                    write(annotated.picture)
+                    done += 1
+                    bar.update()
+                    if show is not None and not show(annotated.picture):
+                        break
+            except KeyboardInterrupt:
+                interrupted = True
+            if not done and not interrupted:
+                raise DataError(
+                    f"video {video.path} has no frames", hint="the file may be empty or damaged"
+                )
+    if interrupted and not video.live:
+        raise KeyboardInterrupt
+    return done
+
+
+def every(frames: Iterable[RgbImage], step: float) -> Iterator[RgbImage]:
+    """Each ``step``-th frame, evenly spread when ``step`` is no integer."""
+    due = 0.0
+    for index, frame in enumerate(frames):
+        if index >= due:
+            due += step
+            yield frame
+
+
+def _frames(
+    annotator: Annotator, frames: Iterator[RgbImage], options: VideoOptions, fps: float
+) -> Iterator[Annotated]:
+    pace = 0.0  # seconds per frame, smoothed
+    while batch := list(islice(frames, options.frames_at_once)):
+        start = time.perf_counter()
+        annotated = annotator(batch)
+        seconds = (time.perf_counter() - start) / len(batch)
+        pace = seconds if pace == 0 else 0.9 * pace + 0.1 * seconds
+        caption = f"{1 / pace:.1f} fps"
+        shown = [
+            a._replace(picture=draw_caption(a.picture, caption)) if options.show_fps else a
+            for a in annotated
+        ]
+        if options.emulate_playback:
+            # In real time the frames that pass while one is computed are never seen: the last
+            # picture stays on the screen instead, so the result keeps its length.
+            late = max(0, math.ceil(pace * len(batch) * fps) - len(batch))
+            missed = len(list(islice(frames, late)))
+            shown += [shown[-1]] * missed
+        yield from shown
+
+
+@contextmanager
+def _writer(out: Path | None, fps: float) -> Iterator[Callable[[RgbImage], None]]:
+    """A function that appends frames to ``out``; the file appears when the block ends."""
+    if out is None:
+        yield lambda frame: None
+        return
+    with atomic_path(out) as temporary:
+        sink: cv2.VideoWriter | None = None
+
+        def write(frame: RgbImage) -> None:
+            nonlocal sink
+            if sink is None:  # the first frame knows the size better than the file's header
+                height, width = frame.shape[:2]
+                code = cv2.VideoWriter.fourcc(*"mp4v")
+                sink = cv2.VideoWriter(str(temporary), code, fps, (width, height))
+                if not sink.isOpened():
+                    raise StorageError(
+                        f"cannot write a video as {out.name}", hint="use a name that ends in .mp4"
+                    )
+            sink.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+        try:
+            yield write
+        finally:
+            if sink is not None:
+                sink.release()
+        if sink is None:
+            raise KeyboardInterrupt  # before the first frame: there is nothing to keep

@@ -1,0 +1,257 @@
+"""Pictures of what the model sees: instances on an image, prototypes, mask assembly.
+
+Images are [height, width, 3] uint8 RGB; nothing here changes its arguments.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from yolact.data.images import RgbImage
+from yolact.types import Detections, Instances
+
+Color = tuple[int, int, int]
+Rect = tuple[int, int, int, int]
+"""(x1, y1, x2, y2) in pixels."""
+
+_FONT = cv2.FONT_HERSHEY_DUPLEX
+_GOLDEN = 0.61803398875
+_WHITE: Color = (255, 255, 255)
+_BLACK: Color = (0, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """What is drawn of each instance."""
+
+    masks: bool = True
+    boxes: bool = True
+    text: bool = True
+    """Class names."""
+    scores: bool = True
+    """Scores beside the names."""
+    alpha: float = 0.45
+    """Opacity of the masks, 0..1."""
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Line widths and letter heights that suit an image's size."""
+
+    line: int
+    letter: int
+
+    @classmethod
+    def of(cls, image: RgbImage) -> _Scale:
+        side = min(image.shape[:2])
+        return cls(line=max(1, round(side / 400)), letter=max(9, round(side / 42)))
+
+
+def class_color(label: int) -> Color:
+    """A colour of its own for each class index, bright enough to stand on photographs.
+
+    Hues step by the golden ratio, so that neighbouring classes differ most.
+    """
+    hue = (0.02 + label * _GOLDEN) % 1
+    saturation, value = ((0.85, 1.0), (0.6, 1.0), (0.95, 0.8))[label % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_instances(
+    image: RgbImage, instances: Instances, names: Sequence[str], style: Style | None = None
+) -> RgbImage:
+    """Draw instances on a copy of ``image``, the best on top.
+
+    Args:
+        image: Of the instances' size.
+        instances: In descending score.
+        names: Class name per class index.
+        style: What to draw; everything by default.
+    """
+    style = style or Style()
+    canvas = image.copy()
+    scale = _Scale.of(image)
+    labels = instances.labels.tolist()
+    boxes: list[Rect] = [_rect(box) for box in instances.boxes.tolist()]
+    worst_first = range(len(labels) - 1, -1, -1)
+    if style.masks:
+        masks = instances.masks.cpu().numpy().view(np.uint8)
+        for index in worst_first:
+            _draw_mask(canvas, masks[index], class_color(labels[index]), style.alpha, scale.line)
+    if style.boxes:
+        for index in worst_first:
+            x1, y1, x2, y2 = boxes[index]
+            color = class_color(labels[index])
+            cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), color, scale.line, cv2.LINE_AA)
+    if style.text:
+        texts = [
+            f"{names[label]} {score:.2f}" if style.scores else names[label]
+            for label, score in zip(labels, instances.scores.tolist(), strict=True)
+        ]
+        _draw_labels(canvas, texts, boxes, [class_color(label) for label in labels], scale.letter)
+    return canvas
+
+
+def draw_caption(image: RgbImage, text: str) -> RgbImage:
+    """A copy of ``image`` with a line of text in its top left corner."""
+    canvas = image.copy()
+    tag = _Tag.of(text, _Scale.of(image).letter)
+    tag.draw(canvas, 0, 0, _BLACK)
+    return canvas
+
+
+def prototype_sheet(proto: Tensor, *, columns: int = 8) -> RgbImage:
+    """All prototypes side by side, dark to bright within each, in reading order.
+
+    Args:
+        proto: [h, w, k].
+        columns: Prototypes per row.
+    """
+    tiles = [_grey(tile) for tile in proto.float().cpu().permute(2, 0, 1)]
+    return _sheet(tiles, columns)
+
+
+def lincomb_sheet(proto: Tensor, detections: Detections, index: int = 0) -> RgbImage:
+    """How the mask of one detection is put together (YOLACT, fig. 2).
+
+    The prototypes times their coefficients, most influential first: green adds to the mask, red
+    takes away. The last tile is the mask itself, before it is cut at its box.
+
+    Args:
+        proto: [h, w, k].
+        detections: Of the same image.
+        index: Which of them.
+    """
+    terms = (proto.float() * detections.coefficients[index]).cpu().permute(2, 0, 1)  # [k, h, w]
+    strength = terms.abs().amax((1, 2))
+    largest = strength.max().clamp(min=1e-6)
+    order = strength.argsort(descending=True).tolist()
+    tiles = [_signed(terms[k] / largest) for k in order]
+    return _sheet([*tiles, _grey(torch.sigmoid(terms.sum(0)), stretch=False)], columns=8)
+
+
+def _rect(box: Sequence[int]) -> Rect:
+    x1, y1, x2, y2 = box
+    return x1, y1, x2, y2
+
+
+def _draw_mask(
+    canvas: RgbImage, mask: NDArray[np.uint8], color: Color, alpha: float, line: int
+) -> None:
+    x, y, width, height = cv2.boundingRect(mask)
+    if not width:
+        return
+    part = canvas[y : y + height, x : x + width]
+    inside = mask[y : y + height, x : x + width].astype(bool)
+    mixed = part[inside] * (1 - alpha) + np.array(color) * alpha
+    part[inside] = mixed.round().astype(np.uint8)
+    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    cv2.drawContours(canvas, contours, -1, color, line, cv2.LINE_AA)
+
+
+@dataclass(frozen=True)
+class _Tag:
+    """A line of text on a filled box."""
+
+    text: str
+    font_scale: float
+    thickness: int
+    width: int
+    height: int
+    baseline: int
+    margin: int
+
+    @classmethod
+    def of(cls, text: str, letter: int) -> _Tag:
+        thickness = max(1, letter // 14)
+        font_scale = cv2.getFontScaleFromHeight(_FONT, letter, thickness)
+        (width, height), baseline = cv2.getTextSize(text, _FONT, font_scale, thickness)
+        margin = max(2, letter // 4)
+        low = baseline // 2 + margin
+        return cls(
+            text, font_scale, thickness, width + 2 * margin, height + margin + low, low, margin
+        )
+
+    def draw(self, canvas: RgbImage, x: int, y: int, color: Color) -> None:
+        """Draw with the box's top left corner at (x, y)."""
+        cv2.rectangle(canvas, (x, y), (x + self.width - 1, y + self.height - 1), color, cv2.FILLED)
+        red, green, blue = color
+        bright = 0.299 * red + 0.587 * green + 0.114 * blue > 140
+        origin = (x + self.margin, y + self.height - self.baseline)
+        letters = _BLACK if bright else _WHITE
+        font = (_FONT, self.font_scale, letters, self.thickness, cv2.LINE_AA)
+        cv2.putText(canvas, self.text, origin, *font)
+
+
+def _draw_labels(
+    canvas: RgbImage,
+    texts: Sequence[str],
+    boxes: Sequence[Rect],
+    colors: Sequence[Color],
+    size: int,
+) -> None:
+    """One label per box; the best detections come first and get the best places."""
+    taken: list[Rect] = []
+    placed: list[tuple[_Tag, Rect, Color]] = []
+    for text, box, color in zip(texts, boxes, colors, strict=True):
+        tag = _Tag.of(text, size)
+        rect = _place(tag, box, canvas.shape[:2], taken)
+        taken.append(rect)
+        placed.append((tag, rect, color))
+    for tag, (x, y, _, _), color in reversed(placed):
+        tag.draw(canvas, x, y, color)
+
+
+def _place(tag: _Tag, box: Rect, size: tuple[int, ...], taken: Sequence[Rect]) -> Rect:
+    """Above the box, else just inside it, below it or at its lower edge: the first free place."""
+    x1, y1, _, y2 = box
+    x = max(0, min(x1, size[1] - tag.width))
+    inside_image = [
+        (x, y, x + tag.width, y + tag.height)
+        for y in (y1 - tag.height, y1, y2, y2 - tag.height)
+        if 0 <= y <= size[0] - tag.height
+    ]
+    free = [rect for rect in inside_image if not any(_overlap(rect, other) for other in taken)]
+    y = max(0, min(y1, size[0] - tag.height))
+    return next(iter([*free, *inside_image]), (x, y, x + tag.width, y + tag.height))
+
+
+def _overlap(a: Rect, b: Rect) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _grey(values: Tensor, *, stretch: bool = True) -> RgbImage:
+    """[h, w] to grey: 0..1 as it is, or with the values' own range stretched to it."""
+    if stretch:
+        low, high = values.min(), values.max()
+        values = (values - low) / (high - low).clamp(min=1e-6)
+    grey = (values.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _signed(values: Tensor) -> RgbImage:
+    """[h, w] in -1..1: positive green, negative red."""
+    channels = torch.stack([-values, values, torch.zeros_like(values)], dim=-1).clamp(0, 1)
+    return np.asarray((channels * 255).round().to(torch.uint8).numpy())
+
+
+def _sheet(tiles: Sequence[RgbImage], columns: int, *, gap: int = 2) -> RgbImage:
+    height, width = tiles[0].shape[:2]
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    shape = (rows * (height + gap) + gap, columns * (width + gap) + gap, 3)
+    sheet = np.full(shape, 64, np.uint8)
+    for index, tile in enumerate(tiles):
+        y = gap + index // columns * (height + gap)
+        x = gap + index % columns * (width + gap)
+        sheet[y : y + height, x : x + width] = tile
+    return sheet
