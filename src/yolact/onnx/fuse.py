@@ -6,6 +6,8 @@ convolution again. A weight that is zero stays exactly zero.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.ao.nn import qat
@@ -53,9 +55,10 @@ def is_fake_quantized(model: nn.Module) -> bool:
 
 def _folded(fused: intrinsic_qat.ConvBn2d) -> nn.Module:
     relu = isinstance(fused, intrinsic_qat.ConvBnReLU2d)
-    plain = fused.to_float()
+    plain = fused.to_float()  # type: ignore[no-untyped-call]
     plain.qconfig = fused.qconfig
-    conv: nn.Module = (intrinsic_qat.ConvReLU2d if relu else qat.Conv2d).from_float(plain)
+    kind: Any = intrinsic_qat.ConvReLU2d if relu else qat.Conv2d
+    conv = kind.from_float(plain)
     scale, shift = _scale_and_shift(fused)
     with torch.no_grad():
         # In the order of operations of the training graph: the last bit decides roundings.
@@ -65,7 +68,8 @@ def _folded(fused: intrinsic_qat.ConvBn2d) -> nn.Module:
     if hasattr(fused, "activation_post_process"):  # an output observer is attached as a hook
         conv.activation_post_process = fused.activation_post_process
         conv._forward_hooks = fused._forward_hooks
-    return conv.train(fused.training)
+    folded: nn.Module = conv.train(fused.training)
+    return folded
 
 
 def _scale_and_shift(fused: intrinsic_qat.ConvBn2d) -> tuple[Tensor, Tensor]:

@@ -79,11 +79,11 @@ def engine_for(path: Path, engine: str | None = None) -> str:
 def _torch_engine(
     path: Path, device: str, num_cores: int | None, config: YolactConfig | None
 ) -> Engine:
-    from yolact.checkpoint import build_model, load_checkpoint
-    from yolact.data.labels import Classes
+    from yolact.checkpoint import build_model, classes_of, load_checkpoint
+    from yolact.onnx.fuse import freeze_observers
     from yolact.runtime.torch_engine import TorchEngine
 
     checkpoint = load_checkpoint(path)
     model = build_model(checkpoint, config)
-    classes = checkpoint.classes or Classes.assumed(model.config.num_classes)
-    return TorchEngine(model, classes, device, num_cores)
+    freeze_observers(model)  # else a half-trained quantized model adapts to the images it is fed
+    return TorchEngine(model, classes_of(checkpoint), device, num_cores)
