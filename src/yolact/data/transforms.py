@@ -344,13 +344,14 @@ class TrainTransform(v2.Compose):  # type: ignore[misc]
             (augment.photometric, PhotometricDistort(dice)),
             (augment.expand, RandomExpand(dice)),
             (augment.crop, RandomCrop(dice)),
+            (True, Stretch(image_size)),
+            # Upstream mirrors before it resizes; the result is the same and this is less work.
             (augment.mirror, v2.RandomHorizontalFlip()),
         ]
         super().__init__(
             [
                 v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}),
                 *(transform for wanted, transform in chosen if wanted),
-                Stretch(image_size),
                 ToUnitRange(),
             ]
         )
