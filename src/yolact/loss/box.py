@@ -1,4 +1,4 @@
-"""Box term (YOLACT sec. 3.3, as in SSD sec. 2.2)."""
+"""Box term (YOLACT sec. 4, after SSD sec. 2.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class term: softmax cross entropy on positives and the hardest negatives (SSD sec. 2.2)."""
+"""Class term: softmax cross entropy on positives and the hardest negatives (YOLACT sec. 4)."""
 
 from __future__ import annotations
 

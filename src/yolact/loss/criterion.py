@@ -1,4 +1,4 @@
-"""The loss of one batch: the four terms, weighted and normalised (YOLACT sec. 3.3 and 3.4)."""
+"""The loss of one batch: the four terms, weighted and normalised (YOLACT sec. 3.3 and 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mask term: the lincomb masks against the ground truth (YOLACT sec. 3.1 and 3.3)."""
+"""Mask term: the lincomb masks against the ground truth (YOLACT sec. 3.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which prior learns which object (SSD sec. 2.2, https://arxiv.org/abs/1512.02325; YOLACT sec. 5).
+"""Which prior learns which object (SSD sec. 2.2, https://arxiv.org/abs/1512.02325; YOLACT sec. 4).
 
 A prior is positive when its best IoU reaches ``positive_iou``, or when it is the best prior of an
 object, so that none goes unlearned. It is background below ``negative_iou``, else neutral: it

@@ -1,4 +1,4 @@
-"""Semantic segmentation term, a training-time aid on P3 features (YOLACT sec. 3.4)."""
+"""Semantic segmentation term, a training-time aid on P3 features (YOLACT sec. 5)."""
 
 from __future__ import annotations
 

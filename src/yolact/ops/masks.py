@@ -1,6 +1,6 @@
 """Mask arithmetic at prototype resolution. Mask stacks are [h, w, n], as prototypes produce them.
 
-YOLACT sec. 3.1 and 3.3, https://arxiv.org/abs/1904.02689.
+YOLACT sec. 3.3, https://arxiv.org/abs/1904.02689.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def crop_mask(masks: Tensor, boxes: Tensor, padding: int = 1) -> Tensor:
 
 
 def mask_logits(prototypes: Tensor, coefficients: Tensor) -> Tensor:
-    """Linear combination of prototypes, before the sigmoid (sec. 3.1, eq. 1).
+    """Linear combination of prototypes, before the sigmoid (eq. 1).
 
     Args:
         prototypes: [h, w, k].
