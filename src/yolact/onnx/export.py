@@ -50,8 +50,9 @@ class ExportReport:
     """Whether the graph simulates or uses integers (Q/DQ nodes)."""
     sparsity: float
     """Share of exact zeros among the convolution weights in the file, 0..1."""
-    shapes: tuple[tuple[int | str, ...], ...]
-    """Output shapes, with the label of the dynamic axis."""
+    input_shape: tuple[int | str, ...]
+    """With the label of the dynamic axis."""
+    output_shapes: tuple[tuple[int | str, ...], ...]
     outputs: tuple[OutputParity, ...]
 
 
@@ -195,9 +196,11 @@ def _report(
         opset=opset,
         quantized=quantized,
         sparsity=graph_sparsity(graph),
-        shapes=tuple(
-            tuple(d.dim_param or d.dim_value for d in output.type.tensor_type.shape.dim)
-            for output in graph.graph.output
-        ),
+        input_shape=_shape(graph.graph.input[0]),
+        output_shapes=tuple(_shape(output) for output in graph.graph.output),
         outputs=parity,
     )
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)

@@ -1,0 +1,173 @@
+"""``sparseml.yolact.export_onnx``: a checkpoint in, a checked ONNX file out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from yolact.cli.base import FILE, FOLDER, Command, setup_logging
+from yolact.errors import ConfigError
+
+if TYPE_CHECKING:
+    from yolact.onnx.compress import Compression
+    from yolact.onnx.export import ExportReport
+
+
+@click.command(
+    cls=Command,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: sparseml.yolact.export_onnx --checkpoint weights/model.pth"
+    " writes weights/model.onnx.",
+)
+@click.option("--checkpoint", type=FILE, required=True, help="Trained .pth file.")
+@click.option("-c", "--config", help="Configuration.  [default: the checkpoint's own]")
+@click.option("-r", "--recipe", help="Recipe that made the weights.  [default: the checkpoint's]")
+@click.option("-o", "--one-shot", help="Recipe to apply at once, before the export.")
+@click.option(
+    "-N", "--skip-qat-convert", is_flag=True, help="Write a quantized model as it was trained."
+)
+@click.option("-b", "--batch-size", type=int, default=1, show_default=True, help="Sample's size.")
+@click.option("--static", is_flag=True, help="Let the file take that batch size only.")
+@click.option("-S", "--image-shape", type=int, nargs=3, help="3 HEIGHT WIDTH of the input.")
+@click.option("--image_size", type=int, help="Side of the input.  [default: the checkpoint's]")
+@click.option(
+    "-n",
+    "--name",
+    type=click.Path(path_type=Path),
+    help="Output file; without .onnx a folder for model.onnx.  [default: beside the checkpoint]",
+)
+@click.option("-s", "--save_dir", type=FOLDER, help="Folder that --name is relative to.")
+@click.option("--opset", type=int, default=14, show_default=True, help="ONNX opset, 14 to 19.")
+@click.option("--image", type=FILE, help="Picture to compare the outputs on.")
+@click.option(
+    "--compress", type=click.Choice(["gz", "xz"]), help="Also write the file compressed; runs too."
+)
+def export_onnx(
+    checkpoint: Path,
+    config: str | None,
+    recipe: str | None,
+    one_shot: str | None,
+    skip_qat_convert: bool,
+    batch_size: int,
+    static: bool,
+    image_shape: tuple[int, int, int] | None,
+    image_size: int | None,
+    name: Path | None,
+    save_dir: Path | None,
+    opset: int,
+    image: Path | None,
+    compress: Compression | None,
+) -> None:
+    """Convert a checkpoint to ONNX, and check that it computes what PyTorch computes.
+
+    The input is `input` [batch, 3, S, S], RGB in 0..1; the outputs are loc, conf, mask, priors and
+    proto.
+    """
+    from yolact.checkpoint import build_model, classes_of, load_checkpoint
+    from yolact.config import YolactConfig, named_config
+    from yolact.files import require_writable
+    from yolact.onnx.compress import compress_file
+    from yolact.onnx.export import export
+
+    setup_logging()
+    if one_shot is not None:
+        raise ConfigError(
+            "--one-shot is not available: a recipe needs training or calibration to keep accuracy",
+            hint="apply the recipe with sparseml.yolact.train --recipe, then export",
+        )
+    side = input_side(image_shape, image_size)
+    target = onnx_path(checkpoint, name, save_dir)
+    loaded = load_checkpoint(checkpoint)
+    require_writable(target.parent)
+    if recipe is not None:
+        from yolact.sparsify.recipe import load_recipe
+
+        loaded = replace(loaded, recipe=load_recipe(recipe).text)
+    chosen = named_config(config) if config else loaded.config or YolactConfig()
+    model = build_model(loaded, chosen)
+    report = export(
+        model,
+        classes_of(loaded),
+        target,
+        image_size=side or chosen.model.image_size,
+        batch_size=batch_size,
+        static=static,
+        opset=opset,
+        convert_qat=not skip_qat_convert,
+        config=chosen,
+        recipe=loaded.recipe,
+        image=image,
+    )
+    click.echo("\n".join(report_lines(report)))
+    if compress is not None:
+        click.echo(compress_file(target, compress))
+
+
+def onnx_path(checkpoint: Path, name: Path | None, save_dir: Path | None) -> Path:
+    """Where the file goes.
+
+    Args:
+        checkpoint: Gives the folder and the name that are not given otherwise.
+        name: A ``.onnx`` file, or without any ending a folder to put ``model.onnx`` into.
+        save_dir: Folder that ``name`` is relative to.
+
+    Raises:
+        ConfigError: ``name`` ends in something else.
+
+    >>> onnx_path(Path("weights/a.pth"), None, None).as_posix()
+    'weights/a.onnx'
+    >>> onnx_path(Path("weights/a.pth"), Path("deploy"), Path("out")).as_posix()
+    'out/deploy/model.onnx'
+    """
+    if name is None:
+        return (save_dir or checkpoint.parent) / f"{checkpoint.stem}.onnx"
+    if name.suffix not in ("", ".onnx"):
+        raise ConfigError(
+            f"--name {name} ends in {name.suffix}", hint="end it in .onnx, or name a folder"
+        )
+    path = name if name.suffix else name / "model.onnx"
+    return path if save_dir is None else save_dir / path
+
+
+def input_side(image_shape: tuple[int, int, int] | None, image_size: int | None) -> int | None:
+    """Side of the square input that the options ask for; None when they say nothing.
+
+    Raises:
+        ConfigError: The shape is not 3 x S x S, or the two options contradict each other.
+    """
+    if not image_shape:
+        return image_size
+    channels, height, width = image_shape
+    if channels != 3 or height != width:
+        raise ConfigError(
+            f"--image-shape {channels} {height} {width} cannot be exported",
+            hint="images have 3 channels and are resized to a square, such as 3 550 550",
+        )
+    if image_size not in (None, height):
+        raise ConfigError(
+            f"--image-shape says {height} and --image_size {image_size}", hint="give one of them"
+        )
+    return height
+
+
+def report_lines(report: ExportReport) -> list[str]:
+    """What the command prints."""
+    lines = [
+        f"wrote {report.path}",
+        f"size {report.size / 1e6:.2f} MB, compressed {report.compressed / 1e6:.2f} MB",
+        f"{'INT8' if report.quantized else 'FP32'}, opset {report.opset}, "
+        f"{report.sparsity:.2%} of the convolution weights are zero",
+        f"input {_shaped('input', report.input_shape)}",
+    ]
+    for output, shape in zip(report.outputs, report.output_shapes, strict=True):
+        line = f"output {_shaped(output.name, shape)} max difference {output.max_difference:.2e}"
+        lines.append(line + (f", SQNR {output.sqnr:.1f} dB" if report.quantized else ""))
+    worst = max(output.max_difference for output in report.outputs)
+    return [*lines, f"max difference from PyTorch {worst:.2e}"]
+
+
+def _shaped(name: str, shape: tuple[int | str, ...]) -> str:
+    return f"{name} [{', '.join(map(str, shape))}]"
