@@ -1,1 +1,33 @@
+"""Recipes: pruning and quantization while a model trains. The one room that imports sparseml."""
 
+from yolact.sparsify.arguments import parse_recipe_args
+from yolact.sparsify.check import check_against
+from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.recipe import Recipe, load_recipe
+from yolact.sparsify.report import (
+    LayerSparsity,
+    SparsityTarget,
+    layer_sparsity,
+    missed_targets,
+    overall_sparsity,
+    sparsity_targets,
+)
+from yolact.sparsify.sources import packaged_recipes
+from yolact.sparsify.structure import apply_structure, is_quantized
+
+__all__ = [
+    "LayerSparsity",
+    "Recipe",
+    "RecipeDriver",
+    "SparsityTarget",
+    "apply_structure",
+    "check_against",
+    "is_quantized",
+    "layer_sparsity",
+    "load_recipe",
+    "missed_targets",
+    "overall_sparsity",
+    "packaged_recipes",
+    "parse_recipe_args",
+    "sparsity_targets",
+]

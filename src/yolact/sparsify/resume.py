@@ -1,0 +1,118 @@
+"""Bringing a recipe to where it is after some steps, as if it had taken them itself.
+
+What a recipe does next depends on the clock, on the weights, and on what its modifiers remember:
+which of them have begun or ended, when masks were last computed, where a learning-rate schedule
+stands. That memory is a function of the steps so far, so it is recomputed, not stored.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.ao.nn.intrinsic.qat import freeze_bn_stats, update_bn_stats
+from torch.ao.quantization import enable_observer
+from torch.optim import Optimizer
+
+from yolact.sparsify._compat import (
+    BasePruningModifier,
+    ConstantPruningModifier,
+    GMPruningModifier,
+    SetParamModifier,
+    quiet_loggers,
+)
+from yolact.sparsify.structure import fit_errors, is_quantized, training_mode
+
+logger = logging.getLogger(__name__)
+
+
+def bring_to(
+    manager: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
+) -> None:
+    """Initialize ``manager`` for a run that has taken ``steps`` steps.
+
+    Args:
+        manager: sparseml's manager, not yet initialized.
+        model: With the weights of that moment, and quantized if it was.
+        optimizer: Gets the learning rates and weight decays of the last step taken; restore a
+            saved optimizer state afterwards.
+        steps: Optimizer steps done; 0 begins the recipe.
+        steps_per_epoch: Steps of one epoch.
+
+    Raises:
+        RecipeError: The recipe does not fit the model.
+    """
+    # An uninterrupted run last looked at the clock before its last step.
+    clock = max(steps - 1, 0) / steps_per_epoch
+    if is_quantized(model):
+        _adopt_structure(manager, model, fresh=steps == 0)
+    with fit_errors(), training_mode(model):
+        manager.initialize(model, clock, loggers=quiet_loggers())
+    if steps == 0:
+        return
+    for modifier in manager.iter_modifiers():
+        if isinstance(modifier, BasePruningModifier):
+            _restore_masks(modifier, model, optimizer, steps, steps_per_epoch)
+        elif isinstance(modifier, SetParamModifier):
+            # Its values were set once and have been trained since.
+            modifier._started = modifier.start_pending(clock, steps_per_epoch)
+        else:
+            _replay(modifier, model, optimizer, steps, steps_per_epoch)
+
+
+def _adopt_structure(manager: Any, model: nn.Module, *, fresh: bool) -> None:
+    """Let quantization modifiers take over a model that is quantized already."""
+    modifiers = manager.quantization_modifiers
+    for modifier in modifiers:
+        modifier._qat_enabled = True
+    if not modifiers:
+        model.apply(freeze_bn_stats)
+        return
+    model.apply(update_bn_stats)  # initialize() freezes them again when that is due
+    if fresh:
+        model.apply(enable_observer)  # ranges of earlier stages are a beginning, not the end
+
+
+def _replay(
+    modifier: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
+) -> None:
+    for step in range(steps):
+        epoch = step / steps_per_epoch
+        if modifier.update_ready(epoch, steps_per_epoch):
+            modifier.scheduled_update(model, optimizer, epoch, steps_per_epoch)
+
+
+def _restore_masks(
+    modifier: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
+) -> None:
+    if not isinstance(modifier, (GMPruningModifier, ConstantPruningModifier)):
+        logger.warning(
+            "%s keeps state that is not saved: the continued run may differ slightly",
+            type(modifier).__name__,
+        )
+    modifier.check_mask_update = lambda *_, **__: None  # the schedule without its masks
+    _replay(modifier, model, optimizer, steps, steps_per_epoch)
+    del modifier.check_mask_update
+    if not modifier.started:
+        return
+    masks = modifier.module_masks
+    masks.enabled = True
+    block = getattr(modifier, "mask_type", None)
+    masks.set_param_masks([_mask(data, block) for data in masks.params_data])
+    if modifier.ended:
+        masks.pruning_end(modifier.leave_enabled)
+
+
+def _mask(weight: Tensor, block: Any) -> Tensor:
+    """1 where a weight, or any weight of its block, is not zero."""
+    kept = weight.ne(0)
+    if isinstance(block, list) and weight.ndim > 1:
+        rows, columns = (
+            side if side > 0 else size for side, size in zip(block, weight.shape, strict=False)
+        )
+        shape = (weight.shape[0] // rows, rows, weight.shape[1] // columns, columns, -1)
+        blocks = kept.reshape(shape).any(3, keepdim=True).any(1, keepdim=True)
+        kept = blocks.expand(torch.Size(shape[:4]) + (kept[0, 0].numel(),)).reshape(weight.shape)
+    return kept.to(weight.dtype)

@@ -1,0 +1,83 @@
+"""The structure that quantization gives a model: fused, wrapped and observed layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.ao.quantization import FakeQuantize, QuantWrapper
+
+from yolact.errors import RecipeError
+from yolact.sparsify._compat import QuantizationModifier, quiet_loggers
+from yolact.sparsify.document import parse
+from yolact.sparsify.modifiers import build_manager
+from yolact.sparsify.stages import last_stage_begins
+
+
+def apply_structure(model: nn.Module, recipe_text: str, epoch: float = math.inf) -> None:
+    """Give ``model`` the layers that its recipe has created by ``epoch``.
+
+    Afterwards the weights of a checkpoint written at that epoch fit the model.
+
+    Args:
+        model: As built from its configuration; changed in place. A model that is quantized
+            already stays as it is.
+        recipe_text: The recipe stored in the checkpoint, with all earlier stages.
+        epoch: Epochs done in the recipe's last stage; inf for its end.
+
+    Raises:
+        RecipeError: The recipe is malformed or does not fit the model.
+    """
+    document = parse(recipe_text, "the stored recipe")
+    manager = build_manager(document, "the stored recipe")
+    clock = epoch + last_stage_begins(document)
+    with fit_errors(), training_mode(model):
+        for modifier in sorted(manager.structured_modifiers, key=lambda m: m.start_epoch):
+            if isinstance(modifier, QuantizationModifier) and is_quantized(model):
+                continue
+            modifier.initialize(model, clock, loggers=quiet_loggers())
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether the model has fake-quantized layers."""
+    return any(isinstance(module, FakeQuantize) for module in model.modules())
+
+
+def recipe_names(model: nn.Module) -> dict[str, str]:
+    """Parameter name in the model to its name in recipes, which know nothing of wrappers."""
+    wrappers = [name for name, module in model.named_modules() if isinstance(module, QuantWrapper)]
+    inside = tuple(f"{name}.module." for name in wrappers)
+    names = {}
+    for name, _ in model.named_parameters():
+        prefix = next((p for p in inside if name.startswith(p)), None)
+        names[name] = (
+            name if prefix is None else prefix.removesuffix("module.") + name[len(prefix) :]
+        )
+    return names
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Training mode inside: fusing in evaluation mode would fold batch norms away for good."""
+    was_training = model.training
+    if not was_training:
+        model.train()
+    try:
+        yield
+    finally:
+        if not was_training:
+            model.eval()
+
+
+@contextmanager
+def fit_errors() -> Iterator[None]:
+    """Turn what sparseml raises when a recipe does not fit a model into a RecipeError."""
+    try:
+        yield
+    except (ValueError, RuntimeError, AttributeError, KeyError) as error:
+        raise RecipeError(
+            f"the recipe does not fit the model: {error}",
+            hint="use the recipe made for this --config",
+        ) from error

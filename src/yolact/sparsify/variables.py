@@ -1,0 +1,148 @@
+"""A recipe's variables: overriding them, and resolving ``eval(...)``.
+
+Variables are the entries of a document, or of one of its stages, that are not modifier lists.
+``eval(expression)`` may stand for any value and compute with numeric variables; ``eval(name)``
+stands for that variable whatever its type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from yolact.errors import RecipeError
+from yolact.sparsify._compat import UnknownVariableException, restricted_eval
+from yolact.sparsify.document import Document, Entry, entry_lists, is_stage, stages
+
+_INFORMATION = ("version", "__metadata__", "recipe_metadata")
+
+
+def override(document: Document, values: Mapping[str, Any], label: str) -> Document:
+    """A copy with other values of variables, wherever a stage or the document defines them.
+
+    Raises:
+        RecipeError: A name is no variable of the recipe; the hint has the nearest one.
+    """
+    changed = {key: dict(value) if is_stage(value) else value for key, value in document.items()}
+    scopes = [changed, *(stage for name, stage in stages(changed).items() if name)]
+    for name, value in values.items():
+        holders = [scope for scope in scopes if name in _variables(scope)]
+        if not holders:
+            known = sorted({key for scope in scopes for key in _variables(scope)})
+            raise RecipeError(f"{label} has no variable {name!r}", hint=_suggest(name, known))
+        for scope in holders:
+            scope[name] = value
+    return changed
+
+
+def resolve(document: Document, label: str) -> Document:
+    """A document of modifiers only, with every ``eval(...)`` replaced by its value.
+
+    Raises:
+        RecipeError: An expression is malformed, or uses a variable that is not defined or depends
+            on itself.
+    """
+    shared = _resolved(_variables(document), {}, label)
+    if (only := stages(document)).keys() == {""}:
+        return _substituted(only[""], shared, label)
+    return {
+        name: _substituted(stage, _resolved(_variables(stage), shared, label), label)
+        for name, stage in only.items()
+    }
+
+
+def _variables(scope: Document) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in scope.items()
+        if key not in entry_lists(scope) and key not in _INFORMATION and not is_stage(value)
+    }
+
+
+def _resolved(pending: dict[str, Any], outer: dict[str, Any], label: str) -> dict[str, Any]:
+    """Values of the variables, which may refer to each other in any order."""
+    known = {**outer, **{k: v for k, v in pending.items() if not _is_eval(v)}}
+    waiting = {k: v for k, v in pending.items() if _is_eval(v)}
+    unknown = ""
+    while waiting:
+        progress = False
+        for name, value in list(waiting.items()):
+            try:
+                known[name] = _evaluate(value, {k: known[k] for k in known if k not in waiting})
+            except UnknownVariableException as error:
+                unknown = error.var_name
+                continue
+            except RecipeError as error:
+                raise RecipeError(f"{label}: {error}", hint=error.hint) from error
+            del waiting[name]
+            progress = True
+        if not progress:
+            raise _unresolved(label, waiting, unknown, known)
+    return known
+
+
+def _substituted(stage: Document, variables: dict[str, Any], label: str) -> Document:
+    return {
+        key: [_replace(entry, variables, label) for entry in items]
+        for key, items in entry_lists(stage).items()
+    }
+
+
+def _replace(value: Any, variables: dict[str, Any], label: str) -> Any:
+    if isinstance(value, Entry):
+        return Entry(value.name, _replace(value.fields, variables, label))
+    if isinstance(value, list):
+        return [_replace(item, variables, label) for item in value]
+    if isinstance(value, dict):
+        return {key: _replace(item, variables, label) for key, item in value.items()}
+    if not _is_eval(value):
+        return value
+    try:
+        return _evaluate(value, variables)
+    except UnknownVariableException as error:
+        raise _unresolved(label, {"": value}, error.var_name, variables) from error
+    except RecipeError as error:
+        raise RecipeError(f"{label}: {error}", hint=error.hint) from error
+
+
+def _is_eval(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("eval(") and value.endswith(")")
+
+
+def _evaluate(value: str, variables: dict[str, Any]) -> Any:
+    expression = value[len("eval(") : -1].strip()
+    if expression in variables:
+        return variables[expression]
+    try:
+        return restricted_eval(expression, variables)
+    except UnknownVariableException:
+        raise
+    except Exception as error:  # whatever arithmetic on a user's expression may raise
+        raise RecipeError(
+            f"cannot compute {value}: {error}",
+            hint="numbers, variables, + - * / // % **, abs min max round int float are understood",
+        ) from error
+
+
+def _unresolved(
+    label: str, waiting: Mapping[str, str], unknown: str, known: Mapping[str, Any]
+) -> RecipeError:
+    if unknown in waiting:
+        names = ", ".join(sorted(waiting))
+        return RecipeError(
+            f"{label}: the variables {names} depend on each other",
+            hint="give one of them a number",
+        )
+    value = next(v for v in waiting.values() if unknown in v)
+    return RecipeError(
+        f"{label}: {value} uses {unknown!r}, which is not defined",
+        hint=_suggest(unknown, sorted(known)),
+    )
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    if not known:
+        return "the recipe defines no variables"
+    near = get_close_matches(name, known, n=1) or known
+    return f"try: {', '.join(near)}"
