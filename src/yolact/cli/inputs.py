@@ -1,0 +1,120 @@
+"""Reading option values that several commands share: model files and data sets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from yolact.errors import CheckpointError, ConfigError
+
+DATA = Path("data/coco")
+"""Where ``sparseml.yolact.download`` puts COCO."""
+RELEASES = "https://huggingface.co/dbolya/yolact-darknet53"
+
+_DATASETS = {
+    "coco2017_dataset": "instances_val2017.json",
+    "coco2017_testdev_dataset": "image_info_test-dev2017.json",
+    "coco2014_dataset": "instances_val2014.json",
+}
+"""Names of upstream's configuration -> annotation file of their validation part."""
+
+
+def option(name: str, *, default: bool, help: str) -> Any:
+    """An option that takes True or False as a word after it, as upstream spells its switches."""
+    return click.option(
+        name, type=click.BOOL, is_flag=False, default=default, show_default=True, help=help
+    )
+
+
+def model_path(text: str, save_folder: Path, config_name: str) -> Path:
+    """The model file that an option means.
+
+    Args:
+        text: A path, ``latest`` or ``interrupt``.
+        save_folder: Where the checkpoints that the last two mean are looked for.
+        config_name: First part of their names.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or ``text`` is a stub of SparseZoo, whose
+            service has ended.
+    """
+    if text.startswith(("zoo:", "hf:")):
+        raise CheckpointError(
+            f"{text} cannot be fetched: SparseZoo's service has ended",
+            hint=f"give a file; the published DarkNet-53 weights are at {RELEASES}",
+        )
+    if text in ("latest", "interrupt"):
+        from yolact.checkpoint import find_checkpoint
+
+        return find_checkpoint(save_folder, text, config_name)
+    return Path(text)
+
+
+def engine_name(name: str | None) -> str | None:
+    """Check an ``--engine`` for the one that cannot be had any more.
+
+    Raises:
+        ConfigError: It is DeepSparse.
+    """
+    if name == "deepsparse":
+        raise ConfigError(
+            "the engine deepsparse is not available: its development has ended",
+            hint="leave --engine out, or use ort for .onnx files and torch for .pth files",
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """A validation set on disk."""
+
+    info: Path
+    """COCO annotation file."""
+    images: Path
+    """Folder that its file names are relative to."""
+
+
+def validation_paths(dataset: str | None, info: Path | None, images: Path | None) -> DataPaths:
+    """Where the validation set is.
+
+    Args:
+        dataset: A folder in the tutorial's layout (``annotations/`` and ``images/``) or the name
+            of one of upstream's COCO sets; None means COCO 2017.
+        info: Annotation file that overrides it.
+        images: Folder of images that overrides it.
+
+    Raises:
+        ConfigError: ``dataset`` is neither a folder nor a known name.
+    """
+    folder, file = DATA, _DATASETS["coco2017_dataset"]
+    if dataset in _DATASETS:
+        file = _DATASETS[dataset]
+    elif dataset is not None:
+        folder = Path(dataset)
+        if not folder.is_dir():
+            raise ConfigError(
+                f"no data set called {dataset}",
+                hint=f"give a folder with annotations/ and images/, or {', '.join(_DATASETS)}",
+            )
+    return DataPaths(info or folder / "annotations" / file, images or folder / "images")
+
+
+def split_pair(text: str) -> tuple[str, str | None]:
+    """Split ``IN:OUT``; without an OUT the second is None. Drive letters are no separators.
+
+    >>> split_pair("dog.jpg:out/dog.png")
+    ('dog.jpg', 'out/dog.png')
+    >>> split_pair("0")
+    ('0', None)
+    >>> split_pair("C:/dog.jpg:D:/dog.png")
+    ('C:/dog.jpg', 'D:/dog.png')
+    """
+    if Path(text).exists():
+        return text, None
+    start = 2 if re.match(r"[A-Za-z]:[\\/]", text) else 0
+    colon = text.find(":", start)
+    return (text, None) if colon < 0 else (text[:colon], text[colon + 1 :] or None)
