@@ -50,8 +50,7 @@ class Matches(NamedTuple):
 def learnable(target: Target, device: torch.device) -> Objects:
     """Sort the annotations of one image into objects and crowds; ``target`` is left as it is."""
     boxes, labels, masks, crowd = (field.to(device, non_blocking=True) for field in target)
-    crowd = crowd.bool()
-    has_area = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(dim=1)
+    has_area = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(dim=1)  # NaN has none
     keep = ~crowd & has_area
     return Objects(boxes[keep], labels[keep], masks[keep], boxes[crowd])
 
