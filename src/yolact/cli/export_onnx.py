@@ -12,8 +12,10 @@ from yolact.cli.base import FILE, FOLDER, Command, setup_logging
 from yolact.errors import ConfigError
 
 if TYPE_CHECKING:
+    from yolact.model.yolact import Yolact
     from yolact.onnx.compress import Compression
     from yolact.onnx.export import ExportReport
+    from yolact.sparsify.recipe import Recipe
 
 
 @click.command(
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--checkpoint", type=FILE, required=True, help="Trained .pth file.")
 @click.option("-c", "--config", help="Configuration.  [default: the checkpoint's own]")
 @click.option("-r", "--recipe", help="Recipe that made the weights.  [default: the checkpoint's]")
-@click.option("-o", "--one-shot", help="Recipe to apply at once, before the export.")
+@click.option("-o", "--one-shot", help="Pruning recipe to apply before the export.")
 @click.option(
     "-N", "--skip-qat-convert", is_flag=True, help="Write a quantized model as it was trained."
 )
@@ -73,21 +75,16 @@ def export_onnx(
     from yolact.onnx.export import export
 
     setup_logging()
-    if one_shot is not None:
-        raise ConfigError(
-            "--one-shot is not available: a recipe needs training or calibration to keep accuracy",
-            hint="apply the recipe with sparseml.yolact.train --recipe, then export",
-        )
     side = input_side(image_shape, image_size)
     target = onnx_path(checkpoint, name, save_dir)
     loaded = load_checkpoint(checkpoint)
     require_writable(target.parent)
     if recipe is not None:
-        from yolact.sparsify.recipe import load_recipe
-
-        loaded = replace(loaded, recipe=load_recipe(recipe).text)
+        loaded = replace(loaded, recipe=_read_recipe(recipe).text)
     chosen = named_config(config) if config else loaded.config or YolactConfig()
     model = build_model(loaded, chosen)
+    if one_shot is not None:
+        loaded = replace(loaded, recipe=_prune(model, one_shot, loaded.recipe))
     report = export(
         model,
         classes_of(loaded),
@@ -151,6 +148,18 @@ def input_side(image_shape: tuple[int, int, int] | None, image_size: int | None)
             f"--image-shape says {height} and --image_size {image_size}", hint="give one of them"
         )
     return height
+
+
+def _read_recipe(source: str) -> Recipe:
+    from yolact.sparsify.recipe import load_recipe  # loads sparseml: seconds, so only when needed
+
+    return load_recipe(source)
+
+
+def _prune(model: Yolact, recipe: str, checkpoint_recipe: str | None) -> str:
+    from yolact.sparsify.one_shot import prune_at_once
+
+    return prune_at_once(model, _read_recipe(recipe), checkpoint_recipe)
 
 
 def report_lines(report: ExportReport) -> list[str]:
