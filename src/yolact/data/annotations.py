@@ -50,9 +50,9 @@ def read_annotations(path: Path, *, annotated: bool = True) -> dict[str, list[Re
         entries = data.get(key)
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             _fail(f"{path} is not a COCO file: it has no list of {key}", _FORMAT_HINT)
-    images = _by_id(path, "image", data["images"])
-    categories = _by_id(path, "category", data["categories"])
-    _by_id(path, "annotation", data["annotations"])
+    images = _by_id(path, data, "images")
+    categories = _by_id(path, data, "categories")
+    _by_id(path, data, "annotations")
     if not images:
         _fail(f"{path} lists no images", "add images, or give another annotation file")
     if not categories:
@@ -134,14 +134,17 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
-def _by_id(path: Path, kind: str, entries: Sequence[Record]) -> dict[int, Record]:
+def _by_id(path: Path, data: Mapping[str, list[Record]], section: str) -> dict[int, Record]:
     found: dict[int, Record] = {}
-    for entry in entries:
+    for entry in data[section]:
         number = entry.get("id")
         if not isinstance(number, int):
-            _fail(f"{path} has a {kind} without an integer id", "give every entry an id of its own")
+            _fail(f"{path}: an entry of {section} has no integer id", "give each an id of its own")
         if number in found:
-            _fail(f"{path} has two entries for {kind} {number}", "give every entry its own id")
+            _fail(
+                f"{path}: two entries of {section} have the id {number}",
+                "give each an id of its own",
+            )
         found[number] = entry
     return found
 
@@ -221,7 +224,8 @@ def _check_rle(name: str, segmentation: Record, image: Record) -> None:
         )
     counts = segmentation.get("counts")
     if isinstance(counts, list):
-        whole = _finite(counts) and sum(counts) == size[0] * size[1] and min(counts) >= 0
+        whole = all(isinstance(count, int) and count >= 0 for count in counts)
+        whole = whole and sum(counts) == size[0] * size[1]
     else:
         whole = isinstance(counts, str) and bool(counts)
     if not whole:

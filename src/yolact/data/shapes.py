@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -23,8 +22,6 @@ from yolact.data.labels import Classes
 from yolact.data.scenes import SHAPES, Thing, draw_scene
 from yolact.errors import ConfigError, StorageError
 from yolact.files import storage_errors
-
-log = logging.getLogger(__name__)
 
 SHAPE_CLASSES = Classes(SHAPES, (1, 3, 4, 7, 9, 12))
 """The classes of the set; ids have gaps, as COCO's have."""
@@ -76,7 +73,6 @@ def generate_shapes(
         )
     settings = _Settings(train, val, image_size, seed)
     if _holds(folder, settings):
-        log.info("%s already holds this sample set", folder)
         return False
     with _appearing(folder) as temporary:
         (temporary / "images").mkdir()
