@@ -43,12 +43,16 @@ with warnings.catch_warnings():
     from sparseml.pytorch.sparsification import (
         ConstantPruningModifier,
         GMPruningModifier,
-        QuantizationModifier,
         SetParamModifier,
     )
     from sparseml.pytorch.sparsification.modifier import Modifier
+    from sparseml.pytorch.sparsification.pruning.mask_creator import GroupedPruningMaskCreator
     from sparseml.pytorch.sparsification.pruning.modifier_pruning_base import BasePruningModifier
     from sparseml.pytorch.sparsification.quantization import quantization_scheme
+    from sparseml.pytorch.sparsification.quantization.quantization_scheme import (
+        QuantizationArgs,
+        QuantizationScheme,
+    )
     from sparseml.pytorch.utils import LambdaLogger, LoggerManager
     from sparseml.utils.restricted_eval import UnknownVariableException, restricted_eval
 torch.compile = _compile
@@ -61,8 +65,10 @@ __all__ = [
     "BasePruningModifier",
     "ConstantPruningModifier",
     "GMPruningModifier",
+    "GroupedPruningMaskCreator",
     "Modifier",
-    "QuantizationModifier",
+    "QuantizationArgs",
+    "QuantizationScheme",
     "ScheduledModifierManager",
     "SetParamModifier",
     "UnknownVariableException",

@@ -8,13 +8,14 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from yolact.sparsify._compat import BasePruningModifier
+from yolact.sparsify._compat import BasePruningModifier, ConstantPruningModifier
 from yolact.sparsify.check import check_against
 from yolact.sparsify.document import parse
 from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.resume import bring_to
 from yolact.sparsify.stages import compose, last_epoch
+from yolact.sparsify.structure import rehearse
 
 
 class RecipeDriver:
@@ -72,6 +73,8 @@ class RecipeDriver:
             RecipeError: The recipe does not fit the model.
         """
         check_against(self._recipe, model)
+        if self.quantizes_by(math.inf):
+            rehearse(model, self._recipe.text)
         self._steps_per_epoch = steps_per_epoch
         self._steps = round(epoch * steps_per_epoch)
         bring_to(self._manager, model, optimizer, self._steps, steps_per_epoch)
@@ -104,8 +107,14 @@ class RecipeDriver:
     def _update(
         self, modifier: Any, model: nn.Module, optimizer: Optimizer | None, epoch: float
     ) -> None:
-        if modifier.enabled and modifier.update_ready(epoch, self._steps_per_epoch):
+        if self._due(modifier, epoch):
             modifier.scheduled_update(model, optimizer, epoch, self._steps_per_epoch)
+
+    def _due(self, modifier: Any, epoch: float) -> bool:
+        if isinstance(modifier, ConstantPruningModifier) and modifier.started:
+            # sparseml computes constant masks anew in every step, which takes seconds.
+            return bool(modifier.end_pending(epoch, self._steps_per_epoch))
+        return bool(modifier.enabled and modifier.update_ready(epoch, self._steps_per_epoch))
 
     def _settles_at(self) -> float:
         pruned = [m.end_epoch for m in self._manager.pruning_modifiers]

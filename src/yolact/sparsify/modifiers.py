@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
@@ -12,7 +12,12 @@ from typing import Any
 import yaml
 
 from yolact.errors import RecipeError
-from yolact.sparsify._compat import Modifier, ScheduledModifierManager
+from yolact.sparsify._compat import (
+    Modifier,
+    QuantizationArgs,
+    QuantizationScheme,
+    ScheduledModifierManager,
+)
 from yolact.sparsify.document import Document, Entry, dump, entry_lists, stages
 
 _TEACHER = ("DistillationModifier", "PerLayerDistillationModifier")
@@ -75,13 +80,27 @@ def _check(item: Entry, label: str) -> None:
             f"{label}: !{item.name} needs a teacher model, which training here does not have",
             hint="remove it from the recipe",
         )
-    for name in item.fields:
-        if name not in known[item.name]:
-            options = sorted(known[item.name])
-            near = get_close_matches(name, options, n=1) or options
-            raise RecipeError(
-                f"{label}: {item.name} has no field {name!r}", hint=f"try: {', '.join(near)}"
-            )
+    _check_fields(item.fields, known[item.name], f"{label}: {item.name}")
+    overrides = item.fields.get("scheme_overrides")
+    schemes = list(overrides.values()) if isinstance(overrides, dict) else []
+    for scheme in (item.fields.get("scheme"), *schemes):
+        if isinstance(scheme, dict):
+            _check_scheme(scheme, f"{label}: {item.name}: scheme")
+
+
+def _check_scheme(scheme: Mapping[str, Any], owner: str) -> None:
+    """Refuse unknown keys of a quantization scheme, which sparseml would ignore."""
+    _check_fields(scheme, frozenset(QuantizationScheme.model_fields), owner)
+    for name, arguments in scheme.items():
+        if isinstance(arguments, dict):
+            _check_fields(arguments, frozenset(QuantizationArgs.model_fields), f"{owner}: {name}")
+
+
+def _check_fields(fields: Mapping[str, Any], known: frozenset[str], owner: str) -> None:
+    for name in fields:
+        if name not in known:
+            near = get_close_matches(name, known, n=1) or sorted(known)
+            raise RecipeError(f"{owner} has no field {name!r}", hint=f"try: {', '.join(near)}")
 
 
 def _hint_for_values(item: Entry) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic.qat import freeze_bn_stats, update_bn_stats
 from torch.ao.quantization import enable_observer
@@ -20,6 +19,7 @@ from yolact.sparsify._compat import (
     BasePruningModifier,
     ConstantPruningModifier,
     GMPruningModifier,
+    GroupedPruningMaskCreator,
     SetParamModifier,
     quiet_loggers,
 )
@@ -99,20 +99,16 @@ def _restore_masks(
         return
     masks = modifier.module_masks
     masks.enabled = True
-    block = getattr(modifier, "mask_type", None)
-    masks.set_param_masks([_mask(data, block) for data in masks.params_data])
+    masks.set_param_masks([_mask(data, modifier.mask_creator) for data in masks.params_data])
     if modifier.ended:
         masks.pruning_end(modifier.leave_enabled)
 
 
-def _mask(weight: Tensor, block: Any) -> Tensor:
+def _mask(weight: Tensor, creator: Any) -> Tensor:
     """1 where a weight, or any weight of its block, is not zero."""
-    kept = weight.ne(0)
-    if isinstance(block, list) and weight.ndim > 1:
-        rows, columns = (
-            side if side > 0 else size for side, size in zip(block, weight.shape, strict=False)
-        )
-        shape = (weight.shape[0] // rows, rows, weight.shape[1] // columns, columns, -1)
-        blocks = kept.reshape(shape).any(3, keepdim=True).any(1, keepdim=True)
-        kept = blocks.expand(torch.Size(shape[:4]) + (kept[0, 0].numel(),)).reshape(weight.shape)
-    return kept.to(weight.dtype)
+    kept = weight.ne(0).to(weight.dtype)
+    if not isinstance(creator, GroupedPruningMaskCreator):
+        return kept
+    blocks = creator.group_tensor(kept).ne(0).to(weight.dtype)
+    mask: Tensor = creator._map_mask_to_tensor(blocks, weight.shape)
+    return mask

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.ao.quantization import FakeQuantize, QuantWrapper
 
 from yolact.errors import RecipeError
-from yolact.sparsify._compat import QuantizationModifier, quiet_loggers
+from yolact.sparsify._compat import quiet_loggers
 from yolact.sparsify.document import parse
 from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.stages import last_stage_begins
@@ -35,9 +37,18 @@ def apply_structure(model: nn.Module, recipe_text: str, epoch: float = math.inf)
     clock = epoch + last_stage_begins(document)
     with fit_errors(), training_mode(model):
         for modifier in sorted(manager.structured_modifiers, key=lambda m: m.start_epoch):
-            if isinstance(modifier, QuantizationModifier) and is_quantized(model):
-                continue
-            modifier.initialize(model, clock, loggers=quiet_loggers())
+            if not (modifier in manager.quantization_modifiers and is_quantized(model)):
+                modifier.initialize(model, clock, loggers=quiet_loggers())
+
+
+def rehearse(model: nn.Module, recipe_text: str) -> None:
+    """Quantize a copy: what would fail when quantization begins, epochs from now, fails here.
+
+    Raises:
+        RecipeError: The recipe's quantization does not fit the model.
+    """
+    with torch.random.fork_rng(devices=[]):  # torch draws weights for the layers it replaces
+        apply_structure(copy.deepcopy(model), recipe_text)
 
 
 def is_quantized(model: nn.Module) -> bool:
