@@ -58,6 +58,8 @@ class TrainingState:
     seed: int
     stage_recipe: str | None
     """The recipe of this run alone, without those of earlier stages."""
+    earlier_recipe: str | None
+    """Composed recipe of the stages before this run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ class ModelConfig:
     priors keep their size relative to the image, as upstream's im400 and im700 configs do."""
 
     def __post_init__(self) -> None:
+        """Refuse impossible shapes with a ConfigError."""
         if self.image_size < 64:
             raise ConfigError(
                 f"image size {self.image_size} is too small",
@@ -74,6 +75,7 @@ class LossConfig:
     """Positives per image that the mask term looks at; more are sampled and rescaled."""
 
     def __post_init__(self) -> None:
+        """Refuse thresholds out of order with a ConfigError."""
         if not 0 <= self.negative_iou <= self.positive_iou <= 1:
             raise ConfigError(
                 "need 0 <= negative_iou <= positive_iou <= 1, "

@@ -29,6 +29,7 @@ class YolactError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        """Keep both; the message is also ``str(error)``."""
         super().__init__(message)
         self.hint = hint
 

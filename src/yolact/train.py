@@ -1,4 +1,4 @@
-"""Entry point of ``sparseml.yolact.train``; SparseML's own script imports ``main`` from here."""
+"""Entry point of ``sparseml.yolact.train``; SparseML's own script calls ``main`` too."""
 
 from __future__ import annotations
 

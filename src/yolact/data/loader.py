@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,7 +75,10 @@ class BatchLoader(DataLoader[Batch]):
         """Batches from the sampler's position to the end of its epoch."""
         for batch in super().__iter__():
             if isinstance(batch, YolactError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # with this frame it would form a cycle that keeps workers alive
             yield batch
 
 
@@ -132,4 +136,6 @@ def _collate_or_error(samples: Sequence[Sample | YolactError]) -> Batch | Yolact
 
 
 def _start_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(0)  # one process per worker is parallel enough; a fork loses the threads

@@ -1,1 +1,1 @@
-
+"""Training and evaluation."""

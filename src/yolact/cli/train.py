@@ -1,0 +1,335 @@
+"""``sparseml.yolact.train``: options in, one training run, where its files are out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from yolact.cli.base import FILE, FOLDER, Command, setup_logging
+from yolact.cli.inputs import model_path, option
+from yolact.errors import INTERRUPTED, ConfigError, TargetMissedError
+
+if TYPE_CHECKING:
+    from yolact.engine.settings import DataSettings, StartSettings, TrainSettings
+
+_DATA = {
+    "coco2017_dataset": ("data/coco", "instances_train2017.json", "instances_val2017.json"),
+    "coco2014_dataset": ("data/coco", "instances_train2014.json", "instances_val2014.json"),
+    "shapes": ("data/shapes", "instances_train.json", "instances_val.json"),
+}
+"""Names of ``--dataset`` -> folder, training and validation annotations of its usual layout."""
+
+_OPTIONS = [
+    click.option(
+        "--config",
+        default="yolact_darknet53_config",
+        show_default=True,
+        help="Network and schedule: yolact_darknet53_config or yolact_darknet_small_config.",
+    ),
+    click.option("--image_size", type=int, help="Side of the network input.  [default: config's]"),
+    click.option(
+        "--dataset",
+        type=click.Choice(list(_DATA)),
+        default="coco2017_dataset",
+        show_default=True,
+        help="Data in its usual folder; the four options below name any other.",
+    ),
+    click.option("--train_info", type=FILE, help="COCO-format annotations to train on."),
+    click.option("--train_images", type=FOLDER, help="Folder of the training images."),
+    click.option("--validation_info", type=FILE, help="Annotations to validate on."),
+    click.option("--validation_images", type=FOLDER, help="Folder of the validation images."),
+    click.option(
+        "--resume",
+        help="Continue the run that wrote this checkpoint: a path, latest or interrupt (looked "
+        "for in --save_folder), or True with --ckpt. With another --recipe, a new run begins "
+        "from its weights.",
+    ),
+    click.option(
+        "--ckpt",
+        help="Begin a new run with this checkpoint's weights. Other classes: all but theirs.",
+    ),
+    click.option(
+        "--backbone",
+        is_flag=True,
+        help="The file given to --resume or --ckpt holds an ImageNet backbone only.",
+    ),
+    click.option(
+        "--start_iter",
+        type=click.IntRange(-1),
+        default=0,
+        show_default=True,
+        help="First step for a checkpoint that does not know it; -1 reads it from the name.",
+    ),
+    click.option(
+        "--use_checkpoint_epoch",
+        is_flag=True,
+        help="Begin at the epoch stored in a checkpoint of another tool.",
+    ),
+    click.option("--recipe", "-r", help="Recipe: a path, a packaged name, or YAML text."),
+    click.option(
+        "--recipe_args",
+        multiple=True,
+        help="Set a variable of the recipe, as name=value or JSON; may be repeated.",
+    ),
+    click.option("--cont", is_flag=True, help="Go on with the recipe stored in the checkpoint."),
+    click.option(
+        "--batch_size",
+        type=click.IntRange(1),
+        default=8,
+        show_default=True,
+        help="Images per batch.",
+    ),
+    click.option(
+        "--accumulate",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Batches per optimizer step: the effective batch is batch_size times this.",
+    ),
+    click.option("--epochs", type=float, help="Length of the run.  [default: --max_iter]"),
+    click.option("--max_iter", type=int, help="Length in steps.  [default: config's, autoscaled]"),
+    click.option("--lr", "--learning_rate", type=float, help="Learning rate.  [default: config's]"),
+    click.option("--momentum", type=float, help="Momentum of SGD.  [default: config's]"),
+    click.option(
+        "--decay", "--weight_decay", "decay", type=float, help="Weight decay.  [default: config's]"
+    ),
+    click.option("--gamma", type=float, help="Factor at each lr step.  [default: config's]"),
+    click.option(
+        "--no_autoscale",
+        is_flag=True,
+        help="Do not scale learning rate and schedule with the batch size (they are for 8).",
+    ),
+    click.option(
+        "--fp16",
+        is_flag=True,
+        help="Mixed precision: float16 on CUDA, bfloat16 on the CPU; off once QAT begins.",
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    option("--cuda", default=True, help="Use a GPU if there is one."),
+    click.option("--batch_alloc", help="Images of a batch for each GPU, for instance 4,4."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice."),
+    click.option(
+        "--num_workers",
+        type=click.IntRange(0),
+        default=4,
+        show_default=True,
+        help="Processes that prepare images.",
+    ),
+    click.option(
+        "--save_folder",
+        type=FOLDER,
+        default="weights/",
+        show_default=True,
+        help="Where checkpoints go, as <config>_<epoch>_<iter>.pth.",
+    ),
+    click.option(
+        "--save_interval", type=int, default=10_000, show_default=True, help="Steps between them."
+    ),
+    click.option("--keep_latest", is_flag=True, help="Delete the previous one on saving."),
+    click.option(
+        "--keep_latest_interval",
+        type=int,
+        default=100_000,
+        show_default=True,
+        help="With --keep_latest, keep those at multiples of this many steps.",
+    ),
+    click.option("--no_interrupt", is_flag=True, help="Do not save on Ctrl-C or SIGTERM."),
+    click.option(
+        "--validation_epoch",
+        type=int,
+        default=2,
+        show_default=True,
+        help="Epochs between validations; -1 turns them off.",
+    ),
+    click.option(
+        "--validation_size",
+        type=click.IntRange(1),
+        default=5000,
+        show_default=True,
+        help="Images to validate on.",
+    ),
+    click.option(
+        "--log_folder",
+        type=FOLDER,
+        default="logs/",
+        show_default=True,
+        help="Where <config>.log and TensorBoard events go.",
+    ),
+    click.option("--no_log", is_flag=True, help="Write neither."),
+    click.option("--log_gpu", is_flag=True, help="Add GPU memory to the log."),
+    click.option("--wandb", is_flag=True, help="Also send losses and mAP to Weights & Biases."),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Check data, checkpoint and recipe, print the plan, and stop.",
+    ),
+    click.option("--verbose", "-v", is_flag=True, help="Say more."),
+]
+
+
+def _options(function: Any) -> Any:
+    for one in reversed(_OPTIONS):
+        function = one(function)
+    return function
+
+
+@click.command(
+    cls=Command,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: sparseml.yolact.train --resume weights/model.pth --recipe yolact.pruned",
+)
+@_options
+def train(**given: Any) -> None:
+    """Train, prune and quantize a model; what the run leaves behind is printed at its end."""
+    setup_logging(int(given["verbose"]))
+    settings = _settings(given)
+    if given["dry_run"]:
+        from yolact.engine.plan_text import describe
+        from yolact.engine.start import prepare
+
+        click.echo(describe(prepare(settings)))
+        return
+    from yolact.engine.train import train as run
+
+    result = run(settings)
+    click.echo(f"checkpoint: {result.checkpoint}")
+    if result.interrupted:
+        click.echo("interrupted; continue with --resume interrupt", err=True)
+        raise click.exceptions.Exit(INTERRUPTED)
+    if result.best_checkpoint is not None:
+        click.echo(f"best checkpoint: {result.best_checkpoint}")
+    if result.skipped_steps:
+        click.echo(f"skipped steps: {result.skipped_steps}", err=True)
+    if result.evaluation is not None:
+        click.echo(result.evaluation.table())
+    if result.missed:
+        raise TargetMissedError(
+            f"{len(result.missed)} layers missed their sparsity: {'; '.join(result.missed[:3])}",
+            hint="the run may have ended before the recipe's end_epoch",
+        )
+
+
+def _settings(given: dict[str, Any]) -> TrainSettings:
+    from yolact.engine.settings import LogSettings, SaveSettings, TrainSettings
+    from yolact.sparsify.arguments import parse_recipe_args
+
+    return TrainSettings(
+        config=_config(given),
+        data=_data(given),
+        start=_start(given),
+        save=SaveSettings(
+            folder=given["save_folder"],
+            interval=given["save_interval"],
+            keep_latest=given["keep_latest"],
+            keep_latest_interval=given["keep_latest_interval"],
+            interrupt=not given["no_interrupt"],
+        ),
+        log=LogSettings(
+            folder=None if given["no_log"] else given["log_folder"],
+            gpu=given["log_gpu"],
+            wandb=given["wandb"],
+        ),
+        batch_size=given["batch_size"],
+        accumulate=given["accumulate"],
+        device=given["device"] if given["cuda"] else "cpu",
+        batch_alloc=_allocation(given["batch_alloc"]),
+        seed=given["seed"],
+        epochs=given["epochs"],
+        max_iter=given["max_iter"],
+        autoscale=not given["no_autoscale"],
+        recipe=given["recipe"],
+        recipe_args=parse_recipe_args(given["recipe_args"]),
+        half=given["fp16"],
+        validation_epoch=given["validation_epoch"],
+        validation_size=given["validation_size"],
+    )
+
+
+def _config(given: dict[str, Any]) -> Any:
+    from dataclasses import replace
+
+    from yolact.config import named_config
+
+    config = named_config(given["config"])
+    if given["image_size"] is not None:
+        config = config.with_model(image_size=given["image_size"])
+    wishes = {
+        "lr": given["lr"],
+        "momentum": given["momentum"],
+        "weight_decay": given["decay"],
+        "gamma": given["gamma"],
+    }
+    changes = {name: value for name, value in wishes.items() if value is not None}
+    return replace(config, optim=replace(config.optim, **changes))
+
+
+def _data(given: dict[str, Any]) -> DataSettings:
+    from yolact.engine.settings import DataSettings
+
+    folder, train_info, validation_info = _DATA[given["dataset"]]
+    root = Path(folder)
+    return DataSettings(
+        train_images=given["train_images"] or root / "images",
+        train_info=given["train_info"] or root / "annotations" / train_info,
+        validation_images=given["validation_images"] or root / "images",
+        validation_info=given["validation_info"] or root / "annotations" / validation_info,
+        num_workers=given["num_workers"],
+    )
+
+
+def _start(given: dict[str, Any]) -> StartSettings:
+    from yolact.engine.settings import StartSettings
+
+    resume, wanted, folder = given["resume"], given["ckpt"], given["save_folder"]
+    continues = resume is not None and resume.lower() not in ("no", "false", "f", "0")
+    if continues and resume.lower() not in ("yes", "true", "t", "1"):
+        if wanted is not None:
+            raise ConfigError(
+                "--resume and --ckpt name two checkpoints",
+                hint="--resume continues a run, --ckpt begins a new one from its weights",
+            )
+        wanted = resume
+    if continues and wanted is None:
+        raise ConfigError("--resume True needs --ckpt", hint="give the checkpoint to continue")
+    name = _config(given).name
+    path = None if wanted is None else model_path(wanted, folder, name)
+    backbone = _backbone(given, path)
+    if path is None and backbone is None and given["config"].startswith("yolact_darknet53"):
+        click.echo(
+            f"warning: no {folder / 'darknet53.pth'} and no --resume: training from random weights",
+            err=True,
+        )
+    return StartSettings(
+        checkpoint=None if given["backbone"] else path,
+        resume=continues,
+        backbone=backbone,
+        start_iter=given["start_iter"],
+        use_checkpoint_epoch=given["use_checkpoint_epoch"],
+        continue_recipe=given["cont"],
+    )
+
+
+def _backbone(given: dict[str, Any], path: Path | None) -> Path | None:
+    usual: Path = given["save_folder"] / "darknet53.pth"
+    if given["backbone"]:
+        if path is None and not usual.exists():
+            raise ConfigError(
+                f"--backbone without a file, and there is no {usual}",
+                hint="give the ImageNet weights: --resume weights/darknet53.pth --backbone",
+            )
+        return path or usual
+    is_full = given["config"].startswith("yolact_darknet53")
+    return usual if path is None and is_full and usual.exists() else None
+
+
+def _allocation(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--batch_alloc {text!r} is not a list of whole numbers", hint="for instance 4,4"
+        ) from error

@@ -1,0 +1,74 @@
+"""Splitting one batch over several GPUs, by as many images as each can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import parallel_apply, replicate
+
+from yolact.loss.criterion import Losses, YolactLoss
+from yolact.types import Target
+
+
+class _ModelWithLoss(nn.Module):
+    """Network and loss in one, so that only scalars travel between devices."""
+
+    def __init__(self, model: nn.Module, criterion: YolactLoss) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+
+    def forward(self, images: Tensor, targets: Sequence[Target]) -> Tensor:
+        return torch.stack(tuple(self.criterion(self.model(images), targets)))
+
+
+def forward_loss(
+    model: nn.Module,
+    criterion: YolactLoss,
+    images: Tensor,
+    targets: Sequence[Target],
+    allocation: tuple[int, ...] | None,
+) -> Losses:
+    """Losses of one batch.
+
+    Args:
+        model: The network in training mode.
+        criterion: Its loss.
+        images: [B, 3, S, S] float32 RGB, 0..1, on the first device.
+        targets: B of them, on the first device.
+        allocation: Images for each of the GPUs 0, 1, ...; their losses are averaged, each GPU
+            counting alike, as upstream does. None, or one entry, computes everything in place.
+            A short last batch is given out in the same order until it is used up.
+    """
+    if allocation is None or len(allocation) < 2:
+        losses: Losses = criterion(model(images), targets)
+        return losses
+    parts = split(len(images), allocation)
+    devices = [torch.device("cuda", index) for index in range(len(parts))]
+    replicas = replicate(_ModelWithLoss(model, criterion), devices)
+    inputs = [
+        (
+            images[part].to(device),
+            [Target(*(t.to(device) for t in target)) for target in targets[part]],
+        )
+        for part, device in zip(parts, devices, strict=True)
+    ]
+    outputs = parallel_apply(replicas, inputs, devices=devices)
+    return Losses(*torch.stack([o.to(devices[0]) for o in outputs]).mean(0))
+
+
+def split(count: int, allocation: Sequence[int]) -> list[slice]:
+    """Consecutive, non-empty slices of ``count`` images, as large as ``allocation`` says.
+
+    >>> split(5, (2, 2, 2))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    slices, first = [], 0
+    for size in allocation:
+        last = min(first + size, count)
+        if last > first:
+            slices.append(slice(first, last))
+        first = last
+    return slices

@@ -1,0 +1,301 @@
+"""How a run begins: data, network, optimizer, recipe and the step to start from.
+
+Everything that can go wrong before the first step goes wrong here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from yolact.checkpoint import Checkpoint, load_checkpoint, parse_checkpoint_name
+from yolact.config import OptimConfig, YolactConfig
+from yolact.data.coco import CocoInstances
+from yolact.data.labels import Classes
+from yolact.data.transforms import EvalTransform, TrainTransform
+from yolact.device import resolve_device
+from yolact.engine.schedule import Plan, fitted, make_plan
+from yolact.engine.settings import StartSettings, TrainSettings
+from yolact.errors import CheckpointError, ConfigError
+from yolact.model.weights import init_weights, load_backbone, load_weights
+from yolact.model.yolact import Yolact
+from yolact.sparsify import Recipe, RecipeDriver, apply_structure, load_recipe
+
+logger = logging.getLogger(__name__)
+
+CLASS_LAYERS = ("prediction_layers.0.conf_layer.", "semantic_seg_conv.")
+"""Parameters whose shape depends on the number of classes."""
+
+
+@dataclass
+class Run:
+    """A run about to begin; the trainer owns it from here on."""
+
+    settings: TrainSettings
+    config: YolactConfig
+    """With the data's number of classes."""
+    optim: OptimConfig
+    """Scaled to the batch size and fitted to the run's length."""
+    classes: Classes
+    train_data: CocoInstances
+    validation_data: CocoInstances | None
+    model: Yolact
+    optimizer: SGD
+    driver: RecipeDriver | None
+    plan: Plan
+    device: torch.device
+    iteration: int
+    """Optimizer steps already done."""
+    seed: int
+    stage_recipe: str | None
+    earlier_recipe: str | None
+    resumed: Checkpoint | None
+    """The checkpoint whose optimizer and generators are continued exactly."""
+    origin: str
+    """Where the weights come from, in words."""
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """What the start options and the checkpoint together ask for."""
+
+    checkpoint: Checkpoint | None
+    exact: bool
+    recipe: Recipe | None
+    earlier_recipe: str | None
+
+
+def prepare(settings: TrainSettings) -> Run:
+    """Check everything and build what the training loop needs.
+
+    Raises:
+        YolactError: Anything the user can fix, before any long work.
+    """
+    device = resolve_device(settings.device)
+    _check_allocation(settings, device)
+    begin = _beginning(settings)
+    seed = settings.seed
+    if begin.exact and begin.checkpoint and begin.checkpoint.training:
+        seed = begin.checkpoint.training.seed
+    train_data, validation_data = _datasets(settings, seed)
+    config = settings.config.with_model(num_classes=len(train_data.classes))
+    torch.manual_seed(seed)
+    model, origin = _model(config, settings.start, begin, train_data.classes)
+    model.to(device)
+    optimizer = SGD(
+        model.parameters(),
+        lr=config.optim.lr,
+        momentum=config.optim.momentum,
+        weight_decay=config.optim.weight_decay,
+    )
+    driver = RecipeDriver(begin.recipe, begin.earlier_recipe) if begin.recipe else None
+    plan, optim = _plan(settings, len(train_data), driver)
+    run = Run(
+        settings=settings,
+        config=config,
+        optim=optim,
+        classes=train_data.classes,
+        train_data=train_data,
+        validation_data=validation_data,
+        model=model,
+        optimizer=optimizer,
+        driver=driver,
+        plan=plan,
+        device=device,
+        iteration=_first_step(settings.start, begin, plan),
+        seed=seed,
+        stage_recipe=begin.recipe.text if begin.recipe else None,
+        earlier_recipe=begin.earlier_recipe,
+        resumed=begin.checkpoint if begin.exact else None,
+        origin=origin,
+    )
+    _check_something_left(run)
+    _start_recipe(run)
+    _restore(run)
+    return run
+
+
+def _check_allocation(settings: TrainSettings, device: torch.device) -> None:
+    parts = settings.batch_alloc
+    if parts is None:
+        return
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if len(parts) > max(gpus, 1):
+        raise ConfigError(
+            f"--batch_alloc names {len(parts)} GPUs, but {gpus} are visible",
+            hint="give one number per GPU, or leave the option out",
+        )
+
+
+def _beginning(settings: TrainSettings) -> _Beginning:
+    start = settings.start
+    given = load_recipe(settings.recipe, settings.recipe_args) if settings.recipe else None
+    if start.checkpoint is None:
+        return _Beginning(None, False, given, None)
+    checkpoint = load_checkpoint(start.checkpoint)
+    if not start.resume:
+        return _Beginning(checkpoint, False, given, checkpoint.recipe)
+    state = checkpoint.training
+    stored = state.stage_recipe if state else checkpoint.recipe
+    same = given is None or start.continue_recipe or given.text == stored
+    if state is not None and same:
+        recipe = load_recipe(stored) if stored else None
+        return _Beginning(checkpoint, True, recipe, state.earlier_recipe)
+    if start.continue_recipe and stored:
+        return _Beginning(checkpoint, False, load_recipe(stored), None)
+    return _Beginning(checkpoint, False, given, checkpoint.recipe)
+
+
+def _datasets(settings: TrainSettings, seed: int) -> tuple[CocoInstances, CocoInstances | None]:
+    data, size = settings.data, settings.config.model.image_size
+    train = CocoInstances(
+        data.train_images,
+        data.train_info,
+        TrainTransform(size, settings.config.augment),
+        seed=seed,
+    )
+    if settings.validation_epoch <= 0:
+        return train, None
+    validation = CocoInstances(data.validation_images, data.validation_info, EvalTransform(size))
+    if set(validation.classes.names) != set(train.classes.names):
+        raise ConfigError(
+            "training and validation annotations list different categories",
+            hint="use one categories list in both files, or --validation_epoch -1",
+        )
+    return train, validation
+
+
+def _model(
+    config: YolactConfig, start: StartSettings, begin: _Beginning, classes: Classes
+) -> tuple[Yolact, str]:
+    model = Yolact(config.model)
+    init_weights(model)
+    if start.backbone is not None:
+        load_backbone(model, load_checkpoint(start.backbone).model_state)
+        return model, f"backbone {start.backbone}, the rest random"
+    if begin.checkpoint is None:
+        return model, "random weights"
+    checkpoint = begin.checkpoint
+    _check_belongs(checkpoint, config, start, classes)
+    state: Mapping[str, Tensor] = checkpoint.model_state
+    origin = f"checkpoint {start.checkpoint}"
+    if checkpoint.quantized:
+        apply_structure(model, checkpoint.recipe or "", checkpoint.position)
+    if not start.resume and not _same_classes(checkpoint, classes):
+        fresh = {k: v for k, v in model.state_dict().items() if k.startswith(CLASS_LAYERS)}
+        kept = {k: v for k, v in state.items() if not k.startswith(CLASS_LAYERS)}
+        state = {**kept, **fresh}
+        origin += ", class layers new: other classes"
+    load_weights(model, state)
+    return model, origin
+
+
+def _check_belongs(
+    checkpoint: Checkpoint, config: YolactConfig, start: StartSettings, classes: Classes
+) -> None:
+    stored = checkpoint.config
+    if stored is not None and stored.name != config.name:
+        raise CheckpointError(
+            f"{start.checkpoint} is of {stored.name}_config, not {config.name}_config",
+            hint=f"add --config {stored.name}_config",
+        )
+    if start.resume and not _same_classes(checkpoint, classes):
+        raise CheckpointError(
+            f"{start.checkpoint} was trained on other classes ({_class_list(checkpoint)}) "
+            f"than the data has ({', '.join(classes.names[:5])}{', ...' * (len(classes) > 5)})",
+            hint="--ckpt instead of --resume takes all weights but those of the class layers",
+        )
+
+
+def _same_classes(checkpoint: Checkpoint, classes: Classes) -> bool:
+    if checkpoint.classes is not None:
+        return checkpoint.classes.names == classes.names
+    return checkpoint.num_classes == len(classes)
+
+
+def _class_list(checkpoint: Checkpoint) -> str:
+    if checkpoint.classes is None:
+        return f"{checkpoint.num_classes} of them"
+    names = checkpoint.classes.names
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+
+
+def _plan(
+    settings: TrainSettings, images: int, driver: RecipeDriver | None
+) -> tuple[Plan, OptimConfig]:
+    optim = settings.config.optim
+    effective = settings.batch_size * settings.accumulate
+    if settings.autoscale and effective != 8:
+        optim = optim.autoscaled(effective)
+    epochs = settings.epochs
+    if driver is not None and driver.max_epochs:
+        if epochs is not None or settings.max_iter is not None:
+            raise ConfigError(
+                "the recipe sets the length of the run itself "
+                f"({driver.max_epochs:g} epochs), so --epochs and --max_iter cannot",
+                hint="change it with --recipe_args num_epochs=...",
+            )
+        epochs = driver.max_epochs
+    plan = make_plan(
+        batches_per_epoch=max(1, images // settings.batch_size),
+        accumulate=settings.accumulate,
+        max_iter=settings.max_iter or optim.max_iter,
+        epochs=epochs,
+    )
+    length_given = epochs is not None or settings.max_iter is not None
+    return plan, fitted(optim, plan.total_steps) if length_given else optim
+
+
+def _first_step(start: StartSettings, begin: _Beginning, plan: Plan) -> int:
+    checkpoint = begin.checkpoint
+    if checkpoint is None or not start.resume:
+        return max(start.start_iter, 0)
+    if begin.exact:
+        if checkpoint.training and checkpoint.training.steps_per_epoch != plan.steps_per_epoch:
+            logger.warning(
+                "epochs now have %d steps instead of %d: continuing at the same epoch, not step",
+                plan.steps_per_epoch,
+                checkpoint.training.steps_per_epoch,
+            )
+            return round(checkpoint.position * plan.steps_per_epoch)
+        return checkpoint.iteration or 0
+    if start.start_iter == -1:
+        named = start.checkpoint and parse_checkpoint_name(start.checkpoint)
+        if not named:
+            raise CheckpointError(
+                f"the name of {start.checkpoint} does not end in _<epoch>_<iter>.pth",
+                hint="give the step with --start_iter",
+            )
+        return named[2]
+    if start.start_iter == 0 and (start.use_checkpoint_epoch or start.continue_recipe):
+        return (checkpoint.epoch or 0) * plan.steps_per_epoch
+    return start.start_iter
+
+
+def _check_something_left(run: Run) -> None:
+    if run.iteration >= run.plan.total_steps:
+        raise ConfigError(
+            f"nothing left to train: step {run.iteration} of {run.plan.total_steps} is reached",
+            hint="give a larger --epochs or --max_iter, or start a new run with --ckpt",
+        )
+
+
+def _start_recipe(run: Run) -> None:
+    if run.driver is not None:
+        steps = run.plan.steps_per_epoch
+        run.driver.start(run.model, run.optimizer, run.iteration / steps, steps)
+
+
+def _restore(run: Run) -> None:
+    state = run.resumed.training if run.resumed else None
+    if state is None:
+        return
+    run.optimizer.load_state_dict(state.optimizer)
+    torch.set_rng_state(state.rng["cpu"])
+    if run.device.type == "cuda" and "cuda" in state.rng:
+        torch.cuda.set_rng_state(state.rng["cuda"], run.device)

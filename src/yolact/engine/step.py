@@ -1,0 +1,141 @@
+"""One optimizer step: forward, loss, backward, and what to do when the loss is not finite."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from yolact.engine.parallel import forward_loss
+from yolact.errors import ConfigError
+from yolact.loss.criterion import Losses, YolactLoss
+from yolact.types import Batch, Target
+
+logger = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 100
+
+
+@dataclass
+class SkippedSteps:
+    """Steps that were not taken because loss or gradient was not finite."""
+
+    total: int = 0
+    in_a_row: int = 0
+    image_ids: set[int] = field(default_factory=set)
+
+    def add(self, iteration: int, losses: dict[str, float], image_ids: Sequence[int]) -> None:
+        """Count one and name its images.
+
+        Raises:
+            ConfigError: Training has diverged: the last 100 steps were all skipped.
+        """
+        self.total += 1
+        self.in_a_row += 1
+        self.image_ids.update(image_ids)
+        bad = [name for name, value in losses.items() if not torch.isfinite(torch.tensor(value))]
+        logger.warning(
+            "step %d skipped: %s not finite; images %s",
+            iteration,
+            ", ".join(bad) or "the gradient is",
+            ", ".join(map(str, image_ids)),
+        )
+        if self.in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise ConfigError(
+                f"training has diverged: {self.in_a_row} steps in a row had no finite loss",
+                hint="lower --lr, or continue from an earlier checkpoint",
+            )
+
+
+class Stepper:
+    """Takes optimizer steps over groups of batches.
+
+    Args:
+        model: The network in training mode.
+        criterion: Its loss.
+        optimizer: Already holds the network's parameters.
+        device: Where the batches go.
+        half: Mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU.
+        allocation: Images per GPU, or None for one device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: YolactLoss,
+        optimizer: Optimizer,
+        device: torch.device,
+        *,
+        half: bool = False,
+        allocation: tuple[int, ...] | None = None,
+    ) -> None:
+        """Nothing skipped yet."""
+        self.model = model
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.device = device
+        self.half = half
+        self.allocation = allocation
+        self.scaler = torch.amp.GradScaler(enabled=half and device.type == "cuda")
+        self.skipped = SkippedSteps()
+
+    def gradients(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Leave the mean gradient over ``batches`` in the parameters; return the mean losses."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = dict.fromkeys(Losses._fields, 0.0)
+        for batch in batches:
+            losses = self._losses(batch)
+            self.scaler.scale(losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
+            for name, value in zip(Losses._fields, losses, strict=True):
+                sums[name] += float(value.detach()) / len(batches)
+        return sums
+
+    def apply(self, iteration: int, losses: dict[str, float], batches: Sequence[Batch]) -> bool:
+        """Step the optimizer unless loss or gradient is not finite; say whether it did."""
+        if self._finite(losses):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.skipped.in_a_row = 0
+            return True
+        if self.scaler.is_enabled():  # a first overflow is how the scale finds its level
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        ids = [image_id for batch in batches for image_id in batch.image_ids]
+        self.skipped.add(iteration, losses, ids)
+        return False
+
+    def full_precision(self) -> None:
+        """Leave mixed precision for good: fake quantization needs float32."""
+        if self.half:
+            logger.info("mixed precision off: quantization-aware training is due")
+        self.half = False
+        self.scaler = torch.amp.GradScaler(enabled=False)
+
+    def _losses(self, batch: Batch) -> Losses:
+        images = batch.images.to(self.device, non_blocking=True)
+        targets = [_moved(target, self.device) for target in batch.targets]
+        with self._autocast():
+            return forward_loss(self.model, self.criterion, images, targets, self.allocation)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if not self.half:
+            return nullcontext()
+        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def _finite(self, losses: dict[str, float]) -> bool:
+        if not torch.isfinite(torch.tensor(list(losses.values()))).all():
+            return False
+        self.scaler.unscale_(self.optimizer)
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm: Tensor = torch.nn.utils.get_total_norm(grads)
+        return bool(torch.isfinite(norm))
+
+
+def _moved(target: Target, device: torch.device) -> Target:
+    return Target(*(tensor.to(device, non_blocking=True) for tensor in target))

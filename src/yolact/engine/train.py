@@ -1,0 +1,300 @@
+"""The training loop: steps, recipe, checkpoints, validation, and an orderly end.
+
+The loop owns the clock: step i of a run with n steps an epoch is at epoch i / n, and that number
+drives the recipe, so that loop and recipe never drift apart and a resumed run continues exactly.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from yolact.checkpoint import Checkpoint, TrainingState
+from yolact.data.coco import evaluation_order
+from yolact.data.loader import make_loader
+from yolact.engine.evaluate import Evaluation, evaluate
+from yolact.engine.keep import CheckpointKeeper
+from yolact.engine.logs import StepRecord, TrainLog, ValidationRecord, step_line
+from yolact.engine.schedule import lr_at
+from yolact.engine.settings import TrainSettings
+from yolact.engine.start import Run, prepare
+from yolact.engine.step import Stepper
+from yolact.engine.stop import GracefulStop, Interrupted
+from yolact.files import require_writable
+from yolact.loss.criterion import YolactLoss
+from yolact.runtime.torch_engine import TorchEngine
+from yolact.sparsify import missed_targets, overall_sparsity
+from yolact.types import Batch
+
+if TYPE_CHECKING:
+    from typing_extensions import Never
+
+logger = logging.getLogger(__name__)
+
+LINE_EVERY = 10
+"""Steps between console lines."""
+SPARSITY_EVERY = 50
+"""Steps between measurements of the sparsity shown beside the losses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended."""
+
+    checkpoint: Path
+    best_checkpoint: Path | None
+    evaluation: Evaluation | None
+    """Of the final weights; None when validation is off or the run was interrupted."""
+    interrupted: bool
+    skipped_steps: int
+    missed: tuple[str, ...]
+    """Sparsity targets of the recipe that the final weights do not meet, in words."""
+
+
+def train(settings: TrainSettings) -> TrainResult:
+    """Train as ``settings`` say, from checking them to the final validation.
+
+    Raises:
+        YolactError: Anything the user can fix; before the first step where that is possible.
+    """
+    require_writable(settings.save.folder)
+    run = prepare(settings)
+    with (
+        TrainLog(settings.log, run.config.name, _options(settings)) as log,
+        GracefulStop() as stop,
+    ):
+        return Trainer(run, log, stop).train()
+
+
+class Trainer:
+    """Runs the steps of a prepared :class:`~yolact.engine.start.Run`."""
+
+    def __init__(self, run: Run, log: TrainLog, stop: GracefulStop) -> None:
+        """Continue from where ``run`` stands."""
+        settings = run.settings
+        self.run = run
+        self.log = log
+        self.stop = stop
+        self.iteration = run.iteration
+        self.keeper = CheckpointKeeper(run.config.name, settings.save)
+        self.best_map = run.resumed.best_map if run.resumed else None
+        self.stepper = Stepper(
+            run.model,
+            YolactLoss(run.config.loss),
+            run.optimizer,
+            run.device,
+            half=settings.half,
+            allocation=settings.batch_alloc,
+        )
+        self.loader = make_loader(
+            run.train_data,
+            settings.batch_size,
+            settings.data.num_workers,
+            run.seed,
+            pin_memory=run.device.type == "cuda",
+        )
+        if run.resumed and run.resumed.training and run.resumed.training.scaler:
+            self.stepper.scaler.load_state_dict(run.resumed.training.scaler)
+        self._recent: dict[str, deque[float]] = {}
+
+    def train(self) -> TrainResult:
+        """Run to the end, or to an interruption, and save."""
+        run, settings = self.run, self.run.settings
+        try:
+            with logging_redirect_tqdm([logging.getLogger("yolact")]), self._bar() as bar:
+                while self.iteration < run.plan.total_steps:
+                    self._epoch(bar)
+            if run.driver is not None:
+                run.driver.finish(run.model)
+            path = self.keeper.save(self._checkpoint())
+            evaluation = self._validate() if run.validation_data else None
+        except (Interrupted, KeyboardInterrupt):
+            if not settings.save.interrupt:
+                return self._result(settings.save.folder, None, interrupted=True)
+            path = self.keeper.save_interrupt(self._checkpoint())
+            return self._result(path, None, interrupted=True)
+        return self._result(path, evaluation, interrupted=False)
+
+    def _epoch(self, bar: tqdm[Never]) -> None:
+        """The rest of the current epoch, with its validation."""
+        run, settings = self.run, self.run.settings
+        epoch, first_batch = run.plan.batch_of(self.iteration)
+        self.loader.batch_sampler.set_position(epoch, first_batch)
+        run.model.train()
+        for batches in _groups(iter(self.loader), settings.accumulate):
+            self._step(epoch, batches, bar)
+            self.stop.check()
+            if self.iteration >= run.plan.total_steps:
+                return
+            if self.keeper.due(self.iteration):
+                self.keeper.save(self._checkpoint())
+        every = settings.validation_epoch
+        if run.validation_data and (epoch + 1) % every == 0:
+            self._validate()
+
+    def _step(self, epoch: int, batches: list[Batch], bar: tqdm[Never]) -> None:
+        run, began = self.run, time.perf_counter()
+        clock = self.iteration / run.plan.steps_per_epoch
+        if run.driver is not None:
+            if run.driver.quantizes_by(clock + 1 / run.plan.steps_per_epoch):
+                self.stepper.full_precision()
+            run.driver.before_forward(run.model, run.optimizer, clock)
+        if run.driver is None or not run.driver.controls_lr:
+            self._set_lr(lr_at(self.iteration, run.optim))
+        losses = self.stepper.gradients(batches)
+        if run.driver is not None:
+            run.driver.before_step(run.model, run.optimizer, clock)
+        self.stepper.apply(self.iteration, losses, batches)
+        if run.driver is not None:
+            run.driver.after_step(run.model, run.optimizer, clock)
+        self.iteration += 1
+        self._report(epoch, losses, time.perf_counter() - began, bar)
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.run.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _report(
+        self, epoch: int, losses: Mapping[str, float], elapsed: float, bar: tqdm[Never]
+    ) -> None:
+        run = self.run
+        sparse = run.driver is not None and self.iteration % SPARSITY_EVERY == 0
+        record = StepRecord(
+            epoch=epoch,
+            iteration=self.iteration,
+            lr=run.optimizer.param_groups[0]["lr"],
+            losses=losses,
+            elapsed=elapsed,
+            sparsity=overall_sparsity(run.model) if sparse else None,
+        )
+        self.log.step(record)
+        for name, value in losses.items():
+            self._recent.setdefault(name, deque(maxlen=100)).append(value)
+        means = {name: sum(values) / len(values) for name, values in self._recent.items()}
+        images = run.settings.batch_size * run.settings.accumulate
+        bar.update()
+        bar.set_postfix(
+            {name: f"{value:.2f}" for name, value in means.items()}
+            | {"lr": f"{record.lr:.1e}", "img/s": f"{images / elapsed:.1f}"}
+            | ({"sparsity": f"{record.sparsity:.3f}"} if record.sparsity is not None else {}),
+            refresh=False,
+        )
+        if bar.disable and self.iteration % LINE_EVERY == 0:
+            smooth = StepRecord(**(vars(record) | {"losses": means}))
+            logger.info("%s", step_line(smooth, run.plan.total_steps))
+
+    def _validate(self) -> Evaluation:
+        run, began = self.run, time.perf_counter()
+        assert run.validation_data is not None
+        ids = evaluation_order(run.validation_data.image_ids)[: run.settings.validation_size]
+        run.model.eval()
+        try:
+            with self.stop.at_once():
+                evaluation = evaluate(
+                    TorchEngine(run.model, run.classes, device=str(run.device)),
+                    run.validation_data,
+                    detect=run.config.detect,
+                    batch_size=run.settings.batch_size,
+                    image_ids=ids,
+                )
+        finally:
+            run.model.train()
+        record = ValidationRecord(
+            epoch=self._epoch_index(),
+            iteration=self.iteration,
+            elapsed=time.perf_counter() - began,
+            box=evaluation.box,
+            mask=evaluation.mask,
+        )
+        self.log.validation(record)
+        logger.info("epoch %d\n%s", record.epoch, evaluation.table())
+        self._keep_if_best(evaluation.mask["all"])
+        return evaluation
+
+    def _keep_if_best(self, mask_map: float) -> None:
+        """Save when mask mAP is a new best of weights that have their final sparsity and bits."""
+        driver = self.run.driver
+        clock = self.iteration / self.run.plan.steps_per_epoch
+        settled = driver is None or clock >= driver.settles_at
+        if settled and (self.best_map is None or mask_map > self.best_map):
+            self.best_map = mask_map
+            path = self.keeper.save_best(self._checkpoint())
+            logger.info("best mask mAP so far, %.2f: kept as %s", mask_map, path)
+
+    def _epoch_index(self) -> int:
+        return max(self.iteration - 1, 0) // self.run.plan.steps_per_epoch
+
+    def _checkpoint(self) -> Checkpoint:
+        run, scaler = self.run, self.stepper.scaler
+        rng = {"cpu": torch.get_rng_state()}
+        if run.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(run.device)
+        training = TrainingState(
+            optimizer=run.optimizer.state_dict(),
+            scaler=scaler.state_dict() if scaler.is_enabled() else None,
+            rng=rng,
+            steps_per_epoch=run.plan.steps_per_epoch,
+            batch_size=run.settings.batch_size,
+            accumulate=run.settings.accumulate,
+            seed=run.seed,
+            stage_recipe=run.stage_recipe,
+            earlier_recipe=run.earlier_recipe,
+        )
+        return Checkpoint(
+            model_state=run.model.state_dict(),
+            epoch=self._epoch_index(),
+            iteration=self.iteration,
+            recipe=run.driver.text if run.driver else run.earlier_recipe,
+            classes=run.classes,
+            config=run.config,
+            training=training,
+            best_map=self.best_map,
+        )
+
+    def _result(
+        self, path: Path, evaluation: Evaluation | None, *, interrupted: bool
+    ) -> TrainResult:
+        run = self.run
+        missed: tuple[str, ...] = ()
+        if run.driver is not None and not interrupted:
+            missed = tuple(missed_targets(run.model, run.driver.text))
+        best = self.keeper.best_path
+        return TrainResult(
+            checkpoint=path,
+            best_checkpoint=best if self.best_map is not None and best.exists() else None,
+            evaluation=evaluation,
+            interrupted=interrupted,
+            skipped_steps=self.stepper.skipped.total,
+            missed=missed,
+        )
+
+    def _bar(self) -> tqdm[Never]:
+        plan = self.run.plan
+        return tqdm(
+            total=plan.total_steps,
+            initial=self.iteration,
+            desc="train",
+            unit="step",
+            disable=None,  # a bar on a terminal, lines elsewhere
+            dynamic_ncols=True,
+        )
+
+
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of ``size`` consecutive batches; the last may be shorter."""
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def _options(settings: TrainSettings) -> dict[str, object]:
+    return asdict(settings)
