@@ -80,10 +80,8 @@ def _torch_engine(
     path: Path, device: str, num_cores: int | None, config: YolactConfig | None
 ) -> Engine:
     from yolact.checkpoint import build_model, classes_of, load_checkpoint
-    from yolact.onnx.fuse import freeze_observers
     from yolact.runtime.torch_engine import TorchEngine
 
     checkpoint = load_checkpoint(path)
     model = build_model(checkpoint, config)
-    freeze_observers(model)  # else a half-trained quantized model adapts to the images it is fed
     return TorchEngine(model, classes_of(checkpoint), device, num_cores)
