@@ -106,7 +106,7 @@ def annotate(
     folder = None
     if not no_save or save_json:
         folder = free_folder(save_dir, name or f"{model.name}-annotations")
-        require_writable(folder)
+        require_writable(save_dir)  # the folder itself appears with its first file
     pictures = None if no_save else folder
     run = _Run(annotator, model.classes, folder if save_json else None)
     if isinstance(found, Images):
@@ -114,7 +114,7 @@ def annotate(
     else:
         failed = run.video(found, pictures, target_fps)
     run.finish()
-    if folder is not None:
+    if folder is not None and folder.exists():
         click.echo(f"results in {folder}")
     if failed:
         raise DataError(

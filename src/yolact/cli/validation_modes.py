@@ -160,10 +160,10 @@ def evaluate(settings: Settings) -> None:
 
 
 def _collect(settings: Settings, dataset: CocoInstances, saved: Path) -> CocoResults:
-    for folder in _output_folders(settings, saved):
-        require_writable(folder)
     engine = settings.load_engine()
     match_classes(engine.classes, dataset.classes)
+    for folder in _output_folders(settings, saved):
+        require_writable(folder)
     results = collect(
         engine,
         dataset,

@@ -225,4 +225,4 @@ def _row(*cells: str) -> str:
 def _cell(percent: float) -> str:
     if percent == UNDEFINED:
         return "-"
-    return f"{percent:.2f}" if percent < 100 else f"{percent:.1f}"
+    return f"{percent:.2f}" if round(percent, 2) < 100 else f"{percent:.1f}"

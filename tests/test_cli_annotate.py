@@ -1,0 +1,217 @@
+"""The annotate command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from pycocotools import mask as rle
+
+import yolact.runtime
+from conftest import SHARED, require
+from oracle import ANNOTATIONS, Oracle, write_dataset
+from yolact.annotate import Annotator, counts, every
+from yolact.cli.annotate import annotate, free_folder
+from yolact.config import YolactConfig, yolact_darknet_small
+from yolact.data.coco import CocoInstances
+from yolact.data.labels import Classes
+from yolact.errors import CheckpointError, ConfigError, DataError
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CocoInstances:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    return write_dataset(tmp_path / "data", ANNOTATIONS)
+
+
+@pytest.fixture
+def engine(dataset: CocoInstances, monkeypatch: pytest.MonkeyPatch) -> Oracle:
+    oracle = Oracle(dataset)
+    monkeypatch.setattr(yolact.runtime, "load_engine", lambda *args, **kwargs: oracle)
+    return oracle
+
+
+def run(source: str, *arguments: str) -> Result:
+    return CliRunner().invoke(
+        annotate, ["--model_filepath", "m.onnx", "--source", source, *arguments]
+    )
+
+
+def fails(result: Result, error: type[Exception], message: str) -> None:
+    assert result.exit_code == error.exit_code, result.output  # type: ignore[attr-defined]
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+    assert "\nhint: " in "\n" + result.stderr
+
+
+def test_every_option_of_upstream_exists() -> None:
+    spec = json.loads(require(SHARED / "spec" / "cli_options.json").read_text())
+    ours = {name for option in annotate.params for name in option.opts}
+    for option in spec["deepsparse.instance_segmentation.annotate"]["options"]:
+        assert option["flags"][0] in ours
+
+
+def test_one_image_is_drawn_and_named(engine: Oracle) -> None:
+    result = run("data/images/0009.png")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (
+        "data/images/0009.png: 1 cat, 1 dog\nresults in annotation-results/oracle-annotations\n"
+    )
+    picture = cv2.imread("annotation-results/oracle-annotations/result-0.jpg")
+    assert picture.shape == (120, 80, 3)
+
+
+def test_each_run_has_its_own_folder(engine: Oracle) -> None:
+    for _ in range(3):
+        run("data/images/0009.png", "--name", "mine", "--save-dir", "all")
+    assert sorted(path.name for path in Path("all").iterdir()) == ["mine", "mine-001", "mine-002"]
+
+
+@pytest.mark.parametrize("source", ["data/images", "data/images/00*.png"])
+def test_folders_and_patterns_are_numbered_in_order(engine: Oracle, source: str) -> None:
+    result = run(source, "--name", "x")
+    assert [line.split(": ")[1] for line in result.stdout.splitlines()[:-1]] == [
+        *("nothing", "1 cat, 1 dog", "1 owl"),
+    ]
+    folder = Path("annotation-results/x")
+    assert sorted(p.name for p in folder.iterdir()) == [f"result-{n}.jpg" for n in range(3)]
+
+
+def test_the_json_file_is_a_coco_data_set(engine: Oracle) -> None:
+    assert run("data/images", "--save_json", "--no_save", "--name", "x").exit_code == 0
+    content = json.loads(Path("annotation-results/x/detections.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == [
+        *("data/images/0003.png", "data/images/0009.png", "data/images/0011.png"),
+    ]
+    assert [(c["id"], c["name"]) for c in content["categories"]] == [
+        *((7, "cat"), (20, "dog"), (21, "owl")),
+    ]
+    cat = content["annotations"][0]
+    assert (cat["image_id"], cat["category_id"], cat["bbox"]) == (2, 7, [10, 20, 40, 60])
+    assert rle.decode(cat["segmentation"]).shape == (120, 80)
+    assert rle.decode(cat["segmentation"]).sum() == pytest.approx(40 * 60, rel=0.1)
+    assert cat["score"] == pytest.approx(0.9)
+    assert [path.name for path in Path("annotation-results/x").iterdir()] == ["detections.json"]
+
+
+def test_nothing_is_written_when_nothing_is_asked_for(engine: Oracle) -> None:
+    result = run("data/images/0009.png", "--no-save")
+    assert result.stdout == "data/images/0009.png: 1 cat, 1 dog\n"
+    assert not Path("annotation-results").exists()
+
+
+def test_threshold_and_limit(engine: Oracle) -> None:
+    assert "0009.png: 1 cat\n" in run("data/images/0009.png", "--score_threshold", "0.895").stdout
+    assert "0009.png: 1 cat\n" in run("data/images/0009.png", "--top_k", "1").stdout
+    assert "0009.png: nothing\n" in run("data/images/0009.png", "--score-threshold", "1").stdout
+
+
+def test_a_damaged_image_among_others_is_skipped_and_reported(engine: Oracle) -> None:
+    Path("data/images/0005.png").write_bytes(b"no image")
+    result = run("data/images", "--name", "x")
+    fails(result, DataError, "1 of the images could not be read")
+    assert "skipped: cannot decode image data/images/0005.png" in result.stderr
+    assert len(list(Path("annotation-results/x").iterdir())) == 3
+    fails(run("data/images/0005.png"), DataError, "cannot decode image")
+
+
+def test_videos_can_be_thinned_out(engine: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = (torch.zeros(12, 4), torch.zeros(12, 4), torch.zeros(12, 2), torch.zeros(9, 9, 2))
+    monkeypatch.setattr(Oracle, "_image", lambda self, pixels, priors: nothing)
+    writer = cv2.VideoWriter("in.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 20, (64, 48))
+    for shade in range(12):
+        writer.write(np.full((48, 64, 3), shade * 20, np.uint8))
+    writer.release()
+    result = run("in.mp4", "--target_fps", "5", "--name", "x")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("in.mp4: 3 frames\n")
+    capture = cv2.VideoCapture("annotation-results/x/results.mp4")
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+
+def test_every_takes_frames_evenly() -> None:
+    frames = [np.full((1, 1, 3), n, np.uint8) for n in range(10)]
+    assert [int(frame[0, 0, 0]) for frame in every(frames, 2.5)] == [0, 3, 5, 8]
+    assert len(list(every(frames, 1))) == 10
+
+
+def test_counts_name_the_most_frequent_first(engine: Oracle, dataset: CocoInstances) -> None:
+    annotated = Annotator(engine=engine)([dataset.image(1)])[0]
+    assert counts(annotated.found, dataset.classes.names) == "1 cat, 1 dog"
+
+
+def test_a_fixed_batch_size_takes_any_number_of_images(dataset: CocoInstances) -> None:
+    engine = Oracle(dataset, batch_size=2)
+    images = [dataset.image(index) for index in range(3)]
+    found = [counts(a.found, dataset.classes.names) for a in Annotator(engine=engine)(images)]
+    assert found == ["nothing", "1 cat, 1 dog", "1 owl"]
+    assert engine.calls == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["nowhere.jpg"], DataError, "no image, video or folder at nowhere.jpg"),
+        (["*.gif"], DataError, "no images in *.gif"),
+        (["data"], DataError, "no images in data"),
+        (["data/images", "--engine", "deepsparse"], ConfigError, "deepsparse is not available"),
+        (["data/images", "--target_fps", "0"], ConfigError, "--target_fps is 0"),
+        (["data/images", "--config", "resnet"], ConfigError, "unknown config 'resnet'"),
+        (["data/images"], CheckpointError, "m.onnx"),
+    ],
+)
+def test_mistakes_read_as_an_error_and_a_hint(
+    dataset: CocoInstances, arguments: list[str], error: type[Exception], message: str
+) -> None:
+    fails(run(*arguments), error, message)
+    assert not Path("annotation-results").exists()
+
+
+def test_a_stub_of_the_zoo_is_explained(dataset: CocoInstances) -> None:
+    arguments = ["--model_filepath", "zoo:cv/segmentation/yolact-darknet53/pytorch"]
+    result = CliRunner().invoke(annotate, [*arguments, "--source", "data/images"])
+    fails(result, CheckpointError, "cannot be fetched: SparseZoo's service has ended")
+    assert "huggingface.co/dbolya" in result.stderr
+
+
+def test_an_input_shape_the_model_does_not_have(engine: Oracle) -> None:
+    result = run("data/images", "--model_input_image_shape", "550", "550")
+    fails(result, ConfigError, "the model takes images of 96 x 96, not 550 x 550")
+    assert run("data/images", "--model-input-image-shape", "96", "96").exit_code == 0
+
+
+def test_a_checkpoint_runs_at_another_size_with_its_own_names(dataset: CocoInstances) -> None:
+    from yolact.checkpoint import Checkpoint, save_checkpoint
+    from yolact.model.weights import init_weights
+    from yolact.model.yolact import Yolact
+
+    small: YolactConfig = yolact_darknet_small().with_model(num_classes=2)
+    model = Yolact(small.model)
+    init_weights(model)
+    names = Classes(("hat", "coat"), (4, 8))
+    state = model.state_dict()
+    checkpoint = Checkpoint(model_state=state, epoch=0, iteration=1, classes=names, config=small)
+    save_checkpoint(Path("m.pth"), checkpoint)
+    arguments = ["--model_filepath", "m.pth", "--model_input_image_shape", "96", "96"]
+    result = CliRunner().invoke(
+        annotate,
+        [*arguments, "--source", "data/images/0009.png", "--score_threshold", "0", "--save_json"],
+    )
+    assert result.exit_code == 0, result.output
+    content = json.loads(Path("annotation-results/torch-annotations/detections.json").read_text())
+    assert [category["name"] for category in content["categories"]] == ["hat", "coat"]
+
+
+def test_free_folders_count_up(tmp_path: Path) -> None:
+    assert free_folder(tmp_path, "a") == tmp_path / "a"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a-001").mkdir()
+    assert free_folder(tmp_path, "a") == tmp_path / "a-002"
