@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,9 @@ def test_an_incomplete_set_is_not_taken_for_a_complete_one(tmp_path: Path) -> No
     folder = tmp_path / "shapes"
     generate_shapes(folder, train=2, val=1, image_size=64)
     (folder / "images" / "val_000000.jpg").unlink()
+    with pytest.raises(StorageError):
+        generate_shapes(folder, train=2, val=1, image_size=64)
+    shutil.rmtree(folder / "images")
     with pytest.raises(StorageError):
         generate_shapes(folder, train=2, val=1, image_size=64)
 

@@ -156,9 +156,10 @@ def _holds(folder: Path, settings: _Settings) -> bool:
             content = json.loads((folder / "annotations" / f"instances_{split}.json").read_bytes())
             made_with = content["info"]["settings"]
             names = {image["file_name"] for image in content["images"]}
+            present = set(os.listdir(folder / "images"))
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        if made_with != asdict(settings) or not names <= set(os.listdir(folder / "images")):
+        if made_with != asdict(settings) or not names <= present:
             return False
     return True
 
