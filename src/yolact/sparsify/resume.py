@@ -11,7 +11,6 @@ import logging
 from typing import Any
 
 from torch import Tensor, nn
-from torch.ao.nn.intrinsic.qat import freeze_bn_stats, update_bn_stats
 from torch.ao.quantization import enable_observer
 from torch.optim import Optimizer
 
@@ -68,11 +67,18 @@ def _adopt_structure(manager: Any, model: nn.Module, *, fresh: bool) -> None:
     for modifier in modifiers:
         modifier._qat_enabled = True
     if not modifiers:
-        model.apply(freeze_bn_stats)
+        _for_batch_norms(model, "freeze_bn_stats")
         return
-    model.apply(update_bn_stats)  # initialize() freezes them again when that is due
+    _for_batch_norms(model, "update_bn_stats")  # initialize() freezes them again when that is due
     if fresh:
         model.apply(enable_observer)  # ranges of earlier stages are a beginning, not the end
+
+
+def _for_batch_norms(model: nn.Module, method: str) -> None:
+    """Call a method of the modules that stand for batch norms in a quantized model."""
+    for module in model.modules():
+        if hasattr(module, method):
+            getattr(module, method)()
 
 
 def _replay(

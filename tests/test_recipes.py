@@ -1,0 +1,132 @@
+"""The recipes in the package: the published numbers, the model's names, the promised sparsity."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import resources
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import SHARED, require
+from yolact.config import named_config
+from yolact.model.yolact import Yolact
+from yolact.sparsify import (
+    RecipeDriver,
+    check_against,
+    load_recipe,
+    missed_targets,
+    overall_sparsity,
+    packaged_recipes,
+)
+from yolact.sparsify.document import Entry, entry_lists, parse
+from yolact.sparsify.sources import read_source
+
+PUBLISHED = ["yolact.pruned", "yolact.pruned_quant", "yolact.quantized"]
+SMALL = ["yolact_small.pruned", "yolact_small.pruned_quant"]
+SHORT: dict[str, dict[str, Any]] = {name: {"num_epochs": 2} for name in [*PUBLISHED, *SMALL]} | {
+    "yolact.pruned_quant": {"num_epochs": 2, "num_quantization_epochs": 0.5}
+}
+
+
+def network(recipe: str) -> Yolact:
+    torch.manual_seed(0)
+    return Yolact(
+        named_config("yolact_darknet_small" if "small" in recipe else "yolact_darknet53").model
+    )
+
+
+def test_the_package_has_these_recipes() -> None:
+    assert packaged_recipes() == sorted(PUBLISHED + SMALL)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_hyperparameters_are_the_published_ones(name: str) -> None:
+    published = json.loads(require(SHARED / "spec" / "recipes.json").read_text())[name]
+    ours = parse(read_source(name)[0], name)
+    assert ours.keys() == published.keys()
+    for key, value in published.items():
+        if key.endswith("modifiers"):
+            found = [{"modifier": entry.name, **entry.fields} for entry in ours[key]]
+            assert found == value, key
+        else:
+            assert ours[key] == value, key
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *SMALL])
+@pytest.mark.parametrize("short", [False, True])
+def test_recipes_fit_their_model(name: str, short: bool) -> None:
+    recipe = load_recipe(name, SHORT[name] if short else None)
+    check_against(recipe, network(name))
+    driver = RecipeDriver(recipe)
+    assert driver.max_epochs == (2 if short else parse(read_source(name)[0], name)["num_epochs"])
+    assert driver.quantizes_by(99) == ("quant" in name)
+    assert driver.controls_lr == (name != "yolact.pruned")
+
+
+@pytest.mark.parametrize(
+    ("name", "sparsity"),
+    [
+        ("yolact.pruned", 0.9057),
+        ("yolact.pruned_quant", 0.8316),
+        ("yolact_small.pruned", 0.813),
+        ("yolact_small.pruned_quant", 0.762),
+    ],
+)
+def test_recipes_end_at_the_promised_sparsity(name: str, sparsity: float) -> None:
+    model = network(name)
+    driver = RecipeDriver(load_recipe(name, SHORT[name]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    driver.start(model, optimizer, 0, steps_per_epoch=1)
+    for epoch in range(2):  # no gradients: magnitudes alone decide
+        driver.before_step(model, optimizer, epoch)
+        driver.after_step(model, optimizer, epoch)
+    driver.finish(model)
+    assert overall_sparsity(model) == pytest.approx(sparsity, abs=0.002)
+    assert missed_targets(model, driver.text) == []
+    if "quant" in name:
+        _check_blocks(model)
+
+
+def _check_blocks(model: Yolact) -> None:
+    for name, weight in model.named_parameters():
+        if weight.ndim == 4 and weight.shape[1] % 4 == 0:
+            rows, columns, height, width = weight.shape
+            zeros = weight.eq(0).reshape(rows, columns // 4, 4, height, width).sum(2)
+            assert set(torch.unique(zeros).tolist()) <= {0, 4}, name
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *SMALL])
+def test_every_variable_can_be_set(name: str) -> None:
+    """A variable that no modifier depends on would be a switch without effect."""
+    document = parse(read_source(name)[0], name)
+    lists = entry_lists(document)
+    used = " ".join(_expressions(list(lists.values()))) + " ".join(
+        value for value in document.values() if isinstance(value, str)
+    )
+    for variable in document.keys() - lists.keys():
+        assert re.search(rf"\b{variable}\b", used), variable
+        load_recipe(name, {variable: load_value(document[variable])})
+
+
+def load_value(value: Any) -> Any:
+    return 60 if isinstance(value, str) and value.startswith("eval") else value
+
+
+def _expressions(value: Any) -> list[str]:
+    if isinstance(value, Entry):
+        value = list(value.fields.values())
+    if isinstance(value, list):
+        return [text for item in value for text in _expressions(item)]
+    return [value] if isinstance(value, str) and value.startswith("eval(") else []
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *SMALL])
+def test_cards_say_what_when_how_and_what_to_expect(name: str) -> None:
+    card = resources.files("yolact.recipes").joinpath(f"{name}.md").read_text("utf-8")
+    card = card.split("\n---\n", 1)[1]
+    assert re.match(r"\n# .+\n", card)
+    for part in ("**When to use it:**", "## Commands", f"--recipe {name}", "## Expected results"):
+        assert part in card, part
