@@ -13,10 +13,12 @@ from click.testing import CliRunner, Result
 
 from conftest import SHARED, require
 from oracle import ANNOTATIONS, Oracle, write_dataset
+from yolact import window
 from yolact.cli import validation_modes
 from yolact.cli.inputs import split_pair, validation_paths
 from yolact.cli.validation import validation
 from yolact.data.coco import CocoInstances, evaluation_order
+from yolact.data.images import RgbImage
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError, TargetMissedError
 
@@ -248,6 +250,44 @@ def test_a_folder_is_annotated(engine: Oracle) -> None:
 
 
 @pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> list[RgbImage]:
+    """What a window showed; the user presses q at the second picture."""
+    shown: list[RgbImage] = []
+
+    def show(image: RgbImage, wait_ms: int = 0) -> bool:
+        shown.append(image)
+        return len(shown) < 2
+
+    monkeypatch.setattr(window, "has_display", lambda: True)
+    monkeypatch.setattr(window, "show", show)
+    monkeypatch.setattr(window, "close", lambda: None)
+    return shown
+
+
+def test_images_of_the_data_set_are_shown_until_q(
+    engine: Oracle, dataset: CocoInstances, screen: list[RgbImage]
+) -> None:
+    result = run("--display", "--score_threshold", "0.3")
+    assert result.exit_code == 0, result.output
+    order = evaluation_order(dataset.image_ids)
+    assert [int(line.split(":")[0]) for line in result.stdout.splitlines()] == order[:2]
+    assert len(screen) == 2
+
+
+def test_an_image_without_an_output_is_shown(engine: Oracle, screen: list[RgbImage]) -> None:
+    result = run("--image", "data/images/0009.png", "--detect", "--score_threshold", "0.3")
+    assert result.stdout == "data/images/0009.png: 1 cat, 1 dog\n"
+    assert [picture.shape for picture in screen] == [(120, 80, 3)]
+
+
+def test_a_video_without_an_output_is_shown_until_q(
+    engine: Oracle, video: Path, screen: list[RgbImage]
+) -> None:
+    assert run("--video", "in.mp4").stdout == "in.mp4: 2 frames\n"
+    assert len(screen) == 2
+
+
+@pytest.fixture
 def video(dataset: CocoInstances, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ten frames; the oracle finds nothing in them."""
     monkeypatch.setattr(Oracle, "_image", lambda self, pixels, priors: empty(priors))
@@ -306,6 +346,7 @@ def test_a_file_that_is_no_video(engine: Oracle) -> None:
             CheckpointError,
             "no latest checkpoint of yolact_darknet53",
         ),
+        (["--device", "gpu"], ConfigError, "unknown device 'gpu'"),
         (["--device", "cuda:99"], ConfigError, "device cuda:99 is not available here"),
     ],
 )

@@ -40,7 +40,7 @@ class Found(NamedTuple):
         if masks:
             return to_instances(self.detections, self.proto, self.size, crop=crop)
         boxes, scores, labels, *_ = self.detections
-        nothing = torch.zeros((), dtype=torch.bool).expand(len(scores), *self.size)
+        nothing = scores.new_zeros((), dtype=torch.bool).expand(len(scores), *self.size)
         return Instances(pixel_boxes(boxes, self.size), scores, labels, nothing)
 
 
