@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,22 +15,14 @@ if TYPE_CHECKING:
     from yolact.bench.benchmark import BenchmarkOptions, BenchmarkReport
     from yolact.bench.measure import Comparison
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _language_models_only(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    if value:
-        raise ConfigError(
-            f"{param.opts[-1]} is for language models; YOLACT takes images",
-            hint="leave it out",
-        )
-
-
-def _not_here(*names: str, is_flag: bool = False) -> Callable[[_F], _F]:
-    """An option of ``deepsparse.benchmark`` that cannot apply: known, hidden, refused."""
-    return click.option(
-        *names, is_flag=is_flag, hidden=True, expose_value=False, callback=_language_models_only
-    )
+_FOR_LANGUAGE_MODELS = (
+    "sequence_length",
+    "input_ids_length",
+    "no_internal_kv_cache",
+    "disable_kv_cache_overrides",
+    "num_kv_cache_tokens",
+)
+"""Options of ``deepsparse.benchmark`` that cannot apply: known, hidden, refused."""
 
 
 @click.command(
@@ -78,11 +69,11 @@ def _not_here(*names: str, is_flag: bool = False) -> Callable[[_F], _F]:
 @click.option("--config", help="Configuration of a .pth file that carries none.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
 @click.option("-x", "--export_path", type=FILE, help="Also write the results to this JSON file.")
-@_not_here("-seq_len", "--sequence_length")
-@_not_here("-input_ids_len", "--input_ids_length")
-@_not_here("--no-internal-kv-cache", is_flag=True)
-@_not_here("--disable-kv-cache-overrides", is_flag=True)
-@_not_here("--num-kv-cache-tokens")
+@click.option("-seq_len", "--sequence_length", hidden=True)
+@click.option("-input_ids_len", "--input_ids_length", hidden=True)
+@click.option("--no_internal_kv_cache", is_flag=True, hidden=True)
+@click.option("--disable_kv_cache_overrides", is_flag=True, hidden=True)
+@click.option("--num_kv_cache_tokens", hidden=True)
 def benchmark(
     model_path: Path,
     vs: Path | None,
@@ -95,8 +86,16 @@ def benchmark(
     """Measure throughput, latency and size of MODEL_PATH (.onnx or .pth) on random images."""
     from yolact.bench.benchmark import benchmark as run
     from yolact.bench.benchmark import benchmark_pair, parse_input_shapes
+    from yolact.files import require_writable
 
     setup_logging()
+    for name in _FOR_LANGUAGE_MODELS:
+        if options.pop(name):
+            raise ConfigError(
+                f"--{name} is for language models; YOLACT takes images", hint="leave it out"
+            )
+    if export_path is not None:
+        require_writable(export_path.parent)
     chosen = _options(
         batch_size=batch_size,
         input_shape=parse_input_shapes(input_shapes) if input_shapes else None,

@@ -100,7 +100,7 @@ def export_onnx(
     )
     click.echo("\n".join(report_lines(report)))
     if compress is not None:
-        click.echo(compress_file(target, compress))
+        click.echo(f"wrote {compress_file(target, compress)}")
 
 
 def onnx_path(checkpoint: Path, name: Path | None, save_dir: Path | None) -> Path:
