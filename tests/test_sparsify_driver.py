@@ -352,6 +352,26 @@ def test_other_schemes_fit_their_checkpoints_too(scheme: str) -> None:
     assert torch.equal(model(batch(99)[0]), training.model(batch(99)[0]))
 
 
+def test_recipes_as_sparseml_itself_stored_them_are_understood() -> None:
+    torch.manual_seed(0)
+    training = Training("- !QuantizationModifier {start_epoch: 0}\n").run(0, 2)
+    stored = str(training.driver._manager)
+    assert "__metadata__" not in stored and "'num_bits': 8" in stored
+    model = Tiny()
+    apply_structure(model, stored)
+    model.load_state_dict(training.model.state_dict(), strict=True)
+
+
+def test_pruning_with_a_memory_warns_when_resumed(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    recipe = PRUNE.replace("0.3,", "__FROM_PARAM__,")
+    resume(Training(recipe).run(0, 3), 3)
+    assert caplog.messages == [
+        "GMPruningModifier keeps state that is not saved: "
+        "the continued run may differ from an uninterrupted one"
+    ]
+
+
 @pytest.fixture(scope="module")
 def quantized() -> Yolact:
     torch.manual_seed(0)

@@ -42,7 +42,9 @@ with warnings.catch_warnings():
     from sparseml.pytorch.optim import ScheduledModifierManager
     from sparseml.pytorch.sparsification import (
         ConstantPruningModifier,
+        GlobalMagnitudePruningModifier,
         GMPruningModifier,
+        MagnitudePruningModifier,
         SetParamModifier,
     )
     from sparseml.pytorch.sparsification.modifier import Modifier
@@ -65,7 +67,9 @@ __all__ = [
     "BasePruningModifier",
     "ConstantPruningModifier",
     "GMPruningModifier",
+    "GlobalMagnitudePruningModifier",
     "GroupedPruningMaskCreator",
+    "MagnitudePruningModifier",
     "Modifier",
     "QuantizationArgs",
     "QuantizationScheme",

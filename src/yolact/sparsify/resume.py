@@ -8,6 +8,7 @@ stands. That memory is a function of the steps so far, so it is recomputed, not 
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,14 +18,24 @@ from torch.optim import Optimizer
 from yolact.sparsify._compat import (
     BasePruningModifier,
     ConstantPruningModifier,
+    GlobalMagnitudePruningModifier,
     GMPruningModifier,
     GroupedPruningMaskCreator,
+    MagnitudePruningModifier,
     SetParamModifier,
     quiet_loggers,
 )
 from yolact.sparsify.structure import fit_errors, is_quantized, training_mode
 
 logger = logging.getLogger(__name__)
+
+_MEMORYLESS = (
+    ConstantPruningModifier,
+    GMPruningModifier,
+    GlobalMagnitudePruningModifier,
+    MagnitudePruningModifier,
+)
+"""Pruning whose masks follow from the weights alone."""
 
 
 def bring_to(
@@ -84,7 +95,10 @@ def _for_batch_norms(model: nn.Module, method: str) -> None:
 def _replay(
     modifier: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
 ) -> None:
-    for step in range(steps):
+    first = max(0, math.floor(modifier.start_epoch * steps_per_epoch))
+    for step in range(first, steps):
+        if modifier.ended:
+            return
         epoch = step / steps_per_epoch
         if modifier.update_ready(epoch, steps_per_epoch):
             modifier.scheduled_update(model, optimizer, epoch, steps_per_epoch)
@@ -93,9 +107,10 @@ def _replay(
 def _restore_masks(
     modifier: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
 ) -> None:
-    if not isinstance(modifier, (GMPruningModifier, ConstantPruningModifier)):
+    if type(modifier) not in _MEMORYLESS or _remembers_beginning(modifier):
         logger.warning(
-            "%s keeps state that is not saved: the continued run may differ slightly",
+            "%s keeps state that is not saved: "
+            "the continued run may differ from an uninterrupted one",
             type(modifier).__name__,
         )
     modifier.check_mask_update = lambda *_, **__: None  # the schedule without its masks
@@ -108,6 +123,10 @@ def _restore_masks(
     masks.set_param_masks([_mask(data, modifier.mask_creator) for data in masks.params_data])
     if modifier.ended:
         masks.pruning_end(modifier.leave_enabled)
+
+
+def _remembers_beginning(modifier: Any) -> bool:
+    return getattr(modifier, "init_sparsity", None) == "__FROM_PARAM__"
 
 
 def _mask(weight: Tensor, creator: Any) -> Tensor:
