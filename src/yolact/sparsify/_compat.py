@@ -1,6 +1,6 @@
 """The one door to sparseml: quiet, offline and mended for the torch this package pins.
 
-sparseml 1.8.0 is the last release and was written for torch 2.0. What each line mends:
+sparseml 1.8.0 is the last release and was written for an older torch. What each line mends:
 
 * ``NM_DISABLE_ANALYTICS``: importing sparseml would post usage data, after asking ident.me and a
   geolocation service for this machine's country, without a timeout (sparsezoo/analytics.py).
@@ -8,7 +8,7 @@ sparseml 1.8.0 is the last release and was written for torch 2.0. What each line
   (sparseml/log.py).
 * ``torch.compile``: sparseml replaces it by a function that warns (sparseml/pytorch/__init__.py).
 * :class:`_QConfig`: sparseml hangs its scheme on a qconfig (quantization_scheme.py), but torch's
-  has had ``__slots__ = ()`` since 2.1 and takes no attributes.
+  has ``__slots__ = ()`` and takes no attributes.
 * Observers: torch's also learn ranges while a model is validated, so that the next image's result
   would depend on the images before it. These learn only when gradients are recorded.
 * The warning filter: sparseml's LearningRateModifier steps its scheduler before the optimizer on
