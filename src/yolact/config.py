@@ -193,19 +193,21 @@ def yolact_darknet_small() -> YolactConfig:
     return YolactConfig(
         name="yolact_darknet_small",
         model=ModelConfig(
-            image_size=160,
-            stem_channels=16,
-            stage_channels=(24, 32, 64, 96, 128),
-            stage_blocks=(1, 1, 2, 2, 1),
+            image_size=128,
+            stem_channels=8,
+            stage_channels=(16, 32, 64, 128, 192),
+            stage_blocks=(1, 1, 2, 2, 2),
             fpn_channels=64,
             proto_channels=64,
             head_channels=64,
             num_prototypes=16,
-            prior_scales=(20, 36, 64, 104, 150),
-            prior_base_size=160,
+            prior_scales=(14, 24, 40, 64, 100),
+            prior_base_size=128,
         ),
+        # At 128 px, objects that expansion shrinks fourfold would be a few pixels wide.
+        augment=AugmentConfig(expand=False),
         optim=OptimConfig(
-            lr=4e-3, max_iter=6_000, lr_steps=(4_500, 5_500), warmup_init=4e-4, warmup_until=100
+            lr=4e-3, max_iter=4_000, lr_steps=(2_800, 3_600), warmup_init=4e-4, warmup_until=100
         ),
     )
 

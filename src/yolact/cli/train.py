@@ -91,6 +91,7 @@ _OPTIONS = [
     click.option("--epochs", type=float, help="Length of the run.  [default: --max_iter]"),
     click.option("--max_iter", type=int, help="Length in steps.  [default: config's, autoscaled]"),
     click.option("--lr", "--learning_rate", type=float, help="Learning rate.  [default: config's]"),
+    click.option("--no_augment", is_flag=True, help="Only resize the training images."),
     click.option("--momentum", type=float, help="Momentum of SGD.  [default: config's]"),
     click.option(
         "--decay", "--weight_decay", "decay", type=float, help="Weight decay.  [default: config's]"
@@ -250,9 +251,12 @@ def _settings(given: dict[str, Any]) -> TrainSettings:
 def _config(given: dict[str, Any]) -> Any:
     from dataclasses import replace
 
-    from yolact.config import named_config
+    from yolact.config import AugmentConfig, named_config
 
     config = named_config(given["config"])
+    if given["no_augment"]:
+        off = AugmentConfig(photometric=False, expand=False, crop=False, mirror=False)
+        config = replace(config, augment=off)
     if given["image_size"] is not None:
         config = config.with_model(image_size=given["image_size"])
     wishes = {

@@ -117,7 +117,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(enabled=False)
 
     def _losses(self, batch: Batch) -> Losses:
-        images = batch.images.to(self.device, non_blocking=True)
+        images = batch.images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         targets = [_moved(target, self.device) for target in batch.targets]
         with self._autocast():
             return forward_loss(self.model, self.criterion, images, targets, self.allocation)

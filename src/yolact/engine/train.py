@@ -117,7 +117,7 @@ class Trainer:
             if run.driver is not None:
                 run.driver.finish(run.model)
             path = self.keeper.save(self._checkpoint())
-            evaluation = self._validate() if run.validation_data else None
+            evaluation = self._validate(final=True) if run.validation_data else None
         except (Interrupted, KeyboardInterrupt):
             if not settings.save.interrupt:
                 return self._result(settings.save.folder, None, interrupted=True)
@@ -193,7 +193,8 @@ class Trainer:
             smooth = StepRecord(**(vars(record) | {"losses": means}))
             logger.info("%s", step_line(smooth, run.plan.total_steps))
 
-    def _validate(self) -> Evaluation:
+    def _validate(self, *, final: bool = False) -> Evaluation:
+        """Evaluate and note the result; the final table is the command's to print."""
         run, began = self.run, time.perf_counter()
         assert run.validation_data is not None
         ids = evaluation_order(run.validation_data.image_ids)[: run.settings.validation_size]
@@ -217,7 +218,8 @@ class Trainer:
             mask=evaluation.mask,
         )
         self.log.validation(record)
-        logger.info("epoch %d\n%s", record.epoch, evaluation.table())
+        if not final:
+            logger.info("epoch %d\n%s", record.epoch, evaluation.table())
         self._keep_if_best(evaluation.mask["all"])
         return evaluation
 
