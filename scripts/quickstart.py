@@ -1,0 +1,225 @@
+"""The tutorial in miniature: train, prune, quantize, export and measure a small network.
+
+Every step is one of this package's commands, printed before it runs. The result is the tutorial's
+table, in ``quickstart/results.json`` and ``quickstart/results.md``, and an annotated picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+ENTRY = {
+    "download": "download_main",
+    "benchmark": "benchmark_main",
+    "annotate": "annotate_main",
+    "train": "yolact.train",
+    "export_onnx": "yolact.export",
+    "validation": "yolact.eval",
+}
+CONFIG = "yolact_darknet_small_config"
+ROUNDS = 3
+"""Times each model is benchmarked, in turns, so that a slow moment does not hit one of them."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table."""
+
+    name: str
+    folder: str
+    recipe: str | None = None
+
+
+VARIANTS = (
+    Variant("Baseline", "base"),
+    Variant("Pruned", "pruned", "yolact_small.pruned"),
+    Variant("Pruned Quantized", "pruned_quant", "yolact_small.pruned_quant"),
+)
+
+
+@dataclass
+class Row:
+    """What was measured of one model."""
+
+    name: str
+    box_map: float
+    mask_map: float
+    compressed_bytes: int
+    onnx_bytes: int
+    images_per_second: float
+    train_minutes: float
+
+
+class Quickstart:
+    """Runs the commands in ``folder`` and keeps what they measured."""
+
+    def __init__(self, folder: Path, steps: int | None) -> None:
+        """Work in ``folder``; ``steps`` shortens the baseline, for a first look."""
+        self.folder = folder
+        self.steps = steps
+        self.data = folder / "data"
+
+    def run(self) -> list[Row]:
+        """Everything, in order."""
+        call("download", "--dataset", "shapes", "--data_dir", self.data)
+        minutes = {variant.name: self.train(variant) for variant in VARIANTS}
+        for variant in VARIANTS:
+            call(
+                "export_onnx",
+                "--checkpoint",
+                self.checkpoint(variant),
+                "--name",
+                self.onnx(variant),
+            )
+        speeds = self.benchmark()
+        rows = [
+            self.measure(variant, speeds[variant.name], minutes[variant.name])
+            for variant in VARIANTS
+        ]
+        self.annotate()
+        return rows
+
+    def train(self, variant: Variant) -> float:
+        """Train one variant; pruned ones begin with the baseline's weights. Minutes it took."""
+        began = time.monotonic()
+        arguments: list[object] = ["--config", CONFIG, "--num_workers", 1]
+        arguments += ["--train_info", self.data / "annotations" / "instances_train.json"]
+        arguments += ["--train_images", self.data / "images", *self.validation_data()]
+        arguments += ["--save_folder", self.folder / variant.folder, "--keep_latest"]
+        arguments += ["--log_folder", self.folder / "logs" / variant.folder]
+        arguments += ["--validation_epoch", -1]
+        if variant.recipe:
+            arguments += ["--resume", self.checkpoint(VARIANTS[0]), "--recipe", variant.recipe]
+        elif self.steps:
+            arguments += ["--max_iter", self.steps]
+        call("train", *arguments)
+        return (time.monotonic() - began) / 60
+
+    def benchmark(self) -> dict[str, float]:
+        """Median images per second of every variant, measured in turns."""
+        found: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
+        for _turn in range(ROUNDS):
+            for variant in VARIANTS:
+                report = self.folder / f"benchmark_{variant.folder}.json"
+                call("benchmark", self.onnx(variant), "-t", 4, "-w", 1, "-q", "-x", report)
+                result = json.loads(report.read_text())["benchmark_result"]
+                found[variant.name].append(result["items_per_sec"])
+        return {name: statistics.median(values) for name, values in found.items()}
+
+    def measure(self, variant: Variant, speed: float, minutes: float) -> Row:
+        """Accuracy and size of the ONNX file, which is what would be deployed."""
+        output = call(
+            "validation",
+            *("--trained_model", self.onnx(variant), *self.validation_data(), "--no_bar"),
+            *("--ap_data_file", self.folder / variant.folder / "ap_data.json"),
+        )
+        report = json.loads((self.folder / f"benchmark_{variant.folder}.json").read_text())
+        return Row(
+            name=variant.name,
+            box_map=table_value(output, "box"),
+            mask_map=table_value(output, "mask"),
+            compressed_bytes=report["size_on_disk_compressed"],
+            onnx_bytes=self.onnx(variant).stat().st_size,
+            images_per_second=speed,
+            train_minutes=minutes,
+        )
+
+    def annotate(self) -> None:
+        """Draw what the pruned, quantized model finds in one held-out image."""
+        image = sorted((self.data / "images").glob("val_*"))[1]
+        call(
+            *("annotate", "--source", image, "--model_filepath", self.onnx(VARIANTS[-1])),
+            *("--save_dir", self.folder, "--name", "annotated"),
+        )
+
+    def validation_data(self) -> list[object]:
+        """Options that name the held-out images."""
+        info = self.data / "annotations" / "instances_val.json"
+        return ["--validation_info", info, "--validation_images", self.data / "images"]
+
+    def checkpoint(self, variant: Variant) -> Path:
+        """The last checkpoint of a variant's run."""
+        found = (self.folder / variant.folder).glob("yolact_darknet_small_[0-9]*.pth")
+        return max(found, key=lambda path: int(path.stem.split("_")[-1]))
+
+    def onnx(self, variant: Variant) -> Path:
+        """Where a variant is exported to."""
+        return self.folder / f"{variant.folder}.onnx"
+
+
+def call(name: str, *arguments: object) -> str:
+    """Print and run one command; its stdout. Its stderr goes to the terminal."""
+    words = [str(argument) for argument in arguments]
+    print(f"\n$ sparseml.yolact.{name} {shlex.join(words)}", flush=True)
+    entry = ENTRY[name]
+    code = (
+        ["-m", entry]
+        if entry.startswith("yolact.")
+        else ["-c", f"from yolact.cli.main import {entry}; {entry}()"]
+    )
+    process = subprocess.run([sys.executable, *code, *words], stdout=subprocess.PIPE, text=True)
+    print(process.stdout, end="", flush=True)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return process.stdout
+
+
+def table_value(output: str, kind: str) -> float:
+    """The "all" column of the ``box`` or ``mask`` row of the validation table."""
+    row = next(line for line in output.splitlines() if line.split("|")[0].strip() == kind)
+    return float(row.split("|")[1])
+
+
+def to_markdown(rows: list[Row]) -> str:
+    """The tutorial's table."""
+    lines = [
+        "| Sparsification | mask mAP@all | box mAP@all | size on disk (compressed) | images/s |",
+        "|:--|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.name} | {row.mask_map / 100:.3f} | {row.box_map / 100:.3f} "
+            f"| {row.compressed_bytes / 1e6:.2f} MB | {row.images_per_second:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """Processor and versions that the numbers belong to."""
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        processor = f"{len(models)} x {models[0]}" if models else processor
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "sparseml", "onnxruntime"))
+    return f"{processor}; Python {platform.python_version()}, {packages}"
+
+
+def main() -> None:
+    """Run everything, print the table, write it down."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("quickstart"))
+    parser.add_argument("--steps", type=int, help="steps of the baseline  [default: the config's]")
+    options = parser.parse_args()
+    began = time.monotonic()
+    rows = Quickstart(options.folder, options.steps).run()
+    minutes = (time.monotonic() - began) / 60
+    text = f"{to_markdown(rows)}\n\nMeasured in {minutes:.1f} minutes on {machine()}.\n"
+    (options.folder / "results.md").write_text(text)
+    record = {"machine": machine(), "minutes": minutes, "rows": [asdict(row) for row in rows]}
+    (options.folder / "results.json").write_text(json.dumps(record, indent=1))
+    print(f"\n{text}\nPicture: {options.folder / 'annotated' / 'result-0.jpg'}")
+
+
+if __name__ == "__main__":
+    main()
