@@ -22,7 +22,6 @@ _LAZY = {
     "CocoInstances": "yolact.data.coco",
     "load_checkpoint": "yolact.checkpoint",
     "load_engine": "yolact.runtime",
-    "detect": "yolact.detect",
     "to_instances": "yolact.postprocess",
 }
 

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
-from yolact.errors import CheckpointError
+from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.files import atomic_path
 
 if TYPE_CHECKING:
@@ -156,8 +157,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "training": checkpoint.training and vars(checkpoint.training),
         "best_map": checkpoint.best_map,
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    with atomic_path(path) as temporary, temporary.open("wb") as file, _plain_os_errors():
+        torch.save(content, file)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -176,11 +177,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     if state is content:
         return Checkpoint(model_state=state)
-    if content.get("schema", SCHEMA) > SCHEMA:
+    schema = content.get("schema", SCHEMA)
+    if isinstance(schema, int) and schema > SCHEMA:
         raise CheckpointError(
             f"{path} was written by a newer version of sparseml-yolact",
             hint="upgrade: pip install -U sparseml-yolact",
         )
+    try:
+        return _from_content(state, content)
+    except (TypeError, KeyError, AttributeError, ConfigError, DataError) as error:
+        raise CheckpointError(
+            f"{path} holds weights, but what describes them cannot be understood: {error}",
+            hint="it is damaged, or another version wrote it; its model_state_dict alone loads",
+        ) from error
+
+
+def _from_content(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Checkpoint:
     classes, config, training = (content.get(key) for key in ("classes", "config", "training"))
     return Checkpoint(
         model_state=state,
@@ -247,9 +259,10 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path} is not a checkpoint of plain tensors and values",
             hint="files that need arbitrary code to load are refused; save a state_dict instead",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # what torch raises on damaged bytes can be almost anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {error}",
+            f"{path} cannot be read as a checkpoint: {reason}",
             hint="the file may be truncated; copy or download it again",
         ) from error
     if not isinstance(content, Mapping):
@@ -258,6 +271,17 @@ def _read(path: Path) -> Mapping[str, Any]:
             hint="expected a state_dict or a dict with model_state_dict",
         )
     return content
+
+
+@contextmanager
+def _plain_os_errors() -> Iterator[None]:
+    """Torch's writer ends in an error of its own when the file cannot take more: show the cause."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def _all_tensors(state: Mapping[str, Any]) -> bool:

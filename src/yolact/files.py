@@ -22,7 +22,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"no permission to write {path}", hint="choose a folder you can write to"
             ) from error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(
                 f"no space left to write {path}", hint="free some space or choose another disk"
             ) from error
@@ -53,6 +53,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             os.chmod(temporary, 0o666 & ~_umask())
+            _flush_to_disk(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -74,6 +75,15 @@ def require_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Else a power cut right after the rename could leave an empty file under the new name."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -61,7 +61,9 @@ class _CroppedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, target: Tensor, window: Tensor) -> Tensor:
         probability = logits.sigmoid() * window
         ctx.save_for_backward(probability, target, window)
-        return F.binary_cross_entropy(probability, target, reduction="none")
+        # torch refuses NaN here, on a GPU by ending the process; the training loop skips the step.
+        cost = F.binary_cross_entropy(probability.nan_to_num(), target, reduction="none")
+        return cost + 0 * probability
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
