@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from yolact.config import OptimConfig
 
@@ -26,11 +27,11 @@ def fitted(optim: OptimConfig, max_iter: int) -> OptimConfig:
     The learning-rate steps stay at the same fractions of the run, and the warm-up takes at most a
     tenth of it. (Upstream leaves both alone, so that a short run is all warm-up.)
     """
-    factor = max_iter / optim.max_iter
     return replace(
         optim,
         max_iter=max_iter,
-        lr_steps=tuple(round(step * factor) for step in optim.lr_steps),
+        # Rounded up: no step of the schedule comes before the first step of the run.
+        lr_steps=tuple(math.ceil(Fraction(s * max_iter, optim.max_iter)) for s in optim.lr_steps),
         warmup_until=min(optim.warmup_until, max_iter // 10),
     )
 

@@ -1,0 +1,125 @@
+"""Files are written in one step, and refusals of the system read as errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from yolact.errors import StorageError
+from yolact.files import atomic_path, require_writable, storage_errors, write_text
+
+
+def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.txt"
+    write_text(path, "old")
+    write_text(path, "grün")
+    assert path.read_text(encoding="utf-8") == "grün"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failing_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
+        temporary.write_text("half of the new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_temporary_file_lies_beside_the_target_with_its_ending(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "model.onnx") as temporary:
+        assert temporary.parent == tmp_path and temporary.suffix == ".onnx"
+        assert not (tmp_path / "model.onnx").exists()
+    assert (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_the_mode_is_that_of_any_new_file(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "file.txt", "")
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == mode
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for write in (
+        lambda: write_text(tmp_path / "file" / "a.txt", ""),
+        lambda: write_text(tmp_path / "file" / "deeper" / "a.txt", ""),
+        lambda: require_writable(tmp_path / "file"),
+    ):
+        with pytest.raises(StorageError, match="a file or folder of that name is in the way"):
+            write()
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_folder_in_the_way_of_a_file_is_named_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match="cannot write .*folder: a file or folder"):
+        write_text(tmp_path / "folder", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("number", "message", "hint"),
+    [
+        (errno.EACCES, "no permission to write out/a", "choose a folder you can write to"),
+        (errno.EROFS, "no permission to write out/a", "choose a folder you can write to"),
+        (errno.ENOSPC, "no space left to write out/a", "free some space or choose another disk"),
+        (errno.EDQUOT, "no space left to write out/a", "free some space or choose another disk"),
+    ],
+)
+def test_refusals_become_storage_errors(number: int, message: str, hint: str) -> None:
+    with pytest.raises(StorageError) as error, storage_errors(Path("out/a")):
+        raise OSError(number, os.strerror(number))
+    assert (str(error.value), error.value.hint) == (message, hint)
+    assert error.value.exit_code == 8
+
+
+def test_other_system_errors_are_not_disguised() -> None:
+    with pytest.raises(ConnectionResetError), storage_errors(Path("a")):
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused_before_long_work(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match="no permission to write"):
+        require_writable(tmp_path)
+
+
+def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+    require_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_limit_reached_in_mid_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from yolact.errors import StorageError\n"
+        "from yolact.files import write_text\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    write_text(Path(sys.argv[1]), 5000 * 'x')\n"
+        "except StorageError as error:\n"
+        "    print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == f"no space left to write {path}\n"
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
