@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import zlib
@@ -33,6 +34,24 @@ def require(path: Path) -> Path:
 def coco_tiny() -> Path:
     """160 real COCO images in the tutorial's layout: annotations/ and images/."""
     return require(COCO_TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven generated images to train on and three to validate on."""
+    from training import make_shapes
+
+    return make_shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture
+def package_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> pytest.LogCaptureFixture:
+    """The package's log lines, also after a command has sent them to stderr only."""
+    monkeypatch.setattr(logging.getLogger("yolact"), "propagate", True)
+    caplog.set_level(logging.INFO, "yolact")
+    return caplog
 
 
 @pytest.fixture(autouse=True)

@@ -53,13 +53,12 @@ def test_the_mode_is_that_of_any_new_file(tmp_path: Path, umask: int, mode: int)
 
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    for write in (
-        lambda: write_text(tmp_path / "file" / "a.txt", ""),
-        lambda: write_text(tmp_path / "file" / "deeper" / "a.txt", ""),
-        lambda: require_writable(tmp_path / "file"),
-    ):
-        with pytest.raises(StorageError, match="a file or folder of that name is in the way"):
-            write()
+    message = "a file or folder of that name is in the way"
+    for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deeper" / "a.txt"):
+        with pytest.raises(StorageError, match=message):
+            write_text(path, "")
+    with pytest.raises(StorageError, match=message):
+        require_writable(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "in the way"
 
 

@@ -100,6 +100,4 @@ def test_a_run_without_epochs_takes_max_iter_steps() -> None:
 def test_a_fraction_of_an_epoch_takes_at_least_one_step() -> None:
     plan = make_plan(batches_per_epoch=10, accumulate=1, max_iter=25, epochs=0.01)
     assert plan.total_steps == 1
-    assert (
-        make_plan(batches_per_epoch=10, accumulate=1, max_iter=9, epochs=1.5).total_steps == 15
-    )
+    assert make_plan(batches_per_epoch=10, accumulate=1, max_iter=9, epochs=1.5).total_steps == 15

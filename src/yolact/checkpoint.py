@@ -230,16 +230,25 @@ def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Y
         chosen = replace(chosen, num_classes=checkpoint.num_classes)
     model = Yolact(chosen)
     if checkpoint.quantized:
-        if not checkpoint.recipe:
-            raise CheckpointError(
-                "the checkpoint is quantized, but holds no recipe that says how",
-                hint="use the checkpoint that the training run itself wrote",
-            )
         from yolact.sparsify import apply_structure
 
-        apply_structure(model, checkpoint.recipe, checkpoint.position)
+        apply_structure(model, recipe_of_quantized(checkpoint), checkpoint.position)
     load_weights(model, checkpoint.model_state)
     return model.eval()
+
+
+def recipe_of_quantized(checkpoint: Checkpoint) -> str:
+    """The recipe that gave a quantized network its structure.
+
+    Raises:
+        CheckpointError: It is not stored beside the weights.
+    """
+    if not checkpoint.recipe:
+        raise CheckpointError(
+            "the checkpoint is quantized, but holds no recipe that says how",
+            hint="use the checkpoint that the training run itself wrote",
+        )
+    return checkpoint.recipe
 
 
 def classes_of(checkpoint: Checkpoint) -> Classes:

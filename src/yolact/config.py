@@ -6,6 +6,7 @@ Defaults are those of the published ``yolact_darknet53_config``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -108,6 +109,9 @@ class AugmentConfig:
     mirror: bool = True
 
 
+_OPTIM_HINT = "the published values are --lr 0.001 --momentum 0.9 --decay 0.0005 --gamma 0.1"
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """SGD and its learning-rate schedule, counted in iterations at batch size 8."""
@@ -120,6 +124,26 @@ class OptimConfig:
     lr_steps: tuple[int, ...] = (280_000, 600_000, 700_000, 750_000)
     warmup_init: float = 1e-4
     warmup_until: int = 500
+    max_grad_norm: float | None = None
+    """Longer gradients are scaled down to this L2 norm; None, as published, leaves them."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that SGD cannot use with a ConfigError."""
+        positive = {"learning rate": self.lr, "gamma": self.gamma, "number of steps": self.max_iter}
+        if self.max_grad_norm is not None:
+            positive["largest gradient norm"] = self.max_grad_norm
+        for name, value in positive.items():
+            if not 0 < value < math.inf:  # NaN is neither
+                raise ConfigError(f"the {name} must be above 0, got {value}", hint=_OPTIM_HINT)
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(
+                f"the weight decay must be at least 0, got {self.weight_decay}", hint=_OPTIM_HINT
+            )
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(
+                f"the momentum must be at least 0 and below 1, got {self.momentum}",
+                hint=_OPTIM_HINT,
+            )
 
     def autoscaled(self, batch_size: int) -> OptimConfig:
         """The same schedule for another batch size: lr times, iterations divided by, size / 8.

@@ -97,6 +97,7 @@ _OPTIONS = [
         "--decay", "--weight_decay", "decay", type=float, help="Weight decay.  [default: config's]"
     ),
     click.option("--gamma", type=float, help="Factor at each lr step.  [default: config's]"),
+    click.option("--clip_grad", type=float, help="Largest gradient norm.  [default: config's]"),
     click.option(
         "--no_autoscale",
         is_flag=True,
@@ -195,9 +196,11 @@ def train(**given: Any) -> None:
     from yolact.engine.train import train as run
 
     result = run(settings)
-    click.echo(f"checkpoint: {result.checkpoint}")
+    if result.checkpoint is not None:
+        click.echo(f"checkpoint: {result.checkpoint}")
     if result.interrupted:
-        click.echo("interrupted; continue with --resume interrupt", err=True)
+        saved = result.checkpoint is not None and result.checkpoint.stem.endswith("_interrupt")
+        click.echo("interrupted" + "; continue with --resume interrupt" * saved, err=True)
         raise click.exceptions.Exit(INTERRUPTED)
     if result.best_checkpoint is not None:
         click.echo(f"best checkpoint: {result.best_checkpoint}")
@@ -264,6 +267,7 @@ def _config(given: dict[str, Any]) -> Any:
         "momentum": given["momentum"],
         "weight_decay": given["decay"],
         "gamma": given["gamma"],
+        "max_grad_norm": given["clip_grad"],
     }
     changes = {name: value for name, value in wishes.items() if value is not None}
     return replace(config, optim=replace(config.optim, **changes))

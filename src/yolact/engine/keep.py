@@ -34,6 +34,10 @@ class CheckpointKeeper:
         """Whether a checkpoint is to be written after step ``iteration``."""
         return iteration % self.settings.interval == 0
 
+    def holds(self, iteration: int) -> bool:
+        """Whether the latest regular checkpoint of this run was written after that step."""
+        return self._latest is not None and self._latest[0] == iteration
+
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a regular checkpoint; with keep_latest, remove this run's previous one.
 

@@ -7,6 +7,8 @@ options), ``train`` (losses B box, C class, M mask, S semantic, T total) or ``va
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,12 +90,14 @@ class JsonLines:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.session = _last_session(path) + 1
             self._file = path.open("a", encoding="utf-8")
+            if _ends_in_mid_line(path):
+                self._file.write("\n")
         self._write("session", dict(options))
 
     def step(self, record: StepRecord) -> None:
         """Write a ``train`` line."""
-        losses = {LETTERS[name]: round(value, 5) for name, value in record.losses.items()}
-        losses["T"] = round(record.total, 5)
+        losses = {LETTERS[name]: _number(value) for name, value in record.losses.items()}
+        losses["T"] = _number(record.total)
         data: dict[str, Any] = {
             "loss": losses,
             "epoch": record.epoch,
@@ -236,6 +240,19 @@ def _last_session(path: Path) -> int:
             except (ValueError, KeyError, TypeError):
                 continue
     return last
+
+
+def _ends_in_mid_line(path: Path) -> bool:
+    """Whether a crash cut the last line short, so that the next one would be glued to it."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        return file.read(1) not in (b"", b"\n")
+
+
+def _number(value: float) -> float | None:
+    """A loss, or None for one that is not finite, which JSON has no number for."""
+    return round(value, 5) if math.isfinite(value) else None
 
 
 def _gpu_memory() -> list[dict[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,20 +101,54 @@ class TrainSettings:
         Raises:
             ConfigError: Two options contradict each other or a number is out of range.
         """
-        for name in ("batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if self.save.interval < 1:
-            raise ConfigError(f"--save_interval must be at least 1, got {self.save.interval}")
+        self._check_length()
+        self._check_batch()
+        self._check_recipe()
+
+    def _check_length(self) -> None:
         if self.epochs is not None and self.max_iter is not None:
             raise ConfigError(
                 "--epochs and --max_iter both set the length of the run", hint="give one of them"
             )
-        if (self.epochs or 1) <= 0 or (self.max_iter or 1) <= 0:
-            raise ConfigError("a run needs a positive length", hint="check --epochs / --max_iter")
-        if self.batch_alloc is not None and sum(self.batch_alloc) != self.batch_size:
+        for name, value in (("epochs", self.epochs), ("max_iter", self.max_iter)):
+            if value is not None and not 0 < value < math.inf:  # NaN is neither
+                raise ConfigError(
+                    f"--{name} must be above 0, got {value}", hint="a run needs a length"
+                )
+        if self.save.interval < 1:
             raise ConfigError(
-                f"--batch_alloc {','.join(map(str, self.batch_alloc))} adds up to "
-                f"{sum(self.batch_alloc)}, but the batch size is {self.batch_size}",
-                hint="the parts must add up to --batch_size",
+                f"--save_interval must be at least 1, got {self.save.interval}",
+                hint="a number beyond the run's length saves at its end only",
+            )
+
+    def _check_batch(self) -> None:
+        for name in ("batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"--{name} must be at least 1, got {getattr(self, name)}",
+                    hint="--batch_size 1 --accumulate 8 needs the least memory",
+                )
+        parts = self.batch_alloc
+        if parts is not None and (sum(parts) != self.batch_size or min(parts) < 1):
+            raise ConfigError(
+                f"--batch_alloc {','.join(map(str, parts))} adds up to "
+                f"{sum(parts)}, but the batch size is {self.batch_size}",
+                hint="the parts must be at least 1 and add up to --batch_size",
+            )
+
+    def _check_recipe(self) -> None:
+        if self.recipe_args and self.recipe is None:
+            raise ConfigError(
+                "--recipe_args without --recipe",
+                hint="a recipe stored in a checkpoint has its variables filled in already",
+            )
+        if self.start.continue_recipe and not self.start.resume:
+            raise ConfigError(
+                "--cont continues a run, but no --resume says which",
+                hint="give its checkpoint: --resume latest --cont",
+            )
+        if self.start.continue_recipe and self.recipe is not None:
+            raise ConfigError(
+                "--cont goes on with the stored recipe, --recipe gives another",
+                hint="leave out one of them",
             )

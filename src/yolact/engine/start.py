@@ -8,12 +8,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from yolact.checkpoint import Checkpoint, load_checkpoint, parse_checkpoint_name
+from yolact.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    parse_checkpoint_name,
+    recipe_of_quantized,
+)
 from yolact.config import OptimConfig, YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
@@ -142,11 +148,16 @@ def _beginning(settings: TrainSettings) -> _Beginning:
         return _Beginning(checkpoint, False, given, checkpoint.recipe)
     state = checkpoint.training
     stored = state.stage_recipe if state else checkpoint.recipe
+    if start.continue_recipe and not stored:
+        raise CheckpointError(
+            f"{start.checkpoint} holds no recipe to go on with",
+            hint="leave out --cont, or give a --recipe",
+        )
     same = given is None or start.continue_recipe or given.text == stored
     if state is not None and same:
         recipe = load_recipe(stored) if stored else None
         return _Beginning(checkpoint, True, recipe, state.earlier_recipe)
-    if start.continue_recipe and stored:
+    if stored and start.continue_recipe:
         return _Beginning(checkpoint, False, load_recipe(stored), None)
     return _Beginning(checkpoint, False, given, checkpoint.recipe)
 
@@ -170,6 +181,27 @@ def _datasets(settings: TrainSettings, seed: int) -> tuple[CocoInstances, CocoIn
     return train, validation
 
 
+def _apply_changes(run: Run) -> None:
+    """Name the settings that are not those the run began with, and let SGD have the new ones."""
+    before = run.resumed.config if run.resumed else None
+    if before is None:
+        return
+    changes = [
+        f"{key} {getattr(new, key)} instead of {getattr(old, key)}"
+        for part in ("model", "loss", "augment", "optim")
+        for old, new in [(getattr(before, part), getattr(run.config, part))]
+        for key in vars(old)
+        if getattr(old, key) != getattr(new, key)
+    ]
+    if changes:
+        logger.warning("the run goes on with other settings: %s", ", ".join(changes))
+    for key in ("momentum", "weight_decay"):
+        value = getattr(run.config.optim, key)
+        if value != getattr(before.optim, key):
+            for group in run.optimizer.param_groups:
+                group[key] = value
+
+
 def _model(
     config: YolactConfig, start: StartSettings, begin: _Beginning, classes: Classes
 ) -> tuple[Yolact, str]:
@@ -185,7 +217,7 @@ def _model(
     state: Mapping[str, Tensor] = checkpoint.model_state
     origin = f"checkpoint {start.checkpoint}"
     if checkpoint.quantized:
-        apply_structure(model, checkpoint.recipe or "", checkpoint.position)
+        apply_structure(model, recipe_of_quantized(checkpoint), checkpoint.position)
     if not start.resume and not _same_classes(checkpoint, classes):
         fresh = {k: v for k, v in model.state_dict().items() if k.startswith(CLASS_LAYERS)}
         kept = {k: v for k, v in state.items() if not k.startswith(CLASS_LAYERS)}
@@ -253,28 +285,36 @@ def _plan(
 
 def _first_step(start: StartSettings, begin: _Beginning, plan: Plan) -> int:
     checkpoint = begin.checkpoint
-    if checkpoint is None or not start.resume:
+    if checkpoint is None:
         return max(start.start_iter, 0)
     if begin.exact:
-        if checkpoint.training and checkpoint.training.steps_per_epoch != plan.steps_per_epoch:
-            logger.warning(
-                "epochs now have %d steps instead of %d: continuing at the same epoch, not step",
-                plan.steps_per_epoch,
-                checkpoint.training.steps_per_epoch,
-            )
-            return round(checkpoint.position * plan.steps_per_epoch)
-        return checkpoint.iteration or 0
+        return _resumed_step(checkpoint, plan)
     if start.start_iter == -1:
-        named = start.checkpoint and parse_checkpoint_name(start.checkpoint)
-        if not named:
-            raise CheckpointError(
-                f"the name of {start.checkpoint} does not end in _<epoch>_<iter>.pth",
-                hint="give the step with --start_iter",
-            )
-        return named[2]
+        return _step_in_name(start.checkpoint)
     if start.start_iter == 0 and (start.use_checkpoint_epoch or start.continue_recipe):
         return (checkpoint.epoch or 0) * plan.steps_per_epoch
     return start.start_iter
+
+
+def _resumed_step(checkpoint: Checkpoint, plan: Plan) -> int:
+    before = checkpoint.training and checkpoint.training.steps_per_epoch
+    if before == plan.steps_per_epoch:
+        return checkpoint.iteration or 0
+    logger.warning(
+        "epochs now have %d steps instead of %d: continuing at the same epoch, not step",
+        *(plan.steps_per_epoch, before),
+    )
+    return round(checkpoint.position * plan.steps_per_epoch)
+
+
+def _step_in_name(path: Path | None) -> int:
+    named = path and parse_checkpoint_name(path)
+    if not named:
+        raise CheckpointError(
+            f"the name of {path} does not end in _<epoch>_<iter>.pth",
+            hint="give the step with --start_iter",
+        )
+    return named[2]
 
 
 def _check_something_left(run: Run) -> None:
@@ -296,6 +336,7 @@ def _restore(run: Run) -> None:
     if state is None:
         return
     run.optimizer.load_state_dict(state.optimizer)
+    _apply_changes(run)
     torch.set_rng_state(state.rng["cpu"])
     if run.device.type == "cuda" and "cuda" in state.rng:
         torch.cuda.set_rng_state(state.rng["cuda"], run.device)

@@ -61,6 +61,7 @@ class Stepper:
         optimizer: Already holds the network's parameters.
         device: Where the batches go.
         half: Mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU.
+        max_grad_norm: Longer gradients are scaled down to this L2 norm; None leaves them.
         allocation: Images per GPU, or None for one device.
     """
 
@@ -72,6 +73,7 @@ class Stepper:
         device: torch.device,
         *,
         half: bool = False,
+        max_grad_norm: float | None = None,
         allocation: tuple[int, ...] | None = None,
     ) -> None:
         """Nothing skipped yet."""
@@ -80,13 +82,16 @@ class Stepper:
         self.optimizer = optimizer
         self.device = device
         self.half = half
+        self.max_grad_norm = max_grad_norm
         self.allocation = allocation
         self.scaler = torch.amp.GradScaler(enabled=half and device.type == "cuda")
         self.skipped = SkippedSteps()
+        self._buffers: dict[str, Tensor] = {}
 
     def gradients(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Leave the mean gradient over ``batches`` in the parameters; return the mean losses."""
         self.optimizer.zero_grad(set_to_none=True)
+        self._buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         sums: dict[str, float] = dict.fromkeys(Losses._fields, 0.0)
         for batch in batches:
             losses = self._losses(batch)
@@ -105,6 +110,7 @@ class Stepper:
         if self.scaler.is_enabled():  # a first overflow is how the scale finds its level
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self._restore_buffers()
         ids = [image_id for batch in batches for image_id in batch.image_ids]
         self.skipped.add(iteration, losses, ids)
         return False
@@ -129,12 +135,27 @@ class Stepper:
         return torch.autocast(self.device.type, dtype=dtype)
 
     def _finite(self, losses: dict[str, float]) -> bool:
+        """Whether losses and gradient are; a finite gradient is clipped on the way."""
+        self.scaler.unscale_(self.optimizer)
         if not torch.isfinite(torch.tensor(list(losses.values()))).all():
             return False
-        self.scaler.unscale_(self.optimizer)
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm: Tensor = torch.nn.utils.get_total_norm(grads)
-        return bool(torch.isfinite(norm))
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm: Tensor = torch.nn.utils.get_total_norm(
+            [p.grad for p in parameters if p.grad is not None]
+        )
+        if not torch.isfinite(norm):
+            return False
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        return True
+
+    @torch.no_grad()
+    def _restore_buffers(self) -> None:
+        """Forget what a skipped step told batch norms and observers: NaN would stay in them."""
+        for name, buffer in self.model.named_buffers():
+            if name in self._buffers:
+                before = self._buffers[name]
+                buffer.resize_(before.shape).copy_(before)
 
 
 def _moved(target: Target, device: torch.device) -> Target:

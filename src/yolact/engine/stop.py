@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
+
+PATIENCE = 1.0
+"""Seconds after a first signal within which a Ctrl-C counts as the same one: what starts a process
+often passes on a signal that the process got from the terminal, too."""
+NOTICE = "stopping after this step; Ctrl-C again stops at once, without saving\n"
 
 
 class Interrupted(Exception):
@@ -17,8 +24,8 @@ class Interrupted(Exception):
 class GracefulStop:
     """While entered, SIGINT and SIGTERM set :attr:`requested` instead of killing the process.
 
-    A second signal raises KeyboardInterrupt at once. Outside the main thread, where Python does
-    not deliver signals, it does nothing.
+    A second Ctrl-C, not sooner than PATIENCE, raises KeyboardInterrupt. Outside the main thread,
+    where Python does not deliver signals, it does nothing.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -27,6 +34,8 @@ class GracefulStop:
         """Nothing requested yet."""
         self.requested = False
         self._at_once = False
+        self._shielded = False
+        self._since = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> GracefulStop:
@@ -61,10 +70,25 @@ class GracefulStop:
         finally:
             self._at_once = False
 
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Let no signal interrupt the block: it saves what an interruption would lose."""
+        self._shielded = True
+        try:
+            yield
+        finally:
+            self._shielded = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        first, self.requested = not self.requested, True
+        if first:
+            self._since = time.monotonic()
+        if self._shielded:
+            return
         if self._at_once:
-            self.requested = True
             raise Interrupted
-        if self.requested:
+        if first:
+            with suppress(OSError):  # a closed stderr
+                os.write(2, NOTICE.encode())  # print() must not run in a handler
+        elif number == signal.SIGINT and time.monotonic() - self._since > PATIENCE:
             raise KeyboardInterrupt
-        self.requested = True

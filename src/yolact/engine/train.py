@@ -25,6 +25,7 @@ from yolact.data.loader import make_loader
 from yolact.engine.evaluate import Evaluation, evaluate
 from yolact.engine.keep import CheckpointKeeper
 from yolact.engine.logs import StepRecord, TrainLog, ValidationRecord, step_line
+from yolact.engine.plan_text import describe
 from yolact.engine.schedule import lr_at
 from yolact.engine.settings import TrainSettings
 from yolact.engine.start import Run, prepare
@@ -51,7 +52,8 @@ SPARSITY_EVERY = 50
 class TrainResult:
     """How a run ended."""
 
-    checkpoint: Path
+    checkpoint: Path | None
+    """None when the run was interrupted and told not to save then."""
     best_checkpoint: Path | None
     evaluation: Evaluation | None
     """Of the final weights; None when validation is off or the run was interrupted."""
@@ -69,6 +71,7 @@ def train(settings: TrainSettings) -> TrainResult:
     """
     require_writable(settings.save.folder)
     run = prepare(settings)
+    logger.info("%s", describe(run))
     with (
         TrainLog(settings.log, run.config.name, _options(settings)) as log,
         GracefulStop() as stop,
@@ -94,6 +97,7 @@ class Trainer:
             run.optimizer,
             run.device,
             half=settings.half,
+            max_grad_norm=run.optim.max_grad_norm,
             allocation=settings.batch_alloc,
         )
         self.loader = make_loader(
@@ -109,21 +113,27 @@ class Trainer:
 
     def train(self) -> TrainResult:
         """Run to the end, or to an interruption, and save."""
-        run, settings = self.run, self.run.settings
+        run = self.run
         try:
             with logging_redirect_tqdm([logging.getLogger("yolact")]), self._bar() as bar:
                 while self.iteration < run.plan.total_steps:
                     self._epoch(bar)
-            if run.driver is not None:
-                run.driver.finish(run.model)
-            path = self.keeper.save(self._checkpoint())
+        except Interrupted:
+            return self._result(self._save_interrupt(), None, interrupted=True)
+        if run.driver is not None:
+            run.driver.finish(run.model)
+        path = self.keeper.save(self._checkpoint())
+        try:
             evaluation = self._validate(final=True) if run.validation_data else None
-        except (Interrupted, KeyboardInterrupt):
-            if not settings.save.interrupt:
-                return self._result(settings.save.folder, None, interrupted=True)
-            path = self.keeper.save_interrupt(self._checkpoint())
+        except Interrupted:
             return self._result(path, None, interrupted=True)
         return self._result(path, evaluation, interrupted=False)
+
+    def _save_interrupt(self) -> Path | None:
+        if not self.run.settings.save.interrupt:
+            return None
+        with self.stop.shielded():
+            return self.keeper.save_interrupt(self._checkpoint())
 
     def _epoch(self, bar: tqdm[Never]) -> None:
         """The rest of the current epoch, with its validation."""
@@ -133,9 +143,9 @@ class Trainer:
         run.model.train()
         for batches in _groups(iter(self.loader), settings.accumulate):
             self._step(epoch, batches, bar)
-            self.stop.check()
             if self.iteration >= run.plan.total_steps:
                 return
+            self.stop.check()
             if self.keeper.due(self.iteration):
                 self.keeper.save(self._checkpoint())
         every = settings.validation_epoch
@@ -232,6 +242,8 @@ class Trainer:
             self.best_map = mask_map
             path = self.keeper.save_best(self._checkpoint())
             logger.info("best mask mAP so far, %.2f: kept as %s", mask_map, path)
+            if self.keeper.holds(self.iteration):  # a run resumed from it has to know the best
+                self.keeper.save(self._checkpoint())
 
     def _epoch_index(self) -> int:
         return max(self.iteration - 1, 0) // self.run.plan.steps_per_epoch
@@ -264,7 +276,7 @@ class Trainer:
         )
 
     def _result(
-        self, path: Path, evaluation: Evaluation | None, *, interrupted: bool
+        self, path: Path | None, evaluation: Evaluation | None, *, interrupted: bool
     ) -> TrainResult:
         run = self.run
         missed: tuple[str, ...] = ()

@@ -1,0 +1,111 @@
+"""Importing is quick and harmless, help is instant, and the names that others call exist."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from importlib import import_module
+from importlib.metadata import distribution, version
+from pathlib import Path
+
+import pytest
+
+import yolact
+from yolact.cli.main import COMMANDS
+
+HEAVY = ("torch", "sparseml", "sparsezoo", "onnxruntime", "cv2", "numpy")
+NO_NETWORK = (
+    "import socket\n"
+    "def refuse(*_, **__): raise AssertionError('a connection at import')\n"
+    "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+)
+
+
+def python(code: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    result = python(
+        "import sys\n"
+        "from yolact.cli.main import main\n"
+        f"try: main({[*arguments, '--help']}, prog_name='sparseml.yolact')\n"
+        f"finally: print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)\n"
+    )
+    assert (result.returncode, result.stderr) == (0, "\n")
+    name = " ".join(["sparseml.yolact", *arguments])
+    assert result.stdout.startswith(f"Usage: {name} [OPTIONS]")
+    for command in COMMANDS if not arguments else ():
+        assert f"  {command} " in result.stdout
+
+
+def test_help_is_instant() -> None:
+    best = 60.0
+    for _ in range(5):
+        began = time.perf_counter()
+        python("from yolact.cli.main import main; main(['--help'])")
+        best = min(best, time.perf_counter() - began)
+    assert best < 1
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    result = python(
+        f"import sys, yolact; print(*(name for name in {HEAVY} if name in sys.modules))"
+    )
+    assert result.stdout == "\n"
+
+
+def test_every_module_can_be_imported_without_network_and_writes_nothing(tmp_path: Path) -> None:
+    result = python(
+        NO_NETWORK + "import pkgutil, yolact\n"
+        "from importlib import import_module\n"
+        "for found in pkgutil.walk_packages(yolact.__path__, 'yolact.'):\n"
+        "    import_module(found.name)\n",
+        cwd=tmp_path,
+    )
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_public_names_resolve_and_are_listed() -> None:
+    for name in yolact.__all__:
+        assert getattr(yolact, name) is getattr(yolact, name)
+    assert set(yolact.__all__) <= set(dir(yolact))
+
+
+def test_a_public_name_is_not_the_name_of_a_module() -> None:
+    modules = {path.stem for path in Path(str(yolact.__file__)).parent.iterdir()}
+    assert not modules & set(yolact.__all__)
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="'yolact' has no attribute 'nothing'"):
+        getattr(yolact, "nothing")  # noqa: B009 - mypy knows that there is none
+
+
+def test_sparseml_finds_what_it_looks_for() -> None:
+    assert yolact.NM_INTEGRATED is True
+    for name in ("train", "export", "eval"):
+        assert callable(import_module(f"yolact.{name}").main)
+
+
+def test_console_scripts_exist_for_every_command() -> None:
+    scripts = {entry.name: entry for entry in distribution("sparseml-yolact").entry_points}
+    assert set(scripts) == {"sparseml.yolact", *(f"sparseml.yolact.{name}" for name in COMMANDS)}
+    for entry in scripts.values():
+        assert callable(entry.load())
+
+
+@pytest.mark.parametrize("module", ["train", "export", "eval"])
+def test_entry_modules_run_as_scripts(module: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", f"yolact.{module}", "--help"], capture_output=True, text=True
+    )
+    command = {"train": "train", "export": "export_onnx", "eval": "validation"}[module]
+    assert result.stdout.startswith(f"Usage: sparseml.yolact.{command} [OPTIONS]")
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert version("sparseml-yolact") == yolact.__version__
