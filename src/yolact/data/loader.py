@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import cv2
@@ -135,7 +136,15 @@ def _collate_or_error(samples: Sequence[Sample | YolactError]) -> Batch | Yolact
     return errors[0] if errors else collate([s for s in samples if isinstance(s, Sample)])
 
 
+def _pass_over_once(number: int, frame: FrameType | None) -> None:
+    """Job schedulers and timeouts send the whole group a SIGTERM; a second one means this process.
+
+    The training process needs its workers until it has saved, and they follow when it ends.
+    """
+    signal.signal(number, signal.SIG_DFL)
+
+
 def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _pass_over_once)
     cv2.setNumThreads(0)  # one process per worker is parallel enough; a fork loses the threads
