@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolact.checkpoint import load_checkpoint
+from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.config import ModelConfig, OptimConfig, YolactConfig
 from yolact.data.shapes import generate_shapes
 from yolact.engine.settings import (
@@ -114,7 +114,12 @@ def losses(out: Path) -> dict[int, tuple[float, dict[str, float]]]:
 
 def differences(one: Path, other: Path) -> list[str]:
     """What two checkpoints do not share bit by bit: weights, optimizer, generators, recipe ..."""
-    first, second = (dict(_flat(vars(load_checkpoint(path)))) for path in (one, other))
+    return unequal(load_checkpoint(one), load_checkpoint(other))
+
+
+def unequal(one: Checkpoint, other: Checkpoint) -> list[str]:
+    """The same of two checkpoints in memory."""
+    first, second = dict(_flat(one)), dict(_flat(other))
     return sorted(
         {*first.keys() ^ second.keys()}
         | {key for key in first.keys() & second.keys() if not _same(first[key], second[key])}

@@ -230,9 +230,10 @@ def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Y
         chosen = replace(chosen, num_classes=checkpoint.num_classes)
     model = Yolact(chosen)
     if checkpoint.quantized:
+        recipe = recipe_of_quantized(checkpoint)
         from yolact.sparsify import apply_structure
 
-        apply_structure(model, recipe_of_quantized(checkpoint), checkpoint.position)
+        apply_structure(model, recipe, checkpoint.position)
     load_weights(model, checkpoint.model_state)
     return model.eval()
 
