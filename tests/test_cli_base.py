@@ -1,0 +1,214 @@
+"""What all commands share: spellings, the options of the reference, errors and exit codes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import yolact
+from conftest import SHARED, require
+from yolact import errors
+from yolact.cli.base import Command, setup_logging
+from yolact.cli.main import COMMANDS, command, main
+from yolact.errors import YolactError
+
+OPTIONS = [
+    pytest.param(name, parameter, spelling, id=f"{name} {spelling}")
+    for name in COMMANDS
+    for parameter in command(name).params
+    if isinstance(parameter, click.Option)
+    for spelling in parameter.opts
+    if spelling.startswith("--")
+]
+
+
+def sample(option: click.Option) -> list[str]:
+    """A value that the option accepts, as words of the command line."""
+    kind = option.type
+    if option.is_flag:
+        return []
+    if isinstance(kind, click.Choice):
+        return [str(kind.choices[0])]
+    words = {"boolean": "True", "integer": "3", "integer range": "3", "float": "0.5"}
+    return [words.get(kind.name, "some_thing-else")] * option.nargs
+
+
+def parsed(name: str, *args: str) -> dict[str, Any]:
+    """Values of a command's parameters; what is required may be missing."""
+    context = click.Context(command(name), info_name=name, resilient_parsing=True)
+    command(name).parse_args(context, list(args))
+    return context.params
+
+
+@pytest.mark.parametrize(("name", "option", "spelling"), OPTIONS)
+def test_options_may_be_spelled_with_either_mark(
+    name: str, option: click.Option, spelling: str
+) -> None:
+    assert option.name is not None
+    if option.name == "help":
+        return
+    words = sample(option)
+    expected = parsed(name, spelling, *words)
+    assert expected[option.name] != parsed(name)[option.name] or words != []
+    body = spelling.removeprefix("--")
+    for other in {body.replace("_", "-"), body.replace("-", "_")}:
+        assert parsed(name, f"--{other}", *words) == expected
+        if len(words) == 1:
+            assert parsed(name, f"--{other}={words[0]}") == expected
+
+
+def test_values_keep_their_marks() -> None:
+    values = parsed("train", "--save-folder=run_1/a-b", "--recipe", "--- {a_b: 1}", "--ckpt=a=b_c")
+    assert values["save_folder"] == Path("run_1/a-b")
+    assert (values["recipe"], values["ckpt"]) == ("--- {a_b: 1}", "a=b_c")
+
+
+def mirrored(name: str) -> list[Any]:
+    """(flags, default) of every option of a mirrored command."""
+    if not (SHARED / "spec" / "cli_options.json").exists():
+        return []
+    content = json.loads((SHARED / "spec" / "cli_options.json").read_text())
+    return [
+        pytest.param(command_of(name), entry, id=entry["flags"][0])
+        for entry in content[name]["options"]
+    ]
+
+
+def command_of(name: str) -> str:
+    return name.removeprefix("sparseml.yolact.")
+
+
+MIRRORED = [
+    *mirrored("sparseml.yolact.train"),
+    *mirrored("sparseml.yolact.export_onnx"),
+    *mirrored("sparseml.yolact.download"),
+]
+OTHER_DEFAULTS = {
+    ("train", "--dataset"): "coco2017_dataset",  # the same set, by its name
+    ("export_onnx", "--config"): None,  # the checkpoint's own
+    ("export_onnx", "--image-shape"): None,  # the checkpoint's own
+    ("download", "--test"): False,
+}
+
+
+def test_the_mirrored_options_are_at_hand() -> None:
+    require(SHARED / "spec" / "cli_options.json")
+    assert MIRRORED
+
+
+@pytest.mark.parametrize(("name", "entry"), MIRRORED)
+def test_every_option_of_the_reference_exists_with_its_default(
+    name: str, entry: dict[str, Any]
+) -> None:
+    options = {spelling: p for p in command(name).params for spelling in p.opts}
+    flags = entry["flags"]
+    assert set(flags) <= options.keys()
+    assert len({options[flag].name for flag in flags}) == 1
+    option = options[flags[0]]
+    assert isinstance(option, click.Option)
+    if "store" in entry.get("action", ""):
+        assert option.is_flag
+    default = parsed(name)[str(option.name)]
+    default = default.as_posix() if isinstance(default, Path) else default
+    if (name, flags[0]) in OTHER_DEFAULTS:
+        assert default == OTHER_DEFAULTS[name, flags[0]]
+    elif option.is_flag:
+        assert default is False
+    else:
+        expected = ast.literal_eval(entry.get("default", "None"))
+        if isinstance(expected, str) and expected.endswith("/"):
+            expected = expected.removesuffix("/")
+        assert default == expected
+    assert option.required == (entry.get("required") == "True")
+
+
+def failing(error: BaseException) -> click.Command:
+    @click.command(cls=Command)
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, YolactError)
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_is_two_lines_on_stderr_and_an_exit_code(kind: type[YolactError]) -> None:
+    result = CliRunner().invoke(failing(kind("what is wrong", hint="what to do")))
+    assert (result.exit_code, result.stdout) == (kind.exit_code, "")
+    assert result.stderr == "error: what is wrong\nhint: what to do\n"
+
+
+def test_an_error_without_a_hint_is_one_line() -> None:
+    result = CliRunner().invoke(failing(errors.DataError("what is wrong")))
+    assert result.stderr == "error: what is wrong\n"
+
+
+def test_exit_codes_are_distinct_and_documented() -> None:
+    codes = {kind.__name__: kind.exit_code for kind in KINDS if kind is not YolactError}
+    assert len(set(codes.values())) == len(codes) and not {0, 1} & set(codes.values())
+    table = dict(re.findall(r"\| (\d+) \| (\w+)? *\|", str(errors.__doc__)))
+    assert {name: int(code) for code, name in table.items() if name.endswith("Error")} == codes
+    assert str(errors.INTERRUPTED) in table
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    result = CliRunner().invoke(failing(ZeroDivisionError("a bug")))
+    assert isinstance(result.exception, ZeroDivisionError) and result.stderr == ""
+
+
+def test_ctrl_c_ends_a_command_with_130() -> None:
+    result = CliRunner().invoke(failing(KeyboardInterrupt()))
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_unknown_options_are_usage_errors(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--no_such-option"])
+    assert result.exit_code == errors.ConfigError.exit_code
+    assert "No such option" in result.stderr and "Usage: " in result.stderr
+
+
+def test_commands_may_be_spelled_with_either_mark() -> None:
+    for name in ("export_onnx", "export-onnx"):
+        result = CliRunner().invoke(main, [name, "--help"])
+        assert result.exit_code == 0 and "--checkpoint" in result.stdout
+    assert CliRunner().invoke(main, ["no-such"]).exit_code == 2
+
+
+def test_the_group_tells_its_version() -> None:
+    result = CliRunner().invoke(main, ["--version"])
+    assert result.stdout == f"sparseml.yolact, version {yolact.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_an_example_and_every_option_with_an_explanation(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert "Example: sparseml.yolact." in result.stdout
+    for parameter in command(name).params:
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            assert parameter.help, parameter.name
+
+
+def test_log_lines_go_to_stderr_and_details_need_v(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("yolact.some.module")
+    for verbosity in (0, 0, 1):  # a second call does not double the lines
+        setup_logging(verbosity)
+        logger.info("told")
+        logger.debug("whispered")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == ["told", "told", "told", "whispered"]

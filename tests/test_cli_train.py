@@ -1,0 +1,411 @@
+"""The train command: options in, files and messages out, exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from training import (
+    RECIPE,
+    data_of,
+    differences,
+    during_step,
+    log_lines,
+    losses,
+    names,
+    renamed,
+    tiny_config,
+)
+from yolact import config as config_module
+from yolact.checkpoint import load_checkpoint
+from yolact.cli.train import train
+from yolact.engine import train as train_module
+from yolact.engine.settings import TrainSettings
+from yolact.model.yolact import Yolact
+
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(config_module.CONFIGS, "tiny_config", tiny_config)
+
+
+def data_options(folder: Path) -> list[str]:
+    data = data_of(folder)
+    return [
+        *("--train_info", str(data.train_info), "--train_images", str(data.train_images)),
+        *("--validation_info", str(data.validation_info)),
+        *("--validation_images", str(data.validation_images), "--num_workers", "0"),
+    ]
+
+
+def call(folder: Path, *args: str | Path) -> Result:
+    """Run the command on the tiny network; later options override."""
+    words = ["--config", "tiny", "--device", "cpu", "--batch_size", "2", *data_options(folder)]
+    return CliRunner().invoke(train, [*words, *(str(arg) for arg in args)])
+
+
+def two_epochs(folder: Path, *args: str | Path) -> Result:
+    return call(folder, "--epochs", "2", "--save_interval", "2", *args)
+
+
+def settings_of(monkeypatch: pytest.MonkeyPatch, folder: Path, *args: str | Path) -> TrainSettings:
+    """What the command would ask the training loop for."""
+    seen: list[TrainSettings] = []
+
+    def noted(settings: TrainSettings) -> None:
+        seen.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "train", noted)
+    result = call(folder, *args)
+    assert result.exit_code == 130, result.output
+    return seen[0]
+
+
+def test_a_run_prints_where_its_files_are_and_how_good_it_is(tiny_shapes: Path) -> None:
+    result = two_epochs(tiny_shapes)
+    assert result.exit_code == 0, result.output
+    first, second, header, line, box, mask, _ = result.stdout.splitlines()
+    assert first == "checkpoint: weights/tiny_1_6.pth"
+    assert second == "best checkpoint: weights/tiny_best.pth"
+    assert header.split(" | ")[1].strip() == "all" and set(line) == {"-", "+"}
+    assert box.startswith("   box |") and mask.startswith("  mask |")
+    assert names(Path("weights")) == [
+        *("tiny_0_2.pth", "tiny_1_4.pth", "tiny_1_6.pth", "tiny_best.pth")
+    ]
+    assert names(Path("logs")) == ["tensorboard", "tiny.log"]
+    assert len(log_lines(Path(), "train")) == 6
+
+
+def test_progress_goes_to_stderr_as_greppable_lines(tiny_shapes: Path) -> None:
+    result = call(tiny_shapes, "--max_iter", "10", "--no_log", "--validation_epoch", "-1")
+    assert result.stdout == "checkpoint: weights/tiny_3_10.pth\n"
+    lines = result.stderr.splitlines()
+    assert lines[0] == "network     tiny, 64 px, 0.0 M parameters, on cpu"
+    assert any(line.startswith("epoch 3 step 10/10 lr ") for line in lines)
+    assert "saved weights/tiny_3_10.pth" in lines
+    assert names(Path()) == ["weights"]
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_shapes: Path) -> None:
+    result = two_epochs(tiny_shapes, "--dry-run", "--accumulate", "2", "--lr", "0.5")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        "network     tiny, 64 px, 0.0 M parameters, on cpu",
+        "weights     random weights",
+        "data        7 images to train on, 3 to validate on, 6 classes",
+        "length      4 steps of batch 2 x 2: 2 steps an epoch, 2 epochs, beginning at step 0",
+        "lr          0.25, momentum 0.9, weight decay 0.0005",
+        "recipe      none",
+        "checkpoints weights, every 2 steps",
+    ]
+    assert names(Path()) == []
+
+
+def test_a_dry_run_checks_recipe_and_data(tiny_shapes: Path) -> None:
+    result = call(tiny_shapes, "--dry-run", "--recipe", RECIPE)
+    assert "lr          set by the recipe" in result.stdout
+    assert "recipe      yes, checked against the network" in result.stdout
+    misfit = RECIPE.replace("proto_net.0.weight", "proto_net.1.weight")
+    result = call(tiny_shapes, "--dry-run", "--recipe", misfit)
+    assert result.exit_code == 5 and "proto_net.1.weight" in result.stderr
+    result = call(tiny_shapes, "--dry-run", "--train_info", "none.json")
+    assert result.exit_code == 3 and "none.json" in result.stderr
+    assert names(Path()) == []
+
+
+def test_options_reach_the_settings(tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(
+        monkeypatch,
+        tiny_shapes,
+        *("--learning_rate", "0.5", "--momentum", "0.25", "--weight-decay", "0.125"),
+        *("--gamma", "0.75", "--clip_grad", "3", "--image_size", "96", "--no_augment"),
+        *("--batch_size", "6", "--accumulate", "2", "--epochs", "1.5", "--no-autoscale"),
+        *("--fp16", "--batch_alloc", "2,4", "--seed", "7", "--save_folder", "out/w"),
+        *("--save-interval", "5", "--keep_latest", "--keep-latest-interval", "50"),
+        *("--no_interrupt", "--validation_epoch", "3", "--validation_size", "9"),
+        *("--log_folder", "out/l", "--log_gpu", "--recipe", RECIPE, "--recipe_args", "a=1"),
+    )
+    optim, augment = settings.config.optim, settings.config.augment
+    assert (optim.lr, optim.momentum, optim.weight_decay) == (0.5, 0.25, 0.125)
+    assert (optim.gamma, optim.max_grad_norm) == (0.75, 3)
+    assert settings.config.model.image_size == 96
+    assert not any((augment.photometric, augment.expand, augment.crop, augment.mirror))
+    assert (settings.batch_size, settings.accumulate, settings.epochs) == (6, 2, 1.5)
+    assert (settings.autoscale, settings.half, settings.seed) == (False, True, 7)
+    assert (settings.batch_alloc, settings.max_iter) == ((2, 4), None)
+    save = settings.save
+    assert (save.folder, save.interval, save.keep_latest) == (Path("out/w"), 5, True)
+    assert (save.keep_latest_interval, save.interrupt) == (50, False)
+    assert (settings.validation_epoch, settings.validation_size) == (3, 9)
+    assert (settings.log.folder, settings.log.gpu) == (Path("out/l"), True)
+    assert settings.recipe_args == {"a": 1}
+
+
+def test_defaults_are_those_of_the_config(
+    tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(monkeypatch, tiny_shapes)
+    assert settings.config == tiny_config()
+    assert settings.device == "cpu" and settings.autoscale and settings.save.interrupt
+
+
+def test_cuda_false_means_the_cpu(tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = settings_of(monkeypatch, tiny_shapes, "--device", "auto", "--cuda", "False").device
+    assert device == "cpu"
+
+
+def test_data_sets_have_their_usual_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TrainSettings] = []
+    monkeypatch.setattr(train_module, "train", seen.append)
+    for name in ("coco2017_dataset", "shapes"):
+        CliRunner().invoke(train, ["--config", "tiny", "--dataset", name])
+    coco, shapes = (settings.data for settings in seen)
+    assert coco.train_info == Path("data/coco/annotations/instances_train2017.json")
+    assert coco.validation_images == Path("data/coco/images")
+    assert shapes.validation_info == Path("data/shapes/annotations/instances_val.json")
+
+
+# Beginning and going on
+
+
+def test_latest_and_paths_continue_exactly(tiny_shapes: Path) -> None:
+    two_epochs(tiny_shapes)
+    whole = Path("weights/tiny_1_6.pth").rename("whole.pth")
+    result = two_epochs(tiny_shapes, "--resume", "latest", "--save_interval", "99")
+    assert "beginning at step 4" in result.stderr
+    assert differences(Path("weights/tiny_1_6.pth"), whole) == []
+    for resume in (
+        ("--resume", "weights/tiny_0_2.pth"),
+        ("--resume=True", "--ckpt", "weights/tiny_0_2.pth"),
+    ):
+        result = two_epochs(tiny_shapes, *resume, "--save_folder", "again")
+        assert "beginning at step 2" in result.stderr
+        assert differences(Path("again/tiny_1_6.pth"), whole) == []
+
+
+@pytest.mark.parametrize("words", [("False",), ("no",), ("0",)])
+def test_resume_false_with_a_checkpoint_begins_anew(
+    tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    settings = settings_of(monkeypatch, tiny_shapes, "--resume", *words, "--ckpt", "a.pth")
+    assert settings.start.checkpoint == Path("a.pth") and not settings.start.resume
+
+
+def test_an_interrupted_run_ends_with_130_and_says_how_to_go_on(
+    tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_epochs(tiny_shapes, "--save_folder", "whole")
+    with monkeypatch.context() as patch:
+        during_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        result = two_epochs(tiny_shapes)
+    assert result.exit_code == 130
+    assert result.stdout == "checkpoint: weights/tiny_0_3_interrupt.pth\n"
+    assert result.stderr.endswith("interrupted; continue with --resume interrupt\n")
+    result = two_epochs(tiny_shapes, "--resume", "interrupt")
+    assert result.exit_code == 0 and "beginning at step 3" in result.stderr
+    assert differences(Path("weights/tiny_1_6.pth"), Path("whole/tiny_1_6.pth")) == []
+
+
+def test_an_interruption_without_saving_says_no_more(
+    tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    result = call(tiny_shapes, "--epochs", "2", "--no_interrupt")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.endswith("interrupted\n") and names(Path("weights")) == []
+
+
+def test_a_signal_to_the_whole_process_group_saves_and_the_run_goes_on_exactly(
+    tiny_shapes: Path,
+) -> None:
+    """Job schedulers and timeout send one; the loader's workers get it, too."""
+    options = [
+        *("--config", "tiny", "--device", "cpu", "--batch_size", "2", "--epochs", "400"),
+        *(*data_options(tiny_shapes), "--num_workers", "2", "--validation_epoch", "-1"),
+        "--no_log",
+    ]
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(TESTS)!r})\n"
+        "from training import tiny_config\n"
+        "from yolact import config\n"
+        "config.CONFIGS['tiny_config'] = tiny_config\n"
+        "from yolact.train import main\n"
+        "main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *options],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 3 step 10/"):
+            break
+    os.killpg(process.pid, signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    (saved,) = Path("weights").iterdir()
+    assert stdout == f"checkpoint: {saved}\n" and saved.stem.endswith("_interrupt")
+    step = load_checkpoint(saved).iteration
+    assert step is not None and 10 <= step < 1000
+    again = ["--resume", "interrupt", "--save_interval", str(step + 2)]
+    whole = ["--save_folder", "whole", "--save_interval", str(step + 2)]
+    with pytest.MonkeyPatch.context() as patch:
+        during_step(patch, step + 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        for words in (again, whole):
+            CliRunner().invoke(train, [*options, "--num_workers", "0", *words])
+    name = f"tiny_{(step + 1) // 3}_{step + 2}.pth"
+    assert differences(Path("weights") / name, Path("whole") / name) == []
+
+
+def test_weights_for_other_classes_begin_a_new_run(tiny_shapes: Path, tmp_path: Path) -> None:
+    two_epochs(tiny_shapes)
+    other = renamed(tiny_shapes, tmp_path / "other", "shape")
+    result = two_epochs(other, "--resume", "latest")
+    assert result.exit_code == 4 and "--ckpt instead of --resume" in result.stderr
+    result = two_epochs(other, "--ckpt", "latest", "--save_folder", "weights")
+    assert result.exit_code == 0, result.stderr
+    assert "class layers new: other classes" in result.stderr
+
+
+def test_a_backbone_file_is_used_when_named_or_in_its_usual_place(
+    tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("weights").mkdir()
+    torch.save(Yolact(tiny_config().model).backbone.state_dict(), "weights/darknet53.pth")
+    for words in (
+        ("--backbone",),
+        ("--backbone", "--resume", "weights/darknet53.pth"),
+        ("--backbone", "--ckpt", "weights/darknet53.pth"),
+    ):
+        result = two_epochs(tiny_shapes, *words, "--dry-run")
+        line = "weights     backbone weights/darknet53.pth, the rest random"
+        assert line in result.stdout.splitlines(), result.output
+    full = settings_of(monkeypatch, tiny_shapes, "--config", "yolact_darknet53_config")
+    assert full.start.backbone == Path("weights/darknet53.pth")
+    small = settings_of(monkeypatch, tiny_shapes)
+    assert small.start.backbone is None
+
+
+def test_random_weights_of_the_full_network_are_warned_of(
+    tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        train_module, "train", lambda settings: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    result = call(tiny_shapes, "--config", "yolact_darknet53_config")
+    assert result.stderr.splitlines()[0] == (
+        "warning: no weights/darknet53.pth and no --resume: training from random weights"
+    )
+
+
+# Recipes
+
+
+def test_a_recipe_is_followed_and_missing_it_exits_with_9(tiny_shapes: Path) -> None:
+    result = call(tiny_shapes, "--recipe", RECIPE, "--validation_epoch", "-1")
+    assert (result.exit_code, result.stdout) == (0, "checkpoint: weights/tiny_2_9.pth\n")
+    short = "\n".join(line for line in RECIPE.splitlines() if "EpochRange" not in line)
+    result = two_epochs(tiny_shapes, "--recipe", short, "--epochs", "1")
+    assert result.exit_code == 9 and result.stdout.startswith("checkpoint: weights/tiny_0_3.pth\n")
+    error, hint = result.stderr.splitlines()[-2:]
+    assert error.startswith("error: ") and "layers missed their sparsity: " in error
+    assert hint == "hint: the run may have ended before the recipe's end_epoch"
+
+
+def test_a_recipe_file_takes_arguments(tiny_shapes: Path) -> None:
+    text = RECIPE.replace("end_epoch: 3}", "end_epoch: eval(num_epochs)}", 1)
+    Path("recipe.yaml").write_text("num_epochs: 3\n" + text)
+    words = ("--recipe", "recipe.yaml", "--dry-run")
+    assert "length      9 steps" in call(tiny_shapes, *words).stdout
+    result = call(tiny_shapes, *words, "--recipe_args", "num_epochs=5")
+    assert "length      15 steps" in result.stdout
+    result = call(tiny_shapes, *words, "--recipe_args", "num_epoch=5")
+    assert result.exit_code == 5 and "num_epoch" in result.stderr and "hint: " in result.stderr
+
+
+def test_packaged_recipes_fit_the_small_network(tiny_shapes: Path) -> None:
+    for name in ("yolact_small.pruned", "yolact_small.pruned_quant"):
+        result = call(
+            tiny_shapes, "--config", "yolact_darknet_small", "--recipe", name, "--dry-run"
+        )
+        assert result.exit_code == 0, result.stderr
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error", "hint"),
+    [
+        (["--epochs", "1", "--max_iter", "5"], 2, "--epochs and --max_iter", "give one"),
+        (["--epochs", "0"], 2, "--epochs must be above 0, got 0.0", "length"),
+        (["--max_iter", "0"], 2, "--max_iter must be above 0", "length"),
+        (["--lr", "-1"], 2, "the learning rate must be above 0, got -1.0", "--lr 0.001"),
+        (["--batch_alloc", "1,2"], 2, "adds up to 3, but the batch size is 2", "add up to"),
+        (["--batch_alloc", "a"], 2, "--batch_alloc 'a' is not a list", "for instance 4,4"),
+        (["--device", "tpu9"], 2, "unknown device 'tpu9'", "use auto, cpu, cuda"),
+        (["--config", "yolact_darknet35"], 2, "unknown config", "yolact_darknet53_config"),
+        (["--image_size", "32"], 2, "image size 32 is too small", "at least 64"),
+        (["--resume", "a.pth", "--ckpt", "b.pth"], 2, "name two checkpoints", "begins a new one"),
+        (["--resume", "True"], 2, "--resume True needs --ckpt", "give the checkpoint"),
+        (["--backbone"], 2, "there is no weights/darknet53.pth", "--backbone"),
+        (["--cont"], 2, "--cont continues a run", "--resume latest --cont"),
+        (["--recipe_args", "a=1"], 2, "--recipe_args without --recipe", "filled in already"),
+        (["--resume", "latest"], 4, "no latest checkpoint of tiny in weights", "--save_folder"),
+        (["--resume", "interrupt"], 4, "no interrupt checkpoint of tiny", "--save_folder"),
+        (["--resume", "no.pth"], 4, "checkpoint not found: no.pth", "check the path"),
+        (["--ckpt", "zoo:cv/a"], 4, "SparseZoo's service has ended", "huggingface.co"),
+        (["--recipe", "zoo:cv/a"], 5, "zoo:cv/a", ""),
+        (["--recipe", RECIPE, "--epochs", "2"], 2, "the recipe sets the length", "--recipe_args"),
+        (
+            ["--recipe_args", "nonsense", "--recipe", RECIPE],
+            5,
+            "'nonsense' is not name=value",
+            "num_epochs=2",
+        ),
+        (["--train_images", "no_such"], 3, "no_such", ""),
+        (["--log_folder", "file/logs", "--max_iter", "1"], 8, "cannot write file/logs", "another"),
+        (["--save_folder", "file/weights"], 8, "cannot write file/weights", "another"),
+    ],
+)
+def test_mistakes_read_as_an_error_and_a_hint(
+    tiny_shapes: Path, words: list[str], code: int, error: str, hint: str
+) -> None:
+    Path("file").write_text("in the way")
+    result = call(tiny_shapes, *words)
+    assert result.exit_code == code, result.output
+    first, second = result.stderr.splitlines()[-2:]
+    assert first.startswith("error: ") and error in first
+    assert second.startswith("hint: ") and hint in second
+    assert not any(path.suffix == ".pth" for path in Path().rglob("*"))
+
+
+def test_an_absent_gpu_is_named(tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    result = call(tiny_shapes, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "device cuda is not available here" in result.stderr
+    assert "--device cpu always works" in result.stderr
+
+
+def test_losses_of_two_runs_with_one_seed_are_equal(tiny_shapes: Path) -> None:
+    for folder in ("a", "b"):
+        call(tiny_shapes, "--max_iter", "2", "--seed", "3", "--log_folder", f"{folder}/logs")
+    assert losses(Path("a")) == losses(Path("b"))
