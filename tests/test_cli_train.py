@@ -24,11 +24,12 @@ from training import (
     tiny_config,
 )
 from yolact import config as config_module
-from yolact.checkpoint import load_checkpoint
+from yolact.checkpoint import build_model, load_checkpoint
 from yolact.cli.train import train
 from yolact.engine import train as train_module
 from yolact.engine.settings import TrainSettings
 from yolact.model.yolact import Yolact
+from yolact.sparsify import overall_sparsity
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 
@@ -409,3 +410,15 @@ def test_losses_of_two_runs_with_one_seed_are_equal(tiny_shapes: Path) -> None:
     for folder in ("a", "b"):
         call(tiny_shapes, "--max_iter", "2", "--seed", "3", "--log_folder", f"{folder}/logs")
     assert losses(Path("a")) == losses(Path("b"))
+
+
+@pytest.mark.parametrize("name", ["yolact_small.pruned", "yolact_small.pruned_quant"])
+def test_a_packaged_recipe_reaches_its_targets_on_the_small_network(
+    tiny_shapes: Path, name: str
+) -> None:
+    words = ["--config", "yolact_darknet_small", "--image_size", "64", "--recipe", name]
+    result = call(tiny_shapes, *words, "--recipe_args", "num_epochs=4", "--validation_epoch", "-1")
+    assert result.exit_code == 0, result.stderr
+    checkpoint = load_checkpoint(Path("weights/yolact_darknet_small_3_12.pth"))
+    assert checkpoint.quantized == name.endswith("quant")
+    assert 0.6 < overall_sparsity(build_model(checkpoint)) < 0.95

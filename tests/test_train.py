@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,21 @@ from training import (
     IMAGES,
     RECIPE,
     STEPS,
+    data_of,
     log_lines,
     losses,
+    names,
     renamed,
+    resume,
     tiny_config,
     tiny_settings,
 )
 from yolact.checkpoint import build_model, load_checkpoint
+from yolact.data.loader import EpochBatches
+from yolact.engine.settings import SaveSettings
 from yolact.engine.start import prepare
 from yolact.engine.train import train
+from yolact.errors import DataError
 from yolact.sparsify import layer_sparsity
 
 pytestmark = [
@@ -99,18 +108,49 @@ def test_images_without_objects_or_with_crowds_only_train(
     assert sum(loss["B"] == loss["M"] == 0 for _, loss in losses(tmp_path).values()) >= 9
 
 
-def test_an_image_that_cannot_be_read_is_named(tiny_shapes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_and_the_run_can_go_on(
+    tiny_shapes: Path, tmp_path: Path, workers: int
+) -> None:
+    data = renamed(tiny_shapes, tmp_path / "data", "")
+    (data / "images").unlink()
+    shutil.copytree(tiny_shapes / "images", data / "images")
+    order = list(EpochBatches(IMAGES, 2, seed=0))
+    broken = data / "images" / f"train_{order[2][0][1]:06}.jpg"  # in the third batch
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:100])
+    settings = tiny_settings(
+        data,
+        tmp_path,
+        data=data_of(data, workers=workers),
+        save=SaveSettings(folder=tmp_path / "weights"),
+    )
+    with pytest.raises(DataError, match=broken.name):
+        train(settings)
+    assert names(tmp_path / "weights") == ["tiny_0_2_interrupt.pth"]
+    broken.write_bytes(whole)
+    again = replace(settings, **resume(tmp_path / "weights" / "tiny_0_2_interrupt.pth"))
+    result = train(again)
+    assert result.checkpoint is not None and result.checkpoint.name == "tiny_1_6.pth"
+
+
+def test_an_image_that_fails_the_first_step_leaves_no_checkpoint(
+    tiny_shapes: Path, tmp_path: Path
+) -> None:
     data = renamed(tiny_shapes, tmp_path / "data", "")
     (data / "images").unlink()
     (data / "images").mkdir()
     for path in (tiny_shapes / "images").iterdir():
-        text = path.read_bytes()
-        (data / "images" / path.name).write_bytes(
-            text[:100] if "train_000003" in path.name else text
-        )
-    with pytest.raises(Exception, match=r"train_000003\.jpg") as error:
+        (data / "images" / path.name).write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError):
         train(tiny_settings(data, tmp_path))
-    assert getattr(error.value, "exit_code", 1) == 3
+    assert names(tmp_path / "weights") == []
+
+
+def test_training_works_outside_the_main_thread(tiny_shapes: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(train, tiny_settings(tiny_shapes, tmp_path)).result()
+    assert result.checkpoint is not None and result.checkpoint.name == "tiny_1_6.pth"
 
 
 def test_a_recipe_reaches_its_sparsity_and_bits(tiny_shapes: Path, tmp_path: Path) -> None:

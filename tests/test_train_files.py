@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -242,10 +244,29 @@ def test_sparsity_is_shown_and_logged_while_a_recipe_prunes(
     assert len(shown) == 9 and shown == sorted(shown) and 0.2 < shown[-1] < 0.75
 
 
+def test_wandb_gets_losses_and_map_only_when_asked(
+    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[int, dict[str, float]]] = []
+    ended: list[bool] = []
+    run = SimpleNamespace(
+        log=lambda values, step: sent.append((step, values)), finish=lambda: ended.append(True)
+    )
+    wandb = SimpleNamespace(init=lambda project, config: run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    train(tiny_settings(tiny_shapes, tmp_path, validation_epoch=2))
+    assert not sent
+    log = LogSettings(folder=None, wandb=True)
+    train(tiny_settings(tiny_shapes, tmp_path, validation_epoch=2, log=log))
+    assert [step for step, _ in sent] == [1, 2, 3, 4, 5, 6, 6] and ended
+    assert {"loss/box", "loss/mask", "lr"} <= sent[0][1].keys()
+    assert sent[-1][1].keys() == {"val/box", "val/mask"}
+
+
 def test_wandb_is_named_when_it_is_absent(
     tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="--wandb needs the wandb package") as error:
         train(tiny_settings(tiny_shapes, tmp_path, log=LogSettings(folder=None, wandb=True)))
     assert error.value.hint == "pip install 'sparseml-yolact[wandb]'"

@@ -190,12 +190,13 @@ def test_other_settings_than_the_runs_own_are_named_and_used(
 
 
 def test_another_recipe_begins_a_new_run_from_the_weights(
-    tiny_shapes: Path, tmp_path: Path
+    tiny_shapes: Path, tmp_path: Path, package_log: pytest.LogCaptureFixture
 ) -> None:
     train(tiny_settings(tiny_shapes, tmp_path))
     start = resume(tmp_path / "weights" / "tiny_1_6.pth")
     run = prepare(tiny_settings(tiny_shapes, tmp_path, recipe=RECIPE, **start))
     assert run.iteration == 0 and run.resumed is None and run.driver is not None
+    assert "the recipe is not the checkpoint's: a new run begins" in package_log.text
 
 
 def test_a_stored_recipe_continues_without_being_named_again(

@@ -159,6 +159,8 @@ def _beginning(settings: TrainSettings) -> _Beginning:
         return _Beginning(checkpoint, True, recipe, state.earlier_recipe)
     if stored and start.continue_recipe:
         return _Beginning(checkpoint, False, load_recipe(stored), None)
+    if state is not None:
+        logger.info("the recipe is not the checkpoint's: a new run begins from its weights")
     return _Beginning(checkpoint, False, given, checkpoint.recipe)
 
 

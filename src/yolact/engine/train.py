@@ -31,6 +31,7 @@ from yolact.engine.settings import TrainSettings
 from yolact.engine.start import Run, prepare
 from yolact.engine.step import Stepper
 from yolact.engine.stop import GracefulStop, Interrupted
+from yolact.errors import DataError
 from yolact.files import require_writable
 from yolact.loss.criterion import YolactLoss
 from yolact.runtime.torch_engine import TorchEngine
@@ -120,6 +121,10 @@ class Trainer:
                     self._epoch(bar)
         except Interrupted:
             return self._result(self._save_interrupt(), None, interrupted=True)
+        except DataError:  # of an image, which the loader met between two steps
+            if self.iteration > run.iteration:
+                self._save_interrupt()
+            raise
         if run.driver is not None:
             run.driver.finish(run.model)
         path = self.keeper.save(self._checkpoint())
