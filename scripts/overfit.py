@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=192)
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--fp16", action="store_true", help="mixed precision; bfloat16 on CPUs")
     parser.add_argument("--out", type=Path, default=Path("overfit"))
     options = parser.parse_args()
@@ -68,6 +68,7 @@ def main() -> None:
     run(
         *("train", "--train_info", info, "--train_images", options.data / "images", *data),
         *("--image_size", options.image_size, "--no_augment", "--lr", options.lr),
+        *("--clip_grad", 10),  # without ImageNet weights the first gradients can be enormous
         *("--max_iter", options.steps, "--num_workers", 1, "--validation_epoch", -1),
         *("--save_folder", options.out, "--log_folder", options.out / "logs"),
         *(["--fp16"] if options.fp16 else []),

@@ -228,10 +228,16 @@ def yolact_darknet_small() -> YolactConfig:
             prior_scales=(14, 24, 40, 64, 100),
             prior_base_size=128,
         ),
-        # At 128 px, objects that expansion shrinks fourfold would be a few pixels wide.
-        augment=AugmentConfig(expand=False),
+        # A run of minutes sees each picture a dozen times: too few for strong augmentation.
+        augment=AugmentConfig(photometric=False, expand=False, crop=False),
+        # Without ImageNet weights the first gradients are enormous; clipped, they allow this lr.
         optim=OptimConfig(
-            lr=4e-3, max_iter=4_000, lr_steps=(2_800, 3_600), warmup_init=4e-4, warmup_until=100
+            lr=8e-3,
+            max_iter=3_500,
+            lr_steps=(2_450, 3_150),
+            warmup_init=4e-4,
+            warmup_until=100,
+            max_grad_norm=10.0,
         ),
     )
 

@@ -16,7 +16,7 @@ SHAPES = "shapes"
 @click.command(
     cls=Command,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: sparseml.yolact.download --dataset shapes --train_size 1200",
+    epilog="Example: sparseml.yolact.download --dataset shapes --train_size 2000",
 )
 @click.option(
     "--dataset",
@@ -30,7 +30,7 @@ SHAPES = "shapes"
     "--data_dir", type=FOLDER, help="Where to put it.  [default: data/coco or data/shapes]"
 )
 @click.option("--seed", type=int, help="Shapes: seed of the pictures.  [default: 0]")
-@click.option("--train_size", type=int, help="Shapes: training images.  [default: 1200]")
+@click.option("--train_size", type=int, help="Shapes: training images.  [default: 2000]")
 @click.option("--val_size", type=int, help="Shapes: validation images.  [default: 200]")
 @click.option("--dry-run", is_flag=True, help="Only say what would be fetched or written.")
 def download(
@@ -51,7 +51,7 @@ def download(
     if dataset == SHAPES:
         if test:
             raise ConfigError("--test is for COCO", hint="leave it out with --dataset shapes")
-        sizes = (1200 if train_size is None else train_size, 200 if val_size is None else val_size)
+        sizes = (2000 if train_size is None else train_size, 200 if val_size is None else val_size)
         _shapes(folder, *sizes, seed or 0, dry_run)
         return
     for name, value in (("seed", seed), ("train_size", train_size), ("val_size", val_size)):

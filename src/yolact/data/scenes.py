@@ -24,7 +24,7 @@ _TEXTURES = ("plain", "rings", "stripes", "checks", "dots", "grain")
 """The favourite texture of each of SHAPES, at the same place."""
 _HUES = (0.02, 0.13, 0.33, 0.58, 0.78, 0.92)
 """Likewise the favourite hue."""
-_FAVOURITE = 0.5
+_FAVOURITE = 0.75
 """How often a shape wears its favourite texture or hue rather than any."""
 
 _OVERSAMPLING = 4
@@ -89,14 +89,14 @@ def draw_scene(rng: Rng, height: int, width: int) -> tuple[NDArray[np.uint8], li
 def arrange(rng: Rng, height: int, width: int) -> list[Thing]:
     """Place 1 to 5 objects so that each keeps half of itself in sight; sometimes none, or a crowd.
 
-    Sizes are relative to the shorter side: objects are 0.18 to 0.56 of it.
+    Sizes are relative to the shorter side: objects are 0.26 to 0.64 of it.
     """
     things: list[Thing] = []
     if rng.random() < 0.05:
         return things
     if rng.random() < 0.06:
         things.append(_cluster(rng, height, width))
-    for _ in range(rng.choice(5, p=(0.15, 0.25, 0.25, 0.2, 0.15)) + 1):
+    for _ in range(rng.choice(5, p=(0.2, 0.3, 0.25, 0.15, 0.1)) + 1):
         for _ in range(_TRIES):
             placed = _place(things, _somewhere(rng, things, height, width))
             if placed is not None:
@@ -119,7 +119,7 @@ def _place(behind: Sequence[Thing], new: Thing) -> list[Thing] | None:
 def _somewhere(rng: Rng, things: Sequence[Thing], height: int, width: int) -> Thing:
     """A random object, often close enough to another to overlap it."""
     side = min(height, width)
-    radius = side * np.exp(rng.uniform(np.log(0.09), np.log(0.28)))
+    radius = side * np.exp(rng.uniform(np.log(0.13), np.log(0.32)))
     center = rng.uniform(0.15, 0.85, 2) * (width, height)
     if things and rng.random() < 0.5:
         other = things[rng.integers(len(things))].shapes[0]
@@ -223,7 +223,7 @@ class _Paint:
 def _paint(rng: Rng, kind: int) -> _Paint:
     texture = _TEXTURES[kind if rng.random() < _FAVOURITE else rng.integers(len(_TEXTURES))]
     hue = _HUES[kind] + rng.normal(0, 0.04) if rng.random() < _FAVOURITE else rng.random()
-    saturation, value = rng.uniform(0.35, 0.9), rng.uniform(0.6, 1.0)
+    saturation, value = rng.uniform(0.5, 0.95), rng.uniform(0.6, 1.0)
     light = _rgb(hue, saturation, value)
     dark = _rgb(hue + rng.normal(0, 0.06), saturation * 0.9, value * rng.uniform(0.4, 0.75))
     return _Paint(texture, rng.uniform(4, 9), light, dark)

@@ -43,7 +43,7 @@ class _Settings:
 
 
 def generate_shapes(
-    folder: Path, *, train: int = 1200, val: int = 200, image_size: int = 160, seed: int = 0
+    folder: Path, *, train: int = 2000, val: int = 200, image_size: int = 160, seed: int = 0
 ) -> bool:
     """Write ``annotations/instances_{train,val}.json`` and ``images/`` into ``folder``.
 

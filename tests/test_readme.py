@@ -1,0 +1,122 @@
+"""The README's commands and Python run as they are written; only the runs are shortened."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from conftest import ROOT
+
+from yolact.cli.main import COMMANDS, command
+
+README = (ROOT / "README.md").read_text()
+SHORTER = {
+    "download": ["--train_size", "8", "--val_size", "4"],
+    "benchmark": ["-t", "0.2", "-w", "0"],
+}
+"""What the test adds to a command of the tour so that it takes seconds."""
+SHORT_RUN = ["--max_iter", "4", "--num_workers", "0"]
+SHORT_RECIPE = [
+    *("--recipe_args", "num_epochs=4 num_quantization_epochs=1"),
+    *("--num_workers", "0"),
+]
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    """Code blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands(block: str) -> list[list[str]]:
+    """The words of each ``sparseml.yolact.*`` line of a block, continuation lines joined."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [shlex.split(x, comments=True) for x in lines if x.startswith("sparseml.yolact")]
+
+
+def tour() -> list[list[str]]:
+    """The commands of "A first model"."""
+    (block,) = re.findall(r"<!-- tour.*?```bash\n(.*?)```", README, flags=re.DOTALL)
+    return commands(block)
+
+
+def shortened(words: list[str]) -> list[str]:
+    """A command of the tour, made quick."""
+    name = words[0].rpartition(".")[2]
+    extra = SHORTER.get(name, [])
+    if name == "train":
+        extra = SHORT_RECIPE if "--recipe" in words else SHORT_RUN
+    return [*words, *extra]
+
+
+def test_every_command_line_in_the_readme_parses() -> None:
+    found = [words for block in blocks("bash") for words in commands(block)]
+    assert len(found) > 8
+    for program, *arguments in found:
+        parsed = command(program.rpartition(".")[2])
+        with parsed.make_context(program, list(arguments)) as context:
+            assert isinstance(context, click.Context)
+
+
+def test_every_command_has_a_row_in_the_table() -> None:
+    for name in COMMANDS:
+        assert f"| `sparseml.yolact.{name}` |" in README
+
+
+def test_every_exit_code_is_documented() -> None:
+    from yolact import errors
+
+    kinds = [k for k in vars(errors).values() if isinstance(k, type)]
+    codes = {k.exit_code for k in kinds if issubclass(k, errors.YolactError)}
+    for code in (codes - {1}) | {errors.INTERRUPTED}:
+        assert re.search(rf"^\| {code} \|", README, flags=re.MULTILINE), code
+
+
+def test_every_packaged_recipe_is_listed() -> None:
+    for path in sorted((ROOT / "recipes").glob("*.md")):
+        if path.name != "README.md":
+            assert f"(recipes/{path.name})" in README
+
+
+@pytest.fixture(scope="module")
+def toured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the tour was taken."""
+    folder = tmp_path_factory.mktemp("tour")
+    for words in tour():
+        program = Path(sys.executable).parent / words[0]
+        result = subprocess.run(
+            [program, *shortened(words)[1:]], cwd=folder, capture_output=True, text=True
+        )
+        assert result.returncode == 0, f"{shlex.join(words)}\n{result.stderr}"
+    return folder
+
+
+def test_the_tour_leaves_what_it_promises(toured: Path) -> None:
+    assert (toured / "pruned_quant" / "yolact_darknet_small_best.onnx").is_file()
+    assert list((toured / "annotation-results").rglob("result-*.jpg"))
+
+
+def test_the_python_of_the_readme_runs(toured: Path) -> None:
+    (code,) = blocks("python")
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=toured, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_quickstart_numbers_are_those_of_the_script() -> None:
+    """The README's table has the shape that scripts/quickstart.py writes."""
+    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "scripts" / "quickstart.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["quickstart"] = module
+    spec.loader.exec_module(module)
+    head = module.to_markdown([]).splitlines()
+    found = re.search(r"<!-- quickstart results -->\n(.*?)<!-- end", README, flags=re.DOTALL)
+    assert found and found[1].strip().splitlines()[: len(head)] == head
+    assert "Measured in" in found[1]
