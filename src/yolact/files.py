@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,26 +13,38 @@ from pathlib import Path
 from yolact.errors import StorageError
 
 
+def storage_error(error: OSError, path: Path) -> StorageError | None:
+    """What a refusal of the operating system to write ``path`` means; None for other errors."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(
+            f"no permission to write {path}", hint="choose a folder you can write to"
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageError(
+            f"no space left to write {path}", hint="free some space or choose another disk"
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return StorageError(
+            f"cannot write {path}: a file or folder of that name is in the way",
+            hint="choose another name",
+        )
+    if error.errno in (errno.EIO, errno.ENAMETOOLONG, errno.ELOOP) or _is_about(error, path):
+        return StorageError(
+            f"cannot write {path}: {error.strerror}", hint="choose another name or folder"
+        )
+    return None
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write ``path`` into a StorageError."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StorageError(
-                f"no permission to write {path}", hint="choose a folder you can write to"
-            ) from error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageError(
-                f"no space left to write {path}", hint="free some space or choose another disk"
-            ) from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            raise StorageError(
-                f"cannot write {path}: a file or folder of that name is in the way",
-                hint="choose another name",
-            ) from error
-        raise
+        known = storage_error(error, path)
+        if known is None:
+            raise
+        raise known from error
 
 
 @contextmanager
@@ -75,6 +88,41 @@ def require_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+def require_writable_file(path: Path) -> None:
+    """Check that a file can be put at ``path``, replacing one if need be; makes its folder.
+
+    Raises:
+        StorageError: It cannot, for instance because ``path`` is a folder.
+    """
+    require_writable(path.parent)
+    with storage_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+
+def require_space(folder: Path, size: int, what: str) -> None:
+    """Check that ``size`` bytes fit into ``folder``, which exists.
+
+    Raises:
+        StorageError: They do not; the message calls them ``what``.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise StorageError(
+            f"{folder} has {free / 1e6:.1f} MB free, {what} takes {size / 1e6:.1f} MB",
+            hint="free some space or choose another disk",
+        )
+
+
+def _is_about(error: OSError, path: Path) -> bool:
+    """Whether an error names ``path``, a folder above it, or a temporary file made for it."""
+    if error.filename is None:
+        return False
+    named = Path(os.fsdecode(error.filename))
+    temporary = named.parent == path.parent and named.name.startswith(f".{path.name}.")
+    return path.is_relative_to(named) or named.parent == path or temporary
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -6,25 +6,68 @@ stdout carries results; progress, warnings and errors go to stderr.
 from __future__ import annotations
 
 import logging
+import math
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from yolact.errors import INTERRUPTED, YolactError
+from yolact.cli.system import as_user_error
+from yolact.errors import INTERRUPTED, ConfigError, YolactError
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 """A file's path; existence is checked where it is read, so that the message can say more."""
 FOLDER = click.Path(path_type=Path, file_okay=False)
+SEED = click.IntRange(0, 2**32 - 1)
+"""What every random generator in use accepts."""
 
 
-class Command(click.Command):
-    """A command that accepts ``--some_option`` and ``--some-option`` alike.
+class Boundary(click.Command):
+    """A command that ends with an ``error:`` and a ``hint:`` line where the user can mend it.
 
-    A YolactError ends it with ``error:`` and ``hint:`` lines on stderr and the error's exit code;
-    any other exception is a bug and keeps its traceback.
+    The lines go to stderr, and the exit code is the error's (see :mod:`yolact.errors`). Any other
+    exception is a bug and keeps its traceback. SIGTERM ends a command like Ctrl-C does, so that
+    unfinished files are removed.
     """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does; NaN and infinity are no numbers that an option could mean."""
+        try:
+            rest = super().parse_args(ctx, args)
+            if not ctx.resilient_parsing:
+                _refuse_not_finite(ctx)
+            return rest
+        except click.UsageError as error:
+            if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+                raise
+            _end(ctx, _usage(ctx, error))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command inside the error boundary."""
+        try:
+            with _sigterm_as_ctrl_c():
+                return super().invoke(ctx)
+        except YolactError as error:
+            _end(ctx, error)
+        except click.UsageError as error:
+            _end(ctx, _usage(ctx, error))
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except (OSError, MemoryError, RuntimeError) as error:
+            known = as_user_error(error)
+            if known is None:
+                raise
+            _end(ctx, known)
+
+
+class Command(Boundary):
+    """A command that accepts ``--some_option`` and ``--some-option`` alike."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Respell long options the way they are declared, then parse as click does."""
@@ -36,18 +79,41 @@ class Command(click.Command):
         }
         return super().parse_args(ctx, [_respell(arg, declared) for arg in args])
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command inside the error boundary."""
-        try:
-            return super().invoke(ctx)
-        except YolactError as error:
-            click.echo(f"error: {error}", err=True)
-            if error.hint:
-                click.echo(f"hint: {error.hint}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            ctx.exit(INTERRUPTED)
+
+def _end(ctx: click.Context, error: YolactError) -> NoReturn:
+    click.echo(f"error: {_one_line(str(error))}", err=True)
+    if error.hint:
+        click.echo(f"hint: {_one_line(error.hint)}", err=True)
+    ctx.exit(error.exit_code)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines())
+
+
+def _usage(ctx: click.Context, error: click.UsageError) -> ConfigError:
+    return ConfigError(
+        error.format_message().removesuffix("."), hint=f"see {ctx.command_path} --help"
+    )
+
+
+def _refuse_not_finite(ctx: click.Context) -> None:
+    for parameter in ctx.command.params:
+        value = ctx.params.get(str(parameter.name))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise click.BadParameter(f"{value} is not a finite number.", ctx, parameter)
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _plain(option: str) -> str:

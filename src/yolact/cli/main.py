@@ -7,6 +7,7 @@ from importlib import import_module
 import click
 
 from yolact import __version__
+from yolact.cli.base import Boundary
 
 COMMANDS = {
     "download": "Fetch COCO, or generate a small sample set.",
@@ -25,7 +26,7 @@ def command(name: str) -> click.Command:
     return loaded
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Boundary, click.Group):
     """A group whose help needs none of its commands' modules."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
