@@ -252,12 +252,13 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         CocoInstances(images, path, transform)
 
 
-def test_a_damaged_compressed_mask_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("counts", ["PP", "zzzzzz", "é", "0P", ""])
+def test_a_damaged_compressed_mask_is_named(tmp_path: Path, counts: str) -> None:
     data = content()
-    data["annotations"][2]["segmentation"]["counts"] = "PP"
+    data["annotations"][2]["segmentation"]["counts"] = counts
     data["annotations"][2].update(bbox=[1, 1, 5, 5], area=25)
-    with pytest.raises(DataError, match="annotation 3 has a damaged RLE mask"):
-        opened(tmp_path, data)[1]
+    with pytest.raises(DataError, match="annotation 3 .* has RLE counts that do not fill its"):
+        opened(tmp_path, data)
 
 
 def same(a: Sample, b: Sample) -> bool:

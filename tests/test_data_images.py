@@ -130,5 +130,5 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> Non
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no image at .*nothing.jpg"):
         read_rgb(tmp_path / "nothing.jpg")
-    with pytest.raises(DataError, match=r"cannot read image"):
+    with pytest.raises(DataError, match=r"is a folder, not an image"):
         read_rgb(tmp_path)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -118,14 +119,14 @@ def test_an_image_that_cannot_be_read_is_named_and_the_run_can_go_on(
     order = list(EpochBatches(IMAGES, 2, seed=0))
     broken = data / "images" / f"train_{order[2][0][1]:06}.jpg"  # in the third batch
     whole = broken.read_bytes()
-    broken.write_bytes(whole[:100])
+    cv2.imwrite(str(broken), np.zeros((8, 8, 3), np.uint8))  # seen only when it is decoded
     settings = tiny_settings(
         data,
         tmp_path,
         data=data_of(data, workers=workers),
         save=SaveSettings(folder=tmp_path / "weights"),
     )
-    with pytest.raises(DataError, match=broken.name):
+    with pytest.raises(DataError, match=f"{broken.name} is 8 x 8"):
         train(settings)
     assert names(tmp_path / "weights") == ["tiny_0_2_interrupt.pth"]
     broken.write_bytes(whole)

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
+from yolact.data.images import damaged
 from yolact.data.labels import Classes
+from yolact.data.run_lengths import decode_runs
 from yolact.errors import DataError
 
 Record = dict[str, Any]
@@ -75,22 +77,28 @@ def classes_of(categories: Sequence[Record]) -> Classes:
 
 
 def require_image_files(folder: Path, images: Sequence[Record]) -> None:
-    """Check that every listed image exists, with one directory listing instead of many look-ups.
+    """Check that every listed image exists and is whole, without decoding it.
 
     Raises:
-        DataError: The folder or some files are missing; the message names the first and counts.
+        DataError: The folder is missing, or some files are missing, cut short or no images; the
+            message names the first and counts.
     """
     if not folder.is_dir():
         _fail(f"no folder of images at {folder}", "run sparseml.yolact.download, or correct it")
-    wanted: defaultdict[Path, list[str]] = defaultdict(list)
-    for image in images:
-        path = folder / image["file_name"]
-        wanted[path.parent].append(path.name)
-    missing = [parent / n for parent, names in wanted.items() for n in _absent(parent, names)]
+    paths = [folder / image["file_name"] for image in images]
+    missing = _missing(paths)
     if missing:
         _fail(
             f"{len(missing)} of {len(images)} images are missing, the first is {missing[0]}",
             "check that the folder belongs to the annotation file and is complete",
+        )
+    broken = damaged(paths)
+    if len(broken) == 1:
+        raise broken[0]
+    if broken:
+        _fail(
+            f"{len(broken)} of {len(images)} images cannot be used, the first: {broken[0]}",
+            "copy or download them again, or remove them from the annotation file",
         )
 
 
@@ -127,7 +135,7 @@ def _load(path: Path) -> dict[str, Any]:
         _fail(f"no annotation file at {path}", "run sparseml.yolact.download, or correct the path")
     except OSError as error:
         _fail(f"cannot read {path}: {error.strerror}", "check the file's permissions")
-    except ValueError as error:  # of JSON or of the text encoding
+    except (ValueError, RecursionError) as error:  # of JSON or of the text encoding
         _fail(f"{path} is not JSON: {error}", _FORMAT_HINT)
     if not isinstance(data, dict):
         _fail(f"{path} is not a COCO file: it holds no JSON object", _FORMAT_HINT)
@@ -162,12 +170,12 @@ def _check_annotation(
     path: Path, annotation: Record, images: Mapping[int, Record], categories: Mapping[int, Record]
 ) -> None:
     name = f"annotation {annotation['id']} in {path}"
-    if annotation.get("image_id") not in images:
+    if not _is_id(annotation.get("image_id"), images):
         _fail(
             f"{name} belongs to image {annotation.get('image_id')}, which is not listed",
             "add the image to the list of images, or remove the annotation",
         )
-    if annotation.get("category_id") not in categories:
+    if not _is_id(annotation.get("category_id"), categories):
         _fail(
             f"{name} is of category {annotation.get('category_id')}, which is not listed",
             "add the category to the list of categories, or correct category_id",
@@ -179,9 +187,15 @@ def _check_annotation(
             f"{name} has an impossible bbox: {annotation['bbox']}",
             "bbox is [x, y, width, height] in pixels: finite, no negative size",
         )
+    if "area" in annotation and not _finite([annotation["area"]]):
+        _fail(f"{name} has an impossible area: {annotation['area']!r}", "area is in pixels")
     if "segmentation" not in annotation:
         _fail(f"{name} has no segmentation", "instance segmentation needs polygons or RLE masks")
     _check_segmentation(name, annotation["segmentation"], images[annotation["image_id"]])
+
+
+def _is_id(number: Any, known: Mapping[int, Record]) -> bool:
+    return isinstance(number, int) and number in known
 
 
 def _is_box(box: Any) -> bool:
@@ -217,19 +231,24 @@ def _check_polygon(name: str, polygon: Any) -> None:
 
 def _check_rle(name: str, segmentation: Record, image: Record) -> None:
     size = [image["height"], image["width"]]
-    if list(segmentation.get("size", [])) != size:
+    if segmentation.get("size") != size:
         _fail(
             f"{name} has an RLE mask of size {segmentation.get('size')}, its image is {size}",
             "size is [height, width] of the image",
         )
-    counts = segmentation.get("counts")
-    if isinstance(counts, list):
-        whole = all(isinstance(count, int) and count >= 0 for count in counts)
-        whole = whole and sum(counts) == size[0] * size[1]
-    else:
-        whole = isinstance(counts, str) and bool(counts)
-    if not whole:
+    if not _fills(segmentation.get("counts"), size[0] * size[1]):
         _fail(f"{name} has RLE counts that do not fill its image", "encode the mask again")
+
+
+def _fills(counts: Any, pixels: int) -> bool:
+    """Whether run lengths, compressed or not, cover an image exactly."""
+    if isinstance(counts, str):
+        try:
+            counts = decode_runs(counts)
+        except ValueError:
+            return False
+    whole = isinstance(counts, list) and all(isinstance(n, int) and n >= 0 for n in counts)
+    return whole and sum(counts) == pixels
 
 
 def _complete(annotation: Record, image: Record) -> None:
@@ -245,10 +264,21 @@ def _complete(annotation: Record, image: Record) -> None:
     annotation.setdefault("area", float(rle.area(encoded)))
 
 
-def _absent(folder: Path, names: Sequence[str]) -> list[str]:
+def _missing(paths: Sequence[Path]) -> list[Path]:
+    """Those that are not there, by one listing of each folder instead of many look-ups."""
+    wanted: defaultdict[Path, list[Path]] = defaultdict(list)
+    for path in paths:
+        wanted[path.parent].append(path)
+    present = {folder: _names(folder) for folder in wanted}
+    return [
+        path for folder in wanted for path in wanted[folder] if path.name not in present[folder]
+    ]
+
+
+def _names(folder: Path) -> set[str]:
+    """Names of everything in a folder that is not a folder itself."""
     try:
         with os.scandir(folder) as entries:
-            present = {entry.name for entry in entries}
-    except OSError:
-        present = set()
-    return [name for name in names if name not in present]
+            return {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
+    except (OSError, ValueError):  # a null character in the name
+        return set()

@@ -32,7 +32,6 @@ from yolact.data.annotations import (
 )
 from yolact.data.images import RgbImage, read_rgb
 from yolact.data.transforms import Objects, Transform
-from yolact.errors import DataError
 from yolact.types import Sample, Target
 
 log = logging.getLogger(__name__)
@@ -213,13 +212,7 @@ def _masks(objects: Sequence[Record], height: int, width: int) -> NDArray[np.uin
     """[n, height, width] in {0, 1}."""
     masks = np.empty((len(objects), height, width), np.uint8)
     for annotation, result in zip(objects, masks, strict=True):
-        try:
-            mask = rle.decode(to_rle(annotation["segmentation"], height, width))
-        except ValueError as error:
-            raise DataError(
-                f"annotation {annotation['id']} has a damaged RLE mask",
-                hint="encode the mask again, or remove the annotation",
-            ) from error
+        mask = rle.decode(to_rle(annotation["segmentation"], height, width))
         cv2.transpose(mask.T, dst=result)  # decode fills columns: mask.T is the memory it wrote
     return masks
 
