@@ -92,7 +92,7 @@ class Quickstart:
     def train(self, variant: Variant) -> float:
         """Train one variant; pruned ones begin with the baseline's weights. Minutes it took."""
         began = time.monotonic()
-        arguments: list[object] = ["--config", CONFIG, "--num_workers", 1]
+        arguments: list[object] = ["--config", CONFIG, "--batch_size", 4, "--num_workers", 1]
         arguments += ["--train_info", self.data / "annotations" / "instances_train.json"]
         arguments += ["--train_images", self.data / "images", *self.validation_data()]
         arguments += ["--save_folder", self.folder / variant.folder, "--keep_latest"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import ROOT
 
+from conftest import ROOT
 from yolact.cli.main import COMMANDS, command
 
 README = (ROOT / "README.md").read_text()
@@ -23,7 +23,7 @@ SHORTER = {
 """What the test adds to a command of the tour so that it takes seconds."""
 SHORT_RUN = ["--max_iter", "4", "--num_workers", "0"]
 SHORT_RECIPE = [
-    *("--recipe_args", "num_epochs=4 num_quantization_epochs=1"),
+    *("--recipe_args", "num_epochs=10"),
     *("--num_workers", "0"),
 ]
 
