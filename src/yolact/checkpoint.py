@@ -192,7 +192,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
 
 
+_PLAIN = {"epoch": int, "iteration": int, "checkpoint_recipe": str, "best_map": float}
+"""Keys whose value is of this type or None."""
+
+
 def _from_content(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Checkpoint:
+    for key, kind in _PLAIN.items():
+        if not isinstance(content.get(key), kind | None):
+            raise TypeError(f"{key} is {content[key]!r}")
     classes, config, training = (content.get(key) for key in ("classes", "config", "training"))
     return Checkpoint(
         model_state=state,
@@ -223,6 +230,13 @@ def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Y
     from yolact.model.weights import load_weights
     from yolact.model.yolact import Yolact
 
+    named = len(checkpoint.classes) if checkpoint.classes else checkpoint.num_classes
+    if named != checkpoint.num_classes:
+        raise CheckpointError(
+            f"the checkpoint names {named} classes, but its weights are for "
+            f"{checkpoint.num_classes}",
+            hint="its classes or its weights were exchanged; take the file as training saved it",
+        )
     chosen = (config or checkpoint.config or YolactConfig()).model
     if chosen.num_classes != checkpoint.num_classes:
         from dataclasses import replace
@@ -262,6 +276,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             f"checkpoint not found: {path}", hint="check the path, or train a model first"
         )
+    _require_torch_file(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -281,6 +296,32 @@ def _read(path: Path) -> Mapping[str, Any]:
             hint="expected a state_dict or a dict with model_state_dict",
         )
     return content
+
+
+_BEGINNINGS = (b"PK", b"\x80")
+"""Of a zip archive and of a pickle, the two formats that torch writes."""
+
+
+def _require_torch_file(path: Path) -> None:
+    """Tell files of other kinds from damaged ones, for which torch has the same words."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(2)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: {error.strerror}",
+            hint="check the file's permissions",
+        ) from error
+    if not begin:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is empty",
+            hint="the file may be truncated; copy or download it again",
+        )
+    if not begin.startswith(_BEGINNINGS):
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is not a file of PyTorch",
+            hint="look into it: a failed download is often a web page; ONNX files end in .onnx",
+        )
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def num_classes_of(state_dict: Mapping[str, Tensor]) -> int:
         CheckpointError: They are not those of a YOLACT model.
     """
     conf, bbox = (_rows(state_dict, f"prediction_layers.0.{n}_layer") for n in ("conf", "bbox"))
-    if not conf or not bbox:
+    if not conf or bbox < 4:
         raise CheckpointError(
             "not the weights of a YOLACT model: prediction_layers.0.conf_layer.weight is missing",
             hint=hint_for_origin(state_dict) or "give a checkpoint that YOLACT training saved",
@@ -115,7 +115,8 @@ def num_classes_of(state_dict: Mapping[str, Tensor]) -> int:
 def _rows(state_dict: Mapping[str, Tensor], layer: str) -> int:
     """Output channels of a convolution, which quantization may have wrapped; 0 without it."""
     weight = re.compile(re.escape(layer) + r"(\.module)?\.weight")
-    return next((len(value) for name, value in state_dict.items() if weight.fullmatch(name)), 0)
+    found = (value for name, value in state_dict.items() if weight.fullmatch(name))
+    return next((len(value) for value in found if value.ndim), 0)
 
 
 def _without_obsolete_names(model: Yolact, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
