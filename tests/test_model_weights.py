@@ -171,7 +171,8 @@ def test_all_kinds_of_misfit_are_counted_and_the_first_three_shown(
         "the weights do not fit the model: "
         "16 missing (fpn.lat_layers.0.weight, fpn.lat_layers.0.bias, fpn.lat_layers.1.weight, ...)"
         "; 1 unexpected (extra.weight)"
-        "; 2 of another shape (backbone._preconv.1.running_mean [3] for [16], "
+        "; 2 of another shape (backbone._preconv.1.running_mean [3] for "
+        f"[{CONFIG.stem_channels}], "
         "proto_net.10.bias [99] for [16])"
     )
     assert hint == "they are of other widths or depths: use the --config they were trained with"
@@ -302,12 +303,13 @@ def test_a_file_without_a_darknet_backbone_is_refused(
 
 def test_a_backbone_of_other_widths_is_refused_and_changes_nothing(model: Yolact) -> None:
     before = copy.deepcopy(model.state_dict())
-    file = Yolact(replace(CONFIG, stem_channels=8)).backbone.state_dict()
+    stem, stage = CONFIG.stem_channels, CONFIG.stage_channels[0]
+    file = Yolact(replace(CONFIG, stem_channels=24)).backbone.state_dict()
     with pytest.raises(CheckpointError) as error:
         load_backbone(model, file)
     assert str(error.value).startswith(
         "the backbone does not fit the model: 6 of another shape "
-        "(layers.0.0.0.weight [24, 8, 3, 3] for [24, 16, 3, 3], "
+        f"(layers.0.0.0.weight [{stage}, 24, 3, 3] for [{stage}, {stem}, 3, 3], "
     )
     assert error.value.hint == "use the config that the backbone was trained for"
     assert_loaded(model, before)

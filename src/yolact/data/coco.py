@@ -80,6 +80,7 @@ class CocoInstances(Dataset[Sample]):
         self._categories = data["categories"]
         self._images = _Packed(listed)
         self._objects = _Packed(_grouped(data["annotations"], self.image_ids))
+        self.num_objects = sum(has_area(a) and not a["iscrowd"] for a in data["annotations"])
         _report(annotations, data["annotations"])
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ from yolact.data.transforms import EvalTransform, TrainTransform
 from yolact.device import resolve_device
 from yolact.engine.schedule import Plan, fitted, make_plan
 from yolact.engine.settings import StartSettings, TrainSettings
-from yolact.errors import CheckpointError, ConfigError
+from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.sparsify import Recipe, RecipeDriver, apply_structure, load_recipe
@@ -140,7 +140,9 @@ def _check_allocation(settings: TrainSettings, device: torch.device) -> None:
 
 def _beginning(settings: TrainSettings) -> _Beginning:
     start = settings.start
-    given = load_recipe(settings.recipe, settings.recipe_args) if settings.recipe else None
+    given = None
+    if settings.recipe is not None:
+        given = load_recipe(settings.recipe, settings.recipe_args)
     if start.checkpoint is None:
         return _Beginning(None, False, given, None)
     checkpoint = load_checkpoint(start.checkpoint)
@@ -172,15 +174,22 @@ def _datasets(settings: TrainSettings, seed: int) -> tuple[CocoInstances, CocoIn
         TrainTransform(size, settings.config.augment),
         seed=seed,
     )
+    _require_objects(train, data.train_info, "give annotations of the objects to learn")
     if settings.validation_epoch <= 0:
         return train, None
     validation = CocoInstances(data.validation_images, data.validation_info, EvalTransform(size))
+    _require_objects(validation, data.validation_info, "without any, use --validation_epoch -1")
     if set(validation.classes.names) != set(train.classes.names):
         raise ConfigError(
             "training and validation annotations list different categories",
             hint="use one categories list in both files, or --validation_epoch -1",
         )
     return train, validation
+
+
+def _require_objects(data: CocoInstances, info: Path, hint: str) -> None:
+    if not data.num_objects:
+        raise DataError(f"{info} has no objects, only images or crowds", hint=hint)
 
 
 def _apply_changes(run: Run) -> None:
@@ -337,8 +346,14 @@ def _restore(run: Run) -> None:
     state = run.resumed.training if run.resumed else None
     if state is None:
         return
-    run.optimizer.load_state_dict(state.optimizer)
+    try:
+        run.optimizer.load_state_dict(state.optimizer)
+        torch.set_rng_state(state.rng["cpu"])
+        if run.device.type == "cuda" and "cuda" in state.rng:
+            torch.cuda.set_rng_state(state.rng["cuda"], run.device)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{run.settings.start.checkpoint} does not say how to go on: {error}",
+            hint="--ckpt instead of --resume begins a new run from its weights",
+        ) from error
     _apply_changes(run)
-    torch.set_rng_state(state.rng["cpu"])
-    if run.device.type == "cuda" and "cuda" in state.rng:
-        torch.cuda.set_rng_state(state.rng["cuda"], run.device)

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,8 +32,8 @@ from yolact.engine.settings import TrainSettings
 from yolact.engine.start import Run, prepare
 from yolact.engine.step import Stepper
 from yolact.engine.stop import GracefulStop, Interrupted
-from yolact.errors import DataError
-from yolact.files import require_writable
+from yolact.errors import DataError, StorageError
+from yolact.files import require_space, require_writable
 from yolact.loss.criterion import YolactLoss
 from yolact.runtime.torch_engine import TorchEngine
 from yolact.sparsify import missed_targets, overall_sparsity
@@ -73,6 +74,7 @@ def train(settings: TrainSettings) -> TrainResult:
     require_writable(settings.save.folder)
     run = prepare(settings)
     logger.info("%s", describe(run))
+    require_space(settings.save.folder, _checkpoint_size(run), "one checkpoint")
     with (
         TrainLog(settings.log, run.config.name, _options(settings)) as log,
         GracefulStop() as stop,
@@ -121,9 +123,10 @@ class Trainer:
                     self._epoch(bar)
         except Interrupted:
             return self._result(self._save_interrupt(), None, interrupted=True)
-        except DataError:  # of an image, which the loader met between two steps
+        except (DataError, StorageError):  # of an image or a log, met between two steps
             if self.iteration > run.iteration:
-                self._save_interrupt()
+                with suppress(StorageError):  # the first error is the one to tell
+                    self._save_interrupt()
             raise
         if run.driver is not None:
             run.driver.finish(run.model)
@@ -307,6 +310,11 @@ class Trainer:
             disable=None,  # a bar on a terminal, lines elsewhere
             dynamic_ncols=True,
         )
+
+
+def _checkpoint_size(run: Run) -> int:
+    """Bytes of the weights and of SGD's momentum, of which a checkpoint mostly consists."""
+    return 2 * sum(p.numel() * p.element_size() for p in run.model.parameters())
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
