@@ -46,6 +46,11 @@ class ModelConfig:
                 f"image size {self.image_size} is too small",
                 hint="use at least 64: P7 is 128 times smaller than the image",
             )
+        if self.image_size > 4096:
+            raise ConfigError(
+                f"image size {self.image_size} is too large",
+                hint="use at most 4096: the memory needed grows with its square",
+            )
         if self.num_classes < 1:
             raise ConfigError("a model needs at least one class", hint="check the categories")
         if len(self.stage_channels) != 5 or len(self.stage_blocks) != 5:
@@ -154,7 +159,7 @@ class OptimConfig:
         return replace(
             self,
             lr=self.lr * factor,
-            max_iter=int(self.max_iter // factor),
+            max_iter=max(1, int(self.max_iter // factor)),
             lr_steps=tuple(int(step // factor) for step in self.lr_steps),
         )
 
@@ -233,8 +238,8 @@ def yolact_darknet_small() -> YolactConfig:
         # Without ImageNet weights the first gradients are enormous; clipped, they allow this lr.
         optim=OptimConfig(
             lr=8e-3,
-            max_iter=3_500,
-            lr_steps=(2_450, 3_150),
+            max_iter=3_000,
+            lr_steps=(2_100, 2_700),
             warmup_init=4e-4,
             warmup_until=100,
             max_grad_norm=10.0,

@@ -21,6 +21,8 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(
             f"unknown device {name!r}", hint="use auto, cpu, cuda or cuda:0"
         ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name} is not supported", hint="use auto, cpu, cuda or cuda:0")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device {name} is not available here",

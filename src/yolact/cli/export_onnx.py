@@ -70,7 +70,7 @@ def export_onnx(
     """
     from yolact.checkpoint import build_model, classes_of, load_checkpoint
     from yolact.config import YolactConfig, named_config
-    from yolact.files import require_writable
+    from yolact.files import require_writable_file
     from yolact.onnx.compress import compress_file
     from yolact.onnx.export import export
 
@@ -78,7 +78,7 @@ def export_onnx(
     side = input_side(image_shape, image_size)
     target = onnx_path(checkpoint, name, save_dir)
     loaded = load_checkpoint(checkpoint)
-    require_writable(target.parent)
+    require_writable_file(target)
     if recipe is not None:
         loaded = replace(loaded, recipe=_read_recipe(recipe).text)
     chosen = named_config(config) if config else loaded.config or YolactConfig()
@@ -89,7 +89,7 @@ def export_onnx(
         model,
         classes_of(loaded),
         target,
-        image_size=side or chosen.model.image_size,
+        image_size=chosen.model.image_size if side is None else side,
         batch_size=batch_size,
         static=static,
         opset=opset,

@@ -32,7 +32,7 @@ def try_loading(model: nn.Module, weights: Mapping[str, Tensor]) -> Misfit:
     Torch decides what is missing or unexpected, since the modules of a quantized model accept
     more than their exact names; only shapes are compared here, where torch would raise.
     """
-    own = {name: tuple(value.shape) for name, value in _fixed_shapes(model).items()}
+    own = {name: tuple(value.shape) for name, value in own_shapes(model).items()}
     differ = {name for name in own if name in weights and tuple(weights[name].shape) != own[name]}
     rest = {name: value for name, value in weights.items() if name not in differ}
     missing, unexpected = model.load_state_dict(rest, strict=False)
@@ -99,7 +99,7 @@ def is_whole_model(weights: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(_HEAD) for name in weights)
 
 
-def _fixed_shapes(model: nn.Module) -> dict[str, Tensor]:
+def own_shapes(model: nn.Module) -> dict[str, Tensor]:
     """Entries of the state dict whose shape never changes; observers adapt theirs when loaded."""
     parameters = {name for name, _ in model.named_parameters()}
     statistics = (".running_mean", ".running_var")

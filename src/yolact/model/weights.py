@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from yolact.errors import CheckpointError
@@ -16,6 +17,7 @@ from yolact.model.misfit import (
     hint_for_origin,
     is_whole_model,
     listing,
+    own_shapes,
     try_loading,
 )
 from yolact.model.yolact import Yolact
@@ -48,7 +50,8 @@ def load_weights(model: Yolact, state_dict: Mapping[str, Tensor]) -> None:
 
     Raises:
         CheckpointError: Names are missing or unexpected, or shapes differ; the message counts
-            them and shows the first of each, the hint says why as far as the names tell.
+            them and shows the first of each, the hint says why as far as the names tell. Or
+            weights are NaN or infinite.
     """
     weights = _without_obsolete_names(model, state_dict)
     # On a copy, because torch overwrites what fits before it reports what does not.
@@ -57,6 +60,12 @@ def load_weights(model: Yolact, state_dict: Mapping[str, Tensor]) -> None:
         raise CheckpointError(
             f"the weights do not fit the model: {misfit.summary()}",
             hint=_hint_for_classes(model, weights) or hint_for(model, weights, misfit),
+        )
+    broken = [name for name in own_shapes(model) if not torch.isfinite(weights[name]).all()]
+    if broken:
+        raise CheckpointError(
+            f"the weights cannot be used: {listing(broken, 'hold NaN or infinity')}",
+            hint="the training that wrote them diverged: take an earlier checkpoint",
         )
     model.load_state_dict(weights)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import ConfigError, ExportError
-from yolact.files import atomic_path
+from yolact.files import atomic_path, require_writable_file
 from yolact.model.yolact import InferenceModel, Yolact
 from yolact.onnx.compress import compressed_size
 from yolact.onnx.fuse import (
@@ -34,6 +34,8 @@ from yolact.runtime.ort_engine import OrtEngine
 from yolact.types import RawOutputs
 
 DEFAULT_OPSET = 14
+MOST_IMAGES = 1024
+"""In one batch; more are taken for a mistake."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +93,17 @@ def export(
         ExportError: The graph does not reproduce the model's outputs.
         StorageError: The file cannot be written.
     """
-    side = image_size or model.config.image_size
-    _check_options(side, batch_size, opset)
+    side = model.config.image_size if image_size is None else image_size
+    _check_options(batch_size, opset)
+    config = (config or YolactConfig(model=model.config)).with_model(
+        image_size=side, num_classes=len(classes)
+    )
+    require_writable_file(path)
     images = sample_images(image, side, batch_size)
     network, expected, unquantized = _prepare(model, images, convert_qat=convert_qat)
     graph = trace(network, images, opset=opset, static=static)
     run_passes(graph, [*CLEAN, *(QUANTIZE if unquantized is not None and convert_qat else [])])
     label_outputs(graph, [tuple(output.shape) for output in expected], static=static)
-    config = (config or YolactConfig(model=model.config)).with_model(
-        image_size=side, num_classes=len(classes)
-    )
     metadata = ModelMetadata(
         classes=classes,
         config=config,
@@ -113,11 +116,9 @@ def export(
     return _report(path, graph, parity, opset=opset, quantized=unquantized is not None)
 
 
-def _check_options(side: int, batch_size: int, opset: int) -> None:
-    if side < 64:
-        raise ConfigError(f"image size {side} is too small", hint="use at least 64")
-    if batch_size < 1:
-        raise ConfigError(f"batch size is {batch_size}", hint="use 1 or more")
+def _check_options(batch_size: int, opset: int) -> None:
+    if not 1 <= batch_size <= MOST_IMAGES:
+        raise ConfigError(f"batch size is {batch_size}", hint=f"use 1 to {MOST_IMAGES}")
     if opset not in OPSETS:
         raise ConfigError(
             f"opset {opset} cannot be exported", hint=f"use {OPSETS[0]} to {OPSETS[-1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from yolact.config import YolactConfig
@@ -16,6 +17,8 @@ ENGINES = {
 }
 """Engine names and the file endings each one reads."""
 
+MOST_CORES = 256
+"""More threads are taken for a mistake, on a machine with fewer CPUs."""
 _ALIASES = {"ort": "onnxruntime", "pytorch": "torch"}
 
 
@@ -41,8 +44,9 @@ def load_engine(
         ConfigError: ``engine`` is unknown or does not read this kind of file.
     """
     path = Path(path)
-    if num_cores is not None and num_cores < 1:
-        raise ConfigError(f"number of cores is {num_cores}", hint="use 1 or more")
+    most = max(MOST_CORES, os.cpu_count() or 1)
+    if num_cores is not None and not 1 <= num_cores <= most:
+        raise ConfigError(f"number of cores is {num_cores}", hint=f"use 1 to {most}")
     if engine_for(path, engine) == "torch":
         return _torch_engine(path, device, num_cores, config)
     from yolact.runtime.ort_engine import OrtEngine

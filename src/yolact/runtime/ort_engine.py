@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,10 @@ class OrtEngine:
         """Run the network; see :class:`yolact.runtime.base.Engine`. Outputs are on the CPU."""
         check_images(self, images)
         feed = np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
-        arrays = self._session.run(self._outputs, {self._input.name: feed})
+        try:
+            arrays = self._session.run(self._outputs, {self._input.name: feed})
+        except ort.capi.onnxruntime_pybind11_state.RuntimeException as error:
+            raise RuntimeError(str(error)) from error  # what memory that ran out is to torch, too
         loc, conf, mask, priors, proto = (torch.from_numpy(array) for array in arrays)
         # Some exporters give the priors a batch axis; they are the same for every image.
         return RawOutputs(loc, conf, mask, priors.reshape(-1, priors.shape[-2], 4)[0], proto)
@@ -93,15 +98,20 @@ def _open_session(model: Path | bytes, num_cores: int | None, label: str) -> Any
         errors.NotImplemented,
         errors.RuntimeException,
     ) as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else "no reason"
+        reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
         raise CheckpointError(
-            f"{label} is not a readable ONNX model: {reason}", hint=_HINT
+            f"{label} is not a readable ONNX model: {reason.partition(chr(10))[0][:300]}",
+            hint=f"the file may be truncated or of another kind; {_HINT}",
         ) from error
 
 
 def _model_source(path: Path) -> str | bytes:
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a model", hint="name the file inside it")
     if not path.is_file():
         raise CheckpointError(f"model not found: {path}", hint="check the path")
+    if not path.stat().st_size:
+        raise CheckpointError(f"{path} is not a readable ONNX model: it is empty", hint=_HINT)
     unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix.lower())
     try:
         if unpack is not None:
@@ -110,7 +120,7 @@ def _model_source(path: Path) -> str | bytes:
             return str(path)  # by path, so that files with external data find it
     except PermissionError as error:
         raise CheckpointError(f"no permission to read {path}", hint="check its mode") from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise CheckpointError(f"{path} is damaged: {error}", hint="copy it again") from error
 
 
@@ -135,12 +145,19 @@ def _output_names(outputs: Sequence[Any], label: str) -> list[str]:
         rank == wanted or (field == "priors" and rank == 3)
         for field, rank, wanted in zip(RawOutputs._fields, ranks, _RANKS, strict=True)
     )
-    if not fits:
+    if not fits or not _sizes_fit([by_name[name].shape[-1] for name in names]):
         raise CheckpointError(
             f"{label} is not a YOLACT model: its outputs are {', '.join(by_name)}",
             hint=f"it needs {', '.join(RawOutputs._fields)}, by name or in this order",
         )
     return names
+
+
+def _sizes_fit(last: Sequence[Any]) -> bool:
+    """Whether boxes and priors have four numbers, masks as many as there are prototypes."""
+    loc, _, mask, priors, proto = last
+    equal = ((loc, 4), (priors, 4), (mask, proto))
+    return all(a == b for a, b in equal if isinstance(a, int) and isinstance(b, int))
 
 
 def _image_size(shape: Sequence[Any], metadata: ModelMetadata, label: str) -> tuple[int, int]:
