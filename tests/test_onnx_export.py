@@ -77,7 +77,7 @@ def test_the_graph_holds_convolutions_and_no_training_leftovers(exported: Export
     assert not kinds & set(count)
     # 2 per residual block + 5 strided + stem, 3 + 3 + 2 in the pyramid, 5 prototype convolutions,
     # and a head of 4 on each of 5 levels.
-    assert count["Conv"] == (2 * 7 + 5 + 1) + 8 + 5 + 4 * 5
+    assert count["Conv"] == (2 * 8 + 5 + 1) + 8 + 5 + 4 * 5
     assert count["Softmax"] == 1
 
 

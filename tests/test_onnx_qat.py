@@ -76,7 +76,7 @@ def test_a_folded_layer_equals_the_training_layer() -> None:
 
 def test_every_convolution_weight_is_stored_as_int8_around_zero(exported: Exported) -> None:
     weights = conv_weights(exported.graph)
-    assert len(weights) == 20 + 8 + 5 + 4  # backbone, pyramid, prototypes, the shared head once
+    assert len(weights) == 22 + 8 + 5 + 4  # backbone, pyramid, prototypes, the shared head once
     assert {weight.dtype for weight in weights.values()} == {np.dtype(np.int8)}
     tensors = initializers(exported.graph)
     constants = {
@@ -142,7 +142,7 @@ def test_skipping_the_conversion_writes_the_training_graph(
     report = export(exported.model, CLASSES, tmp_path / "raw.onnx", convert_qat=False)
     graph = onnx.load(str(report.path))
     kinds = [node.op_type for node in graph.graph.node]
-    assert report.quantized and kinds.count("BatchNormalization") == 20
+    assert report.quantized and kinds.count("BatchNormalization") == 22
     assert {w.dtype for w in conv_weights(graph).values()} == {np.dtype(np.float32)}
     assert report.size > 3 * exported.report.size
 
