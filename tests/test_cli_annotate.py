@@ -116,7 +116,7 @@ def test_threshold_and_limit(engine: Oracle) -> None:
 def test_a_damaged_image_among_others_is_skipped_and_reported(engine: Oracle) -> None:
     Path("data/images/0005.png").write_bytes(b"no image")
     result = run("data/images", "--name", "x")
-    fails(result, DataError, "1 of the images could not be read")
+    fails(result, DataError, "1 of 4 images could not be read")
     assert "skipped: cannot decode image data/images/0005.png" in result.stderr
     assert len(list(Path("annotation-results/x").iterdir())) == 3
     fails(run("data/images/0005.png"), DataError, "cannot decode image")

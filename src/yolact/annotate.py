@@ -20,11 +20,11 @@ from yolact.config import DetectConfig
 from yolact.data.images import RgbImage
 from yolact.draw import Style, draw_caption, draw_instances
 from yolact.errors import DataError, StorageError
-from yolact.files import atomic_path
+from yolact.files import atomic_path, require_writable_file
 from yolact.postprocess import above, first
 from yolact.predict import Found, Stopwatch, find
 from yolact.runtime.base import Engine
-from yolact.sources import Video, open_video
+from yolact.sources import VIDEO_ENDINGS, Video, open_video
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,38 @@ def counts(found: Found, names: Sequence[str]) -> str:
     return ", ".join(f"{n} {names[label]}" for label, n in labels.most_common()) or "nothing"
 
 
+def require_picture_file(path: Path) -> None:
+    """Check that :func:`write_image` can write to ``path``; makes its folder.
+
+    Raises:
+        StorageError: It cannot.
+    """
+    if not cv2.haveImageWriter(str(path)):
+        raise _no_picture(path)
+    require_writable_file(path)
+
+
+def _no_picture(path: Path) -> StorageError:
+    return StorageError(
+        f"cannot write an image as {path.name}", hint="use a name that ends in .png or .jpg"
+    )
+
+
+def require_video_file(path: Path) -> None:
+    """Check that :func:`annotate_video` can write to ``path``; makes its folder.
+
+    Raises:
+        StorageError: It cannot.
+    """
+    if path.suffix.lower() not in VIDEO_ENDINGS:
+        raise _no_video(path)
+    require_writable_file(path)
+
+
+def _no_video(path: Path) -> StorageError:
+    return StorageError(f"cannot write a video as {path.name}", hint="use a name that ends in .mp4")
+
+
 def write_image(path: Path, image: RgbImage) -> None:
     """Write RGB pixels as the file type of ``path``'s ending, in one step.
 
@@ -95,9 +127,7 @@ def write_image(path: Path, image: RgbImage) -> None:
         except cv2.error:
             written = False
         if not written:
-            raise StorageError(
-                f"cannot write an image as {path.name}", hint="use a name that ends in .png or .jpg"
-            )
+            raise _no_picture(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,9 +249,7 @@ def _writer(out: Path | None, fps: float) -> Iterator[Callable[[RgbImage], None]
                 code = cv2.VideoWriter.fourcc(*"mp4v")
                 sink = cv2.VideoWriter(str(temporary), code, fps, (width, height))
                 if not sink.isOpened():
-                    raise StorageError(
-                        f"cannot write a video as {out.name}", hint="use a name that ends in .mp4"
-                    )
+                    raise _no_video(out)
             sink.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
         try:

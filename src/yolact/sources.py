@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import glob
+import logging
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from yolact.data.images import RgbImage
+from yolact.data.images import RgbImage, read_rgb
 from yolact.errors import DataError
+
+log = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -73,6 +77,52 @@ def _some_images(paths: list[Path], text: str) -> Images:
     return Images(images)
 
 
+class Picture(NamedTuple):
+    """One image file that could be read."""
+
+    number: int
+    """Its place in the list, from 0."""
+    path: Path
+    image: RgbImage
+
+
+class Pictures:
+    """The images of a list of files; what cannot be read is named and passed over.
+
+    The only file of a list is not passed over: iterating raises its DataError.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Read nothing yet."""
+        self.paths = paths
+        self.failed = 0
+
+    def __iter__(self) -> Iterator[Picture]:
+        """The images that can be read, one at a time."""
+        for number, path in enumerate(self.paths):
+            try:
+                image = read_rgb(path)
+            except DataError as error:
+                if len(self.paths) == 1:
+                    raise
+                log.warning("skipped: %s", error)
+                self.failed += 1
+            else:
+                yield Picture(number, path, image)
+
+    def finish(self) -> None:
+        """Say whether all could be read, after everything else was done.
+
+        Raises:
+            DataError: Some could not.
+        """
+        if self.failed:
+            raise DataError(
+                f"{self.failed} of {len(self.paths)} images could not be read",
+                hint="their names are listed above",
+            )
+
+
 @dataclass(frozen=True)
 class VideoReader:
     """An opened video; iterating it yields its frames."""
@@ -102,6 +152,7 @@ def open_video(video: Video) -> Iterator[VideoReader]:
     Raises:
         DataError: It cannot be opened.
     """
+    _silence_opencv()
     capture = cv2.VideoCapture(video.path if isinstance(video.path, int) else str(video.path))
     try:
         if not capture.isOpened():
@@ -125,3 +176,9 @@ def open_video(video: Video) -> Iterator[VideoReader]:
         )
     finally:
         capture.release()
+
+
+def _silence_opencv() -> None:
+    """Stop it and its FFmpeg from writing to stderr what an error of ours will say."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    cv2.setLogLevel(0)

@@ -22,6 +22,8 @@ from yolact.runtime import Engine, load_engine
 Scenario = Literal["sync", "async", "elastic"]
 Pinning = Literal["none", "core", "numa"]
 
+MOST_STREAMS = 256
+"""Each is a thread; more are taken for a mistake."""
 _REPORTED = {"sync": "singlestream", "async": "multistream", "elastic": "elastic"}
 """Scenario names in JSON reports, which are those of ``deepsparse.benchmark``."""
 
@@ -54,6 +56,8 @@ class BenchmarkOptions:
             if name in ("batch_size", "num_cores", "num_streams") and value is not None:
                 if value < 1:
                     raise ConfigError(f"{name} is {value}", hint="use 1 or more")
+                if name == "num_streams" and value > MOST_STREAMS:
+                    raise ConfigError(f"{name} is {value}", hint=f"use 1 to {MOST_STREAMS}")
         if self.seconds <= 0 or self.warmup < 0:
             raise ConfigError(
                 "time must be above 0 and warm-up time not below 0", hint="they are in seconds"

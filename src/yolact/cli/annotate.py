@@ -11,16 +11,18 @@ import click
 
 from yolact.cli.base import FOLDER, Command, setup_logging
 from yolact.cli.inputs import engine_name, model_path
-from yolact.errors import ConfigError, DataError
+from yolact.errors import ConfigError
 
 if TYPE_CHECKING:
     from yolact.annotate import Annotated, Annotator
     from yolact.data.labels import Classes
     from yolact.runtime.base import Engine
-    from yolact.sources import Images, Video
+    from yolact.sources import Images, Pictures, Video
 
 log = logging.getLogger(__name__)
 
+SLOWEST = 0.01
+"""Frames per second; video files have no notion of much less."""
 JSON_NAME = "detections.json"
 
 
@@ -94,8 +96,10 @@ def annotate(
     result-0.jpg, result-1.jpg, ... for images, results.mp4 for a video or camera.
     """
     setup_logging()
-    if target_fps is not None and target_fps <= 0:
-        raise ConfigError(f"--target_fps is {target_fps:g}", hint="give frames per second above 0")
+    if target_fps is not None and target_fps < SLOWEST:
+        raise ConfigError(
+            f"--target_fps is {target_fps:g}", hint=f"give frames per second, at least {SLOWEST}"
+        )
     from yolact.annotate import Annotator
     from yolact.files import require_writable
     from yolact.sources import Images, find_source
@@ -109,17 +113,16 @@ def annotate(
         require_writable(save_dir)  # the folder itself appears with its first file
     pictures = None if no_save else folder
     run = _Run(annotator, model.classes, folder if save_json else None)
+    read = None
     if isinstance(found, Images):
-        failed = run.images(found, pictures)
+        read = run.images(found, pictures)
     else:
-        failed = run.video(found, pictures, target_fps)
+        run.video(found, pictures, target_fps)
     run.finish()
     if folder is not None and folder.exists():
         click.echo(f"results in {folder}")
-    if failed:
-        raise DataError(
-            f"{failed} of the images could not be read", hint="their names are listed above"
-        )
+    if read is not None:
+        read.finish()
 
 
 class _Run:
@@ -133,30 +136,22 @@ class _Run:
         self.records: list[dict[str, Any]] = []
         self.results = CocoResults()
 
-    def images(self, source: Images, folder: Path | None) -> int:
-        """Annotate image files one by one; returns how many could not be read."""
+    def images(self, source: Images, folder: Path | None) -> Pictures:
+        """Annotate image files one by one; the result knows whether all could be read."""
         from yolact.annotate import write_image
-        from yolact.data.images import read_rgb
+        from yolact.sources import Pictures
 
-        failed, single = 0, len(source.paths) == 1
-        for number, path in enumerate(source.paths):
-            try:
-                image = read_rgb(path)
-            except DataError as error:
-                if single:
-                    raise
-                log.warning("skipped: %s", error)
-                failed += 1
-                continue
+        pictures = Pictures(source.paths)
+        for number, path, image in pictures:
             annotated = self.annotator([image])[0]
             if folder is not None:
                 write_image(folder / f"result-{number}.jpg", annotated.picture)
             self._record(str(path), annotated)
             self._say(str(path), annotated)
-        return failed
+        return pictures
 
-    def video(self, source: Video, folder: Path | None, target_fps: float | None) -> int:
-        """Annotate a video, or a camera until q or Ctrl-C; returns 0."""
+    def video(self, source: Video, folder: Path | None, target_fps: float | None) -> None:
+        """Annotate a video, or a camera until q or Ctrl-C."""
         from yolact import window
         from yolact.annotate import VideoOptions, annotate_video
 
@@ -177,7 +172,6 @@ class _Run:
         )
         window.close()
         click.echo(f"{source.path}: {done} frames")
-        return 0
 
     def finish(self) -> None:
         """Write the JSON file, if one was asked for."""

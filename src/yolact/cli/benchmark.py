@@ -86,7 +86,7 @@ def benchmark(
     """Measure throughput, latency and size of MODEL_PATH (.onnx or .pth) on random images."""
     from yolact.bench.benchmark import benchmark as run
     from yolact.bench.benchmark import benchmark_pair, parse_input_shapes
-    from yolact.files import require_writable
+    from yolact.files import require_writable_file
 
     setup_logging()
     for name in _FOR_LANGUAGE_MODELS:
@@ -95,7 +95,7 @@ def benchmark(
                 f"--{name} is for language models; YOLACT takes images", hint="leave it out"
             )
     if export_path is not None:
-        require_writable(export_path.parent)
+        require_writable_file(export_path)
     chosen = _options(
         batch_size=batch_size,
         input_shape=parse_input_shapes(input_shapes) if input_shapes else None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from yolact.cli.base import FOLDER, Command, setup_logging
+from yolact.cli.base import FOLDER, SEED, Command, setup_logging
 from yolact.errors import ConfigError
 
 COCO_NAMES = ("coco2017", "coco2017-val", "coco2017-test")
@@ -29,7 +29,7 @@ SHAPES = "shapes"
 @click.option(
     "--data_dir", type=FOLDER, help="Where to put it.  [default: data/coco or data/shapes]"
 )
-@click.option("--seed", type=int, help="Shapes: seed of the pictures.  [default: 0]")
+@click.option("--seed", type=SEED, help="Shapes: seed of the pictures.  [default: 0]")
 @click.option("--train_size", type=int, help="Shapes: training images.  [default: 2000]")
 @click.option("--val_size", type=int, help="Shapes: validation images.  [default: 200]")
 @click.option("--dry-run", is_flag=True, help="Only say what would be fetched or written.")

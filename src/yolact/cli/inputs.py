@@ -15,12 +15,17 @@ DATA = Path("data/coco")
 """Where ``sparseml.yolact.download`` puts COCO."""
 RELEASES = "https://huggingface.co/dbolya/yolact-darknet53"
 
+SHAPES = Path("data/shapes")
+"""Where it puts the sample set."""
+_USUAL = "instances_val2017.json"
+_SHAPES_FILE = "instances_val.json"
 _DATASETS = {
-    "coco2017_dataset": "instances_val2017.json",
-    "coco2017_testdev_dataset": "image_info_test-dev2017.json",
-    "coco2014_dataset": "instances_val2014.json",
+    "coco2017_dataset": (DATA, _USUAL),
+    "coco2017_testdev_dataset": (DATA, "image_info_test-dev2017.json"),
+    "coco2014_dataset": (DATA, "instances_val2014.json"),
+    "shapes": (SHAPES, _SHAPES_FILE),
 }
-"""Names of upstream's configuration -> annotation file of their validation part."""
+"""Names of data sets -> folder, and annotation file of their validation part."""
 
 
 def option(name: str, *, default: bool, help: str) -> Any:
@@ -82,24 +87,25 @@ def validation_paths(dataset: str | None, info: Path | None, images: Path | None
     """Where the validation set is.
 
     Args:
-        dataset: A folder in the tutorial's layout (``annotations/`` and ``images/``) or the name
-            of one of upstream's COCO sets; None means COCO 2017.
+        dataset: A folder in the tutorial's layout (``annotations/`` and ``images/``) or that of
+            the sample set, or the name of one of these sets; None means COCO 2017.
         info: Annotation file that overrides it.
         images: Folder of images that overrides it.
 
     Raises:
         ConfigError: ``dataset`` is neither a folder nor a known name.
     """
-    folder, file = DATA, _DATASETS["coco2017_dataset"]
-    if dataset in _DATASETS:
-        file = _DATASETS[dataset]
-    elif dataset is not None:
-        folder = Path(dataset)
+    name = "coco2017_dataset" if dataset is None else dataset
+    folder, file = _DATASETS.get(name, (Path(name), _USUAL))
+    if name not in _DATASETS:
         if not folder.is_dir():
             raise ConfigError(
                 f"no data set called {dataset}",
                 hint=f"give a folder with annotations/ and images/, or {', '.join(_DATASETS)}",
             )
+        of_shapes = folder / "annotations" / _SHAPES_FILE
+        if of_shapes.is_file() and not of_shapes.with_name(_USUAL).is_file():
+            file = _SHAPES_FILE
     return DataPaths(info or folder / "annotations" / file, images or folder / "images")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from yolact.cli.base import FILE, FOLDER, Command, setup_logging
+from yolact.cli.base import FILE, FOLDER, SEED, Command, setup_logging
 from yolact.cli.inputs import model_path, option
 from yolact.errors import INTERRUPTED, ConfigError, TargetMissedError
 
@@ -111,10 +111,10 @@ _OPTIONS = [
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     option("--cuda", default=True, help="Use a GPU if there is one."),
     click.option("--batch_alloc", help="Images of a batch for each GPU, for instance 4,4."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice."),
+    click.option("--seed", type=SEED, default=0, show_default=True, help="Of every random choice."),
     click.option(
         "--num_workers",
-        type=click.IntRange(0),
+        type=click.IntRange(0, 256),
         default=4,
         show_default=True,
         help="Processes that prepare images.",

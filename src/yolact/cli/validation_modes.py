@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -20,6 +20,8 @@ from yolact.annotate import (
     VideoOptions,
     annotate_video,
     counts,
+    require_picture_file,
+    require_video_file,
     write_image,
 )
 from yolact.cli.inputs import DataPaths, engine_name, model_path, split_pair, validation_paths
@@ -32,11 +34,11 @@ from yolact.draw import Style, lincomb_sheet, prototype_sheet
 from yolact.engine.evaluate import Evaluation, collect, match_classes, score
 from yolact.engine.speed import measure
 from yolact.errors import ConfigError, TargetMissedError
-from yolact.files import atomic_path, require_writable
+from yolact.files import atomic_path, require_writable, require_writable_file
 from yolact.results import CocoResults, write_json, write_viewer
 from yolact.runtime import load_engine
 from yolact.runtime.base import Engine
-from yolact.sources import Images, Video, find_source
+from yolact.sources import Images, Pictures, Video, find_source
 
 log = logging.getLogger(__name__)
 
@@ -162,8 +164,8 @@ def evaluate(settings: Settings) -> None:
 def _collect(settings: Settings, dataset: CocoInstances, saved: Path) -> CocoResults:
     engine = settings.load_engine()
     match_classes(engine.classes, dataset.classes)
-    for folder in _output_folders(settings, saved):
-        require_writable(folder)
+    for path in (saved, *_output_files(settings)):
+        require_writable_file(path)
     results = collect(
         engine,
         dataset,
@@ -181,13 +183,18 @@ def _collect(settings: Settings, dataset: CocoInstances, saved: Path) -> CocoRes
     return results
 
 
-def _output_folders(settings: Settings, saved: Path) -> list[Path]:
-    folders = [saved.parent]
+def _output_files(settings: Settings) -> list[Path]:
+    files: list[Path] = []
     if settings["output_coco_json"]:
-        folders += [settings["bbox_det_file"].parent, settings["mask_det_file"].parent]
+        files += [settings["bbox_det_file"], settings["mask_det_file"]]
     if settings["output_web_json"]:
-        folders.append(settings["web_det_path"])
-    return folders
+        files.append(_viewer_file(settings))
+    return files
+
+
+def _viewer_file(settings: Settings) -> Path:
+    path: Path = settings["web_det_path"] / f"{settings.config.name}.json"
+    return path
 
 
 def _write_results(settings: Settings, dataset: CocoInstances, results: CocoResults) -> None:
@@ -198,7 +205,7 @@ def _write_results(settings: Settings, dataset: CocoInstances, results: CocoResu
             write_json(settings["mask_det_file"], results.segm)
             log.info("masks written to %s", settings["mask_det_file"])
     if settings["output_web_json"]:
-        path = settings["web_det_path"] / f"{settings.config.name}.json"
+        path = _viewer_file(settings)
         write_viewer(path, results, dataset.classes, {"name": settings.config.name})
         log.info("viewer file written to %s", path)
 
@@ -282,6 +289,8 @@ def annotate_image(settings: Settings) -> None:
     source, out = split_pair(settings["image"])
     if out is None:
         window.require_display("--image without an output")
+    else:
+        require_picture_file(Path(out))
     image = read_rgb(Path(source))
     annotator = settings.annotator()
     annotated = annotator([image])[0]
@@ -309,13 +318,17 @@ def annotate_folder(settings: Settings) -> None:
         raise ConfigError(f"--images {source} is a video", hint="use --video IN:OUT")
     require_writable(Path(out))
     annotator = settings.annotator()
-    for batch in _groups(images.paths, annotator.engine.batch_size or settings["batch_size"]):
-        for path, annotated in zip(batch, annotator([read_rgb(p) for p in batch]), strict=True):
-            target = Path(out) / f"{path.stem}.png"
+    size = annotator.engine.batch_size or settings["batch_size"]
+    pictures = Pictures(images.paths)
+    for batch in _groups(pictures, size):
+        results = annotator([picture.image for picture in batch])
+        for picture, annotated in zip(batch, results, strict=True):
+            target = Path(out) / f"{picture.path.stem}.png"
             write_image(target, annotated.picture)
             _explain(settings, annotated, target.with_suffix(""))
             found = counts(annotated.found, annotator.engine.classes.names)
-            click.echo(f"{path} -> {target}: {found}")
+            click.echo(f"{picture.path} -> {target}: {found}")
+    pictures.finish()
 
 
 def annotate_movie(settings: Settings) -> None:
@@ -323,6 +336,8 @@ def annotate_movie(settings: Settings) -> None:
     source, out = split_pair(settings["video"])
     if out is None:
         window.require_display("--video without an output")
+    else:
+        require_video_file(Path(out))
     video = Video(int(source)) if source.isdigit() else Video(Path(source))
     done = annotate_video(
         settings.annotator(),
@@ -352,7 +367,10 @@ def _explain(settings: Settings, annotated: Annotated, stem: Path) -> None:
         write_image(stem.with_name(f"{stem.name}_lincomb.png"), sheet)
 
 
-def _groups(paths: Sequence[Path], size: int) -> Iterator[list[Path]]:
-    rest = iter(paths)
+_T = TypeVar("_T")
+
+
+def _groups(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    rest = iter(items)
     while group := list(islice(rest, size)):
         yield group
