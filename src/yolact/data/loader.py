@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -105,16 +106,18 @@ def make_loader(
         pin_memory: For faster copies to a GPU.
     """
     guarded = _Guarded(dataset)
-    return BatchLoader(
-        guarded,
-        batch_sampler=EpochBatches(len(guarded), batch_size, seed, shuffle=shuffle),
-        num_workers=workers,
-        collate_fn=_collate_or_error,
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
-    )
+    with warnings.catch_warnings():  # more processes than cores is the option's default
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return BatchLoader(
+            guarded,
+            batch_sampler=EpochBatches(len(guarded), batch_size, seed, shuffle=shuffle),
+            num_workers=workers,
+            collate_fn=_collate_or_error,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            persistent_workers=workers > 0,
+            generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
+        )
 
 
 class _Guarded(Dataset[Any]):
