@@ -56,7 +56,6 @@ with warnings.catch_warnings():
         QuantizationScheme,
     )
     from sparseml.pytorch.utils import LambdaLogger, LoggerManager
-    from sparseml.utils.restricted_eval import UnknownVariableException, restricted_eval
 torch.compile = _compile
 logging.getLogger("__main__").handlers = _main_handlers
 logging.getLogger("sparseml").handlers = []
@@ -75,9 +74,7 @@ __all__ = [
     "QuantizationScheme",
     "ScheduledModifierManager",
     "SetParamModifier",
-    "UnknownVariableException",
     "quiet_loggers",
-    "restricted_eval",
 ]
 
 

@@ -51,6 +51,11 @@ def _patterns(entry: Entry) -> Iterator[str]:
 
 
 def _check_names(entry: Entry, patterns: list[str], names: list[str], label: str) -> None:
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise RecipeError(
+            f"{label}: {entry.name}: {patterns} are not all names of parameters",
+            hint="give names such as proto_net.0.weight, or re: and a regular expression",
+        )
     if entry.fields.get("params_strict") is False:
         return
     try:

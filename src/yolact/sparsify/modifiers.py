@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
+from textwrap import shorten
 from typing import Any
 
 import yaml
@@ -46,7 +48,7 @@ def build_manager(document: Document, label: str) -> Any:
 def _build(item: Any, label: str) -> Any:
     if not isinstance(item, Entry):
         raise RecipeError(
-            f"{label}: {item!r} in a list of modifiers is not one",
+            f"{label}: {shorten(repr(item), 60)} in a list of modifiers is not one",
             hint="entries begin with !, like - !GMPruningModifier",
         )
     _check(item, label)
@@ -54,7 +56,10 @@ def _build(item: Any, label: str) -> Any:
     text = dump({"modifier": Entry(f"pytorch.{item.name}", item.fields)})
     try:
         modifier = yaml.safe_load(text)["modifier"]
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except (
+        *(TypeError, ValueError, KeyError, AttributeError, RuntimeError),
+        yaml.YAMLError,  # a modifier inside a modifier
+    ) as error:
         missing = re.findall(r"'(\w+)'", str(error)) if "missing" in str(error) else []
         problem = f" needs {', '.join(missing)}" if missing else f": {error}"
         raise RecipeError(f"{label}: {item.name}{problem}", hint=_hint_for_values(item)) from error
@@ -81,6 +86,11 @@ def _check(item: Entry, label: str) -> None:
             hint="remove it from the recipe",
         )
     _check_fields(item.fields, known[item.name], f"{label}: {item.name}")
+    for name, value in item.fields.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(
+                f"{label}: {item.name}: {name} is {value}", hint="give a finite number"
+            )
     overrides = item.fields.get("scheme_overrides")
     schemes = list(overrides.values()) if isinstance(overrides, dict) else []
     for scheme in (item.fields.get("scheme"), *schemes):

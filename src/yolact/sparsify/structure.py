@@ -87,7 +87,7 @@ def fit_errors() -> Iterator[None]:
     """Turn what sparseml raises when a recipe does not fit a model into a RecipeError."""
     try:
         yield
-    except (ValueError, RuntimeError, AttributeError, KeyError) as error:
+    except (ValueError, RuntimeError, AttributeError, KeyError, AssertionError) as error:
         raise RecipeError(
             f"the recipe does not fit the model: {error}",
             hint="use the recipe made for this --config",

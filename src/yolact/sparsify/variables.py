@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from yolact.errors import RecipeError
-from yolact.sparsify._compat import UnknownVariableException, restricted_eval
+from yolact.sparsify.arithmetic import UnknownName, evaluate
 from yolact.sparsify.document import Document, Entry, entry_lists, is_stage, stages
 
 _INFORMATION = ("version", "__metadata__", "recipe_metadata")
@@ -70,8 +70,8 @@ def _resolved(pending: dict[str, Any], outer: dict[str, Any], label: str) -> dic
         for name, value in list(waiting.items()):
             try:
                 known[name] = _evaluate(value, {k: known[k] for k in known if k not in waiting})
-            except UnknownVariableException as error:
-                unknown = error.var_name
+            except UnknownName as error:
+                unknown = error.name
                 continue
             except RecipeError as error:
                 raise RecipeError(f"{label}: {error}", hint=error.hint) from error
@@ -100,8 +100,8 @@ def _replace(value: Any, variables: dict[str, Any], label: str) -> Any:
         return value
     try:
         return _evaluate(value, variables)
-    except UnknownVariableException as error:
-        raise _unresolved(label, {"": value}, error.var_name, variables) from error
+    except UnknownName as error:
+        raise _unresolved(label, {"": value}, error.name, variables) from error
     except RecipeError as error:
         raise RecipeError(f"{label}: {error}", hint=error.hint) from error
 
@@ -115,10 +115,8 @@ def _evaluate(value: str, variables: dict[str, Any]) -> Any:
     if expression in variables:
         return variables[expression]
     try:
-        return restricted_eval(expression, variables)
-    except UnknownVariableException:
-        raise
-    except Exception as error:  # whatever arithmetic on a user's expression may raise
+        return evaluate(expression, variables)
+    except ValueError as error:
         raise RecipeError(
             f"cannot compute {value}: {error}",
             hint="numbers, variables, + - * / // % **, abs min max round int float are understood",
