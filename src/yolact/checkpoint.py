@@ -62,6 +62,13 @@ class TrainingState:
     earlier_recipe: str | None
     """Composed recipe of the stages before this run."""
 
+    def __post_init__(self) -> None:
+        """Refuse counts below 1 with a ConfigError: only damage makes them."""
+        if min(self.steps_per_epoch, self.batch_size, self.accumulate) < 1:
+            raise ConfigError(
+                "a run without steps cannot go on", hint="take the file as training saved it"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -335,5 +342,5 @@ def _plain_os_errors() -> Iterator[None]:
         raise
 
 
-def _all_tensors(state: Mapping[str, Any]) -> bool:
-    return all(isinstance(value, Tensor) for value in state.values())
+def _all_tensors(state: Mapping[Any, Any]) -> bool:
+    return all(isinstance(k, str) and isinstance(value, Tensor) for k, value in state.items())
