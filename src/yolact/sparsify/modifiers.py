@@ -63,6 +63,9 @@ def _build(item: Any, label: str) -> Any:
         missing = re.findall(r"'(\w+)'", str(error)) if "missing" in str(error) else []
         problem = f" needs {', '.join(missing)}" if missing else f": {error}"
         raise RecipeError(f"{label}: {item.name}{problem}", hint=_hint_for_values(item)) from error
+    for name in ("start_epoch", "end_epoch"):
+        if not math.isfinite(getattr(modifier, name, 0.0)):
+            raise RecipeError(f"{label}: {item.name}: {name} is not finite", hint="give a number")
     if hasattr(modifier, "init_sparsity") and modifier.end_epoch <= modifier.start_epoch:
         raise RecipeError(
             f"{label}: {item.name} ends at epoch {modifier.end_epoch:g}, "
@@ -86,11 +89,6 @@ def _check(item: Entry, label: str) -> None:
             hint="remove it from the recipe",
         )
     _check_fields(item.fields, known[item.name], f"{label}: {item.name}")
-    for name, value in item.fields.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise RecipeError(
-                f"{label}: {item.name}: {name} is {value}", hint="give a finite number"
-            )
     overrides = item.fields.get("scheme_overrides")
     schemes = list(overrides.values()) if isinstance(overrides, dict) else []
     for scheme in (item.fields.get("scheme"), *schemes):

@@ -41,8 +41,10 @@ def resolve(document: Document, label: str) -> Document:
 
     Raises:
         RecipeError: An expression is malformed, or uses a variable that is not defined or depends
-            on itself.
+            on itself; or modifiers stand where they would be taken for a variable.
     """
+    for scope in (document, *stages(document).values()):
+        _refuse_stray_modifiers(_variables(scope), label)
     shared = _resolved(_variables(document), {}, label)
     if (only := stages(document)).keys() == {""}:
         return _substituted(only[""], shared, label)
@@ -58,6 +60,25 @@ def _variables(scope: Document) -> dict[str, Any]:
         for key, value in scope.items()
         if key not in entry_lists(scope) and key not in _INFORMATION and not is_stage(value)
     }
+
+
+def _refuse_stray_modifiers(variables: Mapping[str, Any], label: str) -> None:
+    """Else a misspelled key would silently leave its modifiers out."""
+    for key, value in variables.items():
+        if _holds_modifier(value):
+            raise RecipeError(
+                f"{label}: {key} holds modifiers, but is no list of them",
+                hint="list them with dashes under a key that contains the word modifiers, "
+                "like pruning_modifiers",
+            )
+
+
+def _holds_modifier(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, Entry) or (
+        isinstance(value, list) and any(_holds_modifier(item) for item in value)
+    )
 
 
 def _resolved(pending: dict[str, Any], outer: dict[str, Any], label: str) -> dict[str, Any]:
