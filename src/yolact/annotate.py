@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -121,13 +124,14 @@ def write_image(path: Path, image: RgbImage) -> None:
     Raises:
         StorageError: The file cannot be written.
     """
-    with atomic_path(path) as temporary:
-        try:
-            written = cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-        except cv2.error:
-            written = False
-        if not written:
-            raise _no_picture(path)
+    try:
+        encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error as error:
+        raise _no_picture(path) from error
+    if not encoded:
+        raise _no_picture(path)
+    with atomic_path(path) as temporary:  # imwrite would keep a full disk to itself
+        temporary.write_bytes(data.tobytes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +253,7 @@ def _writer(out: Path | None, fps: float) -> Iterator[Callable[[RgbImage], None]
                 code = cv2.VideoWriter.fourcc(*"mp4v")
                 sink = cv2.VideoWriter(str(temporary), code, fps, (width, height))
                 if not sink.isOpened():
+                    _require_room(out)
                     raise _no_video(out)
             sink.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
@@ -259,3 +264,15 @@ def _writer(out: Path | None, fps: float) -> Iterator[Callable[[RgbImage], None]
                 sink.release()
         if sink is None:
             raise KeyboardInterrupt  # before the first frame: there is nothing to keep
+        if not cv2.VideoCapture(str(temporary)).isOpened():  # OpenCV tells no write error
+            _require_room(out)
+            raise _no_video(out)
+
+
+def _require_room(out: Path) -> None:
+    if shutil.disk_usage(out.parent).free < _ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+_ROOM = 1 << 16
+"""Bytes; a disk with less is full, as far as videos are concerned."""

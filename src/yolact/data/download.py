@@ -211,9 +211,10 @@ def _require_space(archives: Sequence[Archive], folder: Path) -> None:
     needed = sum(a.unpacked for a in archives) + max(a.size or 0 for a in archives) - here
     free = shutil.disk_usage(folder).free
     if free < needed:
+        smaller = ", or take --dataset coco2017-val" if needed > 3 * _GB else ""
         raise StorageError(
             f"{folder} has {free / _GB:.1f} GB free, the download needs {needed / _GB:.1f} GB",
-            hint="free some space, choose another --data_dir, or take --dataset coco2017-val",
+            hint=f"free some space, choose another --data_dir{smaller}",
         )
 
 

@@ -138,6 +138,7 @@ class TensorBoard:
         """Open a new event file in ``folder``."""
         from torch.utils.tensorboard import SummaryWriter
 
+        self._folder = folder
         with storage_errors(folder):
             self._writer = SummaryWriter(str(folder))
 
@@ -157,11 +158,13 @@ class TensorBoard:
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()
+        with storage_errors(self._folder):
+            self._writer.close()
 
     def _add(self, scalars: Mapping[str, float], iteration: int) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, iteration)
+        with storage_errors(self._folder):
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, iteration)
 
 
 class WandB:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import ConfigError, ExportError
-from yolact.files import atomic_path, require_writable_file
+from yolact.files import atomic_path, require_space, require_writable_file
 from yolact.model.yolact import InferenceModel, Yolact
 from yolact.onnx.compress import compressed_size
 from yolact.onnx.fuse import (
@@ -99,6 +99,8 @@ def export(
         image_size=side, num_classes=len(classes)
     )
     require_writable_file(path)
+    bytes_each = 1 if is_fake_quantized(model) and convert_qat else 4
+    require_space(path.parent, bytes_each * sum(p.numel() for p in model.parameters()), "the graph")
     images = sample_images(image, side, batch_size)
     network, expected, unquantized = _prepare(model, images, convert_qat=convert_qat)
     graph = trace(network, images, opset=opset, static=static)
