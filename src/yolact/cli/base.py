@@ -20,9 +20,9 @@ import click
 from yolact.cli.system import as_user_error
 from yolact.errors import INTERRUPTED, ConfigError, YolactError
 
-FILE = click.Path(path_type=Path, dir_okay=False)
-"""A file's path; existence is checked where it is read, so that the message can say more."""
-FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
+"""A file's path; whether it can be read is found where it is read: the message can say more."""
+FOLDER = click.Path(path_type=Path, file_okay=False, readable=False)
 SEED = click.IntRange(0, 2**32 - 1)
 """What every random generator in use accepts."""
 

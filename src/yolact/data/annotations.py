@@ -280,5 +280,5 @@ def _names(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
-    except (OSError, ValueError):  # a null character in the name
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
         return set()
