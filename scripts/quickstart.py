@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import cv2
+
 ENTRY = {
     "download": "download_main",
     "benchmark": "benchmark_main",
@@ -27,6 +29,8 @@ ENTRY = {
     "validation": "yolact.eval",
 }
 CONFIG = "yolact_darknet_small_config"
+TILES, TILE = 8, 288
+"""Held-out images in the picture, four a row, and the side of each in pixels."""
 ROUNDS = 3
 """Times each model is benchmarked, in turns, so that a slow moment does not hit one of them."""
 
@@ -135,12 +139,25 @@ class Quickstart:
         )
 
     def annotate(self) -> None:
-        """Draw what the pruned, quantized model finds in one held-out image."""
-        image = sorted((self.data / "images").glob("val_*"))[1]
+        """Draw what the pruned, quantized model finds in held-out images, in one picture."""
+        sources = self.folder / "held_out"
+        sources.mkdir(exist_ok=True)
+        for path in sorted((self.data / "images").glob("val_*"))[:TILES]:
+            image = cv2.resize(cv2.imread(str(path)), (TILE, TILE), interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(str(sources / path.name), image)
         call(
-            *("annotate", "--source", image, "--model_filepath", self.onnx(VARIANTS[-1])),
-            *("--save_dir", self.folder, "--name", "annotated"),
+            *("annotate", "--source", sources, "--model_filepath", self.onnx(VARIANTS[-1])),
+            *("--save_dir", self.folder, "--name", "annotated", "--score_threshold", 0.5),
         )
+        newest = max(self.folder.glob("annotated*/"), key=lambda path: path.stat().st_mtime)
+        drawn = [cv2.imread(str(newest / f"result-{i}.jpg")) for i in range(TILES)]
+        rows = [cv2.hconcat(drawn[i : i + 4]) for i in range(0, TILES, 4)]
+        cv2.imwrite(str(self.picture), cv2.vconcat(rows))
+
+    @property
+    def picture(self) -> Path:
+        """Where the annotated picture is written."""
+        return self.folder / "annotated.jpg"
 
     def validation_data(self) -> list[object]:
         """Options that name the held-out images."""
@@ -212,13 +229,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of the baseline  [default: the config's]")
     options = parser.parse_args()
     began = time.monotonic()
-    rows = Quickstart(options.folder, options.steps).run()
+    quickstart = Quickstart(options.folder, options.steps)
+    rows = quickstart.run()
     minutes = (time.monotonic() - began) / 60
     text = f"{to_markdown(rows)}\n\nMeasured in {minutes:.1f} minutes on {machine()}.\n"
     (options.folder / "results.md").write_text(text)
     record = {"machine": machine(), "minutes": minutes, "rows": [asdict(row) for row in rows]}
     (options.folder / "results.json").write_text(json.dumps(record, indent=1))
-    print(f"\n{text}\nPicture: {options.folder / 'annotated' / 'result-0.jpg'}")
+    print(f"\n{text}\nPicture: {quickstart.picture}")
 
 
 if __name__ == "__main__":
