@@ -14,14 +14,16 @@ from yolact.files import atomic_path
 Compression = Literal["gz", "xz"]
 
 _CHUNK = 1 << 20
+_LEVEL = 6
+"""Of gzip; 9 saves another 8 % on sparse weights and takes fifteen times as long."""
 
 
 def compressed_size(path: Path) -> int:
-    """Bytes that ``path`` takes as gzip, level 9; nothing is written.
+    """Bytes that ``path`` takes as gzip; nothing is written.
 
     This is the "size on disk" of sparse models: a runtime stores zeros in full, archives do not.
     """
-    packer = zlib.compressobj(level=9, wbits=zlib.MAX_WBITS | 16)  # 16: with gzip's header
+    packer = zlib.compressobj(level=_LEVEL, wbits=zlib.MAX_WBITS | 16)  # 16: with gzip's header
     total = 0
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -50,4 +52,4 @@ def _packer(raw: BinaryIO, kind: Compression) -> gzip.GzipFile | lzma.LZMAFile:
     if kind == "xz":
         return lzma.LZMAFile(raw, "wb", preset=6)
     # Without name and time, so that the same model gives the same bytes.
-    return gzip.GzipFile("", "wb", 9, raw, mtime=0)
+    return gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0)
