@@ -76,12 +76,14 @@ def run_paired(
     )
 
 
-def _repeat(call: Call, seconds: float) -> list[float]:
-    """Times of the calls that start within ``seconds``; one at least."""
+def _repeat(call: Call, seconds: float, stop: threading.Event | None = None) -> list[float]:
+    """Times of the calls that start within ``seconds``, or before ``stop`` is set; one at least."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         times.append(_timed(call))
+        if stop is not None and stop.is_set():
+            break
     return times
 
 
@@ -94,18 +96,24 @@ def _timed(call: Call) -> float:
 def _in_threads(call: Call, streams: int, seconds: float) -> list[float]:
     times: list[float] = []
     failures: list[BaseException] = []
+    stop = threading.Event()
 
     def stream() -> None:
         try:
-            times.extend(_repeat(call, seconds))
+            times.extend(_repeat(call, seconds, stop))
         except BaseException as error:  # handed to the main thread below
             failures.append(error)
 
     threads = [threading.Thread(target=stream, daemon=True) for _ in range(streams)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    finally:  # on Ctrl-C: a process must not end while its threads are inside an engine
+        stop.set()
+        for thread in threads:
+            thread.join()
     if failures:
         raise failures[0]
     return times

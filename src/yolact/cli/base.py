@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -129,6 +130,8 @@ def _respell(arg: str, declared: dict[str, str]) -> str:
 
 def setup_logging(verbosity: int = 0) -> None:
     """Send this package's log lines to stderr: warnings and information, details with -v."""
+    if sys.stderr is None:  # closed by the caller; progress bars need somewhere to go
+        sys.stderr = open(os.devnull, "w")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("yolact")
