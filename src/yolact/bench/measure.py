@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,26 +95,12 @@ def _timed(call: Call) -> float:
 
 
 def _in_threads(call: Call, streams: int, seconds: float) -> list[float]:
-    times: list[float] = []
-    failures: list[BaseException] = []
     stop = threading.Event()
-
-    def stream() -> None:
+    # The pool waits for its threads also on Ctrl-C (Thread.join, once interrupted, does not any
+    # more): a process that ends while one of them is inside an engine is aborted.
+    with ThreadPoolExecutor(streams) as pool:
+        running = [pool.submit(_repeat, call, seconds, stop) for _ in range(streams)]
         try:
-            times.extend(_repeat(call, seconds, stop))
-        except BaseException as error:  # handed to the main thread below
-            failures.append(error)
-
-    threads = [threading.Thread(target=stream, daemon=True) for _ in range(streams)]
-    for thread in threads:
-        thread.start()
-    try:
-        for thread in threads:
-            thread.join()
-    finally:  # on Ctrl-C: a process must not end while its threads are inside an engine
-        stop.set()
-        for thread in threads:
-            thread.join()
-    if failures:
-        raise failures[0]
-    return times
+            return [elapsed for stream in running for elapsed in stream.result()]
+        finally:
+            stop.set()
