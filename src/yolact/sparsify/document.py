@@ -77,6 +77,10 @@ def parse(text: str, label: str) -> Document:
             f"{label} is not valid YAML{where}: {problem}",
             hint="check indentation, colons and quotes there",
         ) from error
+    if _contains_itself(content):
+        raise RecipeError(
+            f"{label} has an alias inside its own anchor", hint="write the value out there"
+        )
     if isinstance(content, Entry):
         content = [content]
     if isinstance(content, list):
@@ -87,6 +91,16 @@ def parse(text: str, label: str) -> Document:
             hint="expected lists of !Modifier entries under keys like pruning_modifiers",
         )
     return {str(key): value for key, value in content.items()}
+
+
+def _contains_itself(value: Any, above: frozenset[int] = frozenset()) -> bool:
+    if isinstance(value, Entry):
+        value = value.fields
+    parts = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list):
+        return False
+    inside = above | {id(value)}
+    return id(value) in above or any(_contains_itself(part, inside) for part in parts)
 
 
 def parse_value(text: str) -> Any:
