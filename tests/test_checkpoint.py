@@ -25,7 +25,6 @@ from yolact.checkpoint import (
     checkpoint_name,
     classes_of,
     find_checkpoint,
-    is_quantized,
     load_checkpoint,
     parse_checkpoint_name,
     save_checkpoint,
@@ -33,6 +32,7 @@ from yolact.checkpoint import (
 from yolact.config import YolactConfig
 from yolact.data.labels import COCO_CLASSES, Classes
 from yolact.errors import CheckpointError, YolactError
+from yolact.model.quantized import is_quantized_state
 from yolact.model.yolact import Yolact
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -175,7 +175,7 @@ def test_quantized_weights_without_their_recipe_are_refused() -> None:
     with pytest.raises(CheckpointError, match="is quantized, but holds no recipe") as error:
         build_model(Checkpoint(model_state=state, config=CONFIG))
     assert error.value.hint == "use the checkpoint that the training run itself wrote"
-    assert is_quantized(state) and not is_quantized(model_state())
+    assert is_quantized_state(state) and not is_quantized_state(model_state())
 
 
 def test_classes_are_the_files_or_cocos_or_numbers() -> None:

@@ -15,10 +15,11 @@ from torch.ao.nn.intrinsic.qat import ConvBn2d
 
 from onnx_models import CLASSES, noise, quantized_model, small_model
 from yolact.errors import ExportError
+from yolact.model.quantized import is_quantized
 from yolact.model.yolact import Yolact
 from yolact.onnx import export as export_module
 from yolact.onnx.export import ExportReport, export
-from yolact.onnx.fuse import fold_quantized_batch_norms, is_fake_quantized
+from yolact.onnx.fuse import fold_quantized_batch_norms
 from yolact.onnx.passes import run_passes
 from yolact.onnx.weights import conv_weights
 from yolact.runtime.ort_engine import OrtEngine
@@ -133,7 +134,7 @@ def test_the_model_keeps_its_ranges_and_observers(tmp_path: Path) -> None:
     export(model, CLASSES, tmp_path / "m.onnx")
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert is_fake_quantized(model)
+    assert is_quantized(model)
 
 
 def test_skipping_the_conversion_writes_the_training_graph(

@@ -14,12 +14,12 @@ from torch.ao.quantization import FakeQuantize, QuantWrapper
 
 from yolact.config import ModelConfig, yolact_darknet_small
 from yolact.errors import RecipeError
+from yolact.model.quantized import is_quantized
 from yolact.model.weights import load_weights
 from yolact.model.yolact import InferenceModel, Yolact
 from yolact.sparsify import (
     RecipeDriver,
     apply_structure,
-    is_quantized,
     load_recipe,
     missed_targets,
     overall_sparsity,

@@ -28,9 +28,10 @@ from yolact.engine.settings import SaveSettings, StartSettings
 from yolact.engine.start import CLASS_LAYERS, prepare
 from yolact.engine.train import train
 from yolact.errors import CheckpointError, ConfigError, RecipeError, StorageError
+from yolact.model.quantized import is_quantized
 from yolact.model.weights import init_weights
 from yolact.model.yolact import Yolact
-from yolact.sparsify import is_quantized, layer_sparsity
+from yolact.sparsify import layer_sparsity
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),

@@ -28,7 +28,8 @@ from yolact.engine.start import prepare
 from yolact.engine.step import MAX_SKIPPED_IN_A_ROW, SkippedSteps
 from yolact.engine.train import train
 from yolact.errors import ConfigError
-from yolact.sparsify import is_quantized, layer_sparsity
+from yolact.model.quantized import is_quantized
+from yolact.sparsify import layer_sparsity
 from yolact.types import Batch
 
 pytestmark = [

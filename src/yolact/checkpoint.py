@@ -23,7 +23,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.files import atomic_path
+from yolact.model.quantized import is_quantized_state
 
 if TYPE_CHECKING:
     from yolact.model.yolact import Yolact
@@ -87,7 +88,7 @@ class Checkpoint:
     @property
     def quantized(self) -> bool:
         """Whether the weights belong to a model with quantization observers."""
-        return is_quantized(self.model_state)
+        return is_quantized_state(self.model_state)
 
     @property
     def num_classes(self) -> int:
@@ -102,11 +103,6 @@ class Checkpoint:
         if self.training is None or self.iteration is None:
             return float("inf")
         return self.iteration / self.training.steps_per_epoch
-
-
-def is_quantized(keys: Iterable[str]) -> bool:
-    """Whether state-dict keys are those of a fake-quantized network."""
-    return any(key.endswith(".zero_point") for key in keys)
 
 
 def checkpoint_name(config_name: str, epoch: int, iteration: int, *, interrupt: bool) -> str:
@@ -245,12 +241,8 @@ def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Y
             f"{checkpoint.num_classes}",
             hint="its classes or its weights were exchanged; take the file as training saved it",
         )
-    chosen = (config or checkpoint.config or YolactConfig()).model
-    if chosen.num_classes != checkpoint.num_classes:
-        from dataclasses import replace
-
-        chosen = replace(chosen, num_classes=checkpoint.num_classes)
-    model = Yolact(chosen)
+    chosen = config or checkpoint.config or YolactConfig()
+    model = Yolact(chosen.with_model(num_classes=checkpoint.num_classes).model)
     if checkpoint.quantized:
         recipe = recipe_of_quantized(checkpoint)
         from yolact.sparsify import apply_structure

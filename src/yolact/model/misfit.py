@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from yolact.model.quantized import is_quantized_state
+
 _SHOWN = 3
 _HEAD = "prediction_layers.0."
 
@@ -71,10 +73,11 @@ def hint_for(model: nn.Module, weights: Mapping[str, Tensor], misfit: Misfit) ->
     own = model.state_dict()
     if origin := hint_for_origin(weights):
         return origin
-    if _quantized(weights) != _quantized(own):
+    quantized = is_quantized_state(weights)
+    if quantized != is_quantized_state(own):
         return (
             "the weights are of a quantized model: apply the recipe they were trained with first"
-            if _quantized(weights)
+            if quantized
             else "the model is quantized, the weights are not: load them before the recipe"
         )
     common = sum(name in own for name in weights)
@@ -108,7 +111,3 @@ def own_shapes(model: nn.Module) -> dict[str, Tensor]:
         for name, value in model.state_dict().items()
         if name in parameters or name.endswith(statistics)
     }
-
-
-def _quantized(weights: Mapping[str, Tensor]) -> bool:
-    return any(name.endswith(".zero_point") for name in weights)

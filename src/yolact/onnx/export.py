@@ -16,13 +16,13 @@ from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import ConfigError, ExportError
 from yolact.files import atomic_path, require_space, require_writable_file
+from yolact.model.quantized import is_quantized
 from yolact.model.yolact import InferenceModel, Yolact
 from yolact.onnx.compress import compressed_size
 from yolact.onnx.fuse import (
     fold_batch_norms,
     fold_quantized_batch_norms,
     freeze_observers,
-    is_fake_quantized,
 )
 from yolact.onnx.metadata import ModelMetadata
 from yolact.onnx.parity import OutputParity, compare, require_parity
@@ -46,7 +46,7 @@ class ExportReport:
     size: int
     """Bytes of the file."""
     compressed: int
-    """Bytes of the file after gzip -9."""
+    """Bytes of the file after gzip."""
     opset: int
     quantized: bool
     """Whether the graph simulates or uses integers (Q/DQ nodes)."""
@@ -99,23 +99,34 @@ def export(
         image_size=side, num_classes=len(classes)
     )
     require_writable_file(path)
-    bytes_each = 1 if is_fake_quantized(model) and convert_qat else 4
+    bytes_each = 1 if is_quantized(model) and convert_qat else 4
     require_space(path.parent, bytes_each * sum(p.numel() for p in model.parameters()), "the graph")
     images = sample_images(image, side, batch_size)
     network, expected, unquantized = _prepare(model, images, convert_qat=convert_qat)
     graph = trace(network, images, opset=opset, static=static)
     run_passes(graph, [*CLEAN, *(QUANTIZE if unquantized is not None and convert_qat else [])])
     label_outputs(graph, [tuple(output.shape) for output in expected], static=static)
+    sparsity = graph_sparsity(graph)
     metadata = ModelMetadata(
         classes=classes,
         config=config,
         image_size=(side, side),
         recipe=recipe,
-        sparsity=graph_sparsity(graph),
+        sparsity=sparsity,
     )
     onnx.helper.set_model_props(graph, metadata.to_props())
     parity = _write(graph, path, images, expected, unquantized)
-    return _report(path, graph, parity, opset=opset, quantized=unquantized is not None)
+    return ExportReport(
+        path=path,
+        size=path.stat().st_size,
+        compressed=compressed_size(path),
+        opset=opset,
+        quantized=unquantized is not None,
+        sparsity=sparsity,
+        input_shape=_shape(graph.graph.input[0]),
+        output_shapes=tuple(_shape(output) for output in graph.graph.output),
+        outputs=parity,
+    )
 
 
 def _check_options(batch_size: int, opset: int) -> None:
@@ -132,7 +143,7 @@ def _prepare(
 ) -> tuple[nn.Module, RawOutputs, RawOutputs | None]:
     """A copy ready for tracing, the outputs to reproduce, and those without quantization."""
     network = InferenceModel(deepcopy(model)).cpu().float().eval()
-    quantized = is_fake_quantized(network)
+    quantized = is_quantized(network)
     freeze_observers(network)
     with torch.no_grad():
         expected: RawOutputs = network(images)
@@ -182,27 +193,6 @@ def _write(
         parity = compare(expected, OrtEngine(temporary)(images), unquantized)
         require_parity(parity)
     return parity
-
-
-def _report(
-    path: Path,
-    graph: onnx.ModelProto,
-    parity: tuple[OutputParity, ...],
-    *,
-    opset: int,
-    quantized: bool,
-) -> ExportReport:
-    return ExportReport(
-        path=path,
-        size=path.stat().st_size,
-        compressed=compressed_size(path),
-        opset=opset,
-        quantized=quantized,
-        sparsity=graph_sparsity(graph),
-        input_shape=_shape(graph.graph.input[0]),
-        output_shapes=tuple(_shape(output) for output in graph.graph.output),
-        outputs=parity,
-    )
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:

@@ -47,12 +47,6 @@ def freeze_observers(model: nn.Module) -> None:
     model.apply(torch.ao.quantization.disable_observer)
 
 
-def is_fake_quantized(model: nn.Module) -> bool:
-    """Whether any module of ``model`` simulates quantization."""
-    kind = torch.ao.quantization.FakeQuantizeBase
-    return any(isinstance(module, kind) for module in model.modules())
-
-
 def _folded(fused: intrinsic_qat.ConvBn2d) -> nn.Module:
     relu = isinstance(fused, intrinsic_qat.ConvBnReLU2d)
     plain = fused.to_float()  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from yolact.sparsify.report import (
     sparsity_targets,
 )
 from yolact.sparsify.sources import packaged_recipes
-from yolact.sparsify.structure import apply_structure, is_quantized
+from yolact.sparsify.structure import apply_structure
 
 __all__ = [
     "LayerSparsity",
@@ -22,7 +22,6 @@ __all__ = [
     "SparsityTarget",
     "apply_structure",
     "check_against",
-    "is_quantized",
     "layer_sparsity",
     "load_recipe",
     "missed_targets",

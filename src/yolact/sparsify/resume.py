@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import enable_observer
 from torch.optim import Optimizer
 
+from yolact.model.quantized import is_quantized
 from yolact.sparsify._compat import (
     BasePruningModifier,
     ConstantPruningModifier,
@@ -25,7 +26,7 @@ from yolact.sparsify._compat import (
     SetParamModifier,
     quiet_loggers,
 )
-from yolact.sparsify.structure import fit_errors, is_quantized, training_mode
+from yolact.sparsify.structure import fit_errors, training_mode
 
 logger = logging.getLogger(__name__)
 

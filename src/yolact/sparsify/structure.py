@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.ao.quantization import FakeQuantize, QuantWrapper
+from torch.ao.quantization import QuantWrapper
 
 from yolact.errors import RecipeError
+from yolact.model.quantized import is_quantized
 from yolact.sparsify._compat import quiet_loggers
 from yolact.sparsify.document import parse
 from yolact.sparsify.modifiers import build_manager
@@ -49,11 +50,6 @@ def rehearse(model: nn.Module, recipe_text: str) -> None:
     """
     with torch.random.fork_rng(devices=[]):  # torch draws weights for the layers it replaces
         apply_structure(copy.deepcopy(model), recipe_text)
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether the model has fake-quantized layers."""
-    return any(isinstance(module, FakeQuantize) for module in model.modules())
 
 
 def recipe_names(model: nn.Module) -> dict[str, str]:
