@@ -40,8 +40,8 @@ def subset(coco: dict[str, Any], images: int, image_size: int) -> dict[str, Any]
 
 def run(command: str, *arguments: object) -> None:
     """Run one of this package's commands with the Python that runs this script."""
-    entry = {"train": "yolact.train", "validation": "yolact.eval"}[command]
-    subprocess.run([sys.executable, "-m", entry, *map(str, arguments)], check=True)
+    program = [sys.executable, "-c", "from yolact.cli.main import main; main()", command]
+    subprocess.run([*program, *map(str, arguments)], check=True)
 
 
 def main() -> None:

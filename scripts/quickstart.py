@@ -20,14 +20,6 @@ from pathlib import Path
 
 import cv2
 
-ENTRY = {
-    "download": "download_main",
-    "benchmark": "benchmark_main",
-    "annotate": "annotate_main",
-    "train": "yolact.train",
-    "export_onnx": "yolact.export",
-    "validation": "yolact.eval",
-}
 CONFIG = "yolact_darknet_small_config"
 TILES, TILE = 8, 288
 """Held-out images in the picture, four a row, and the side of each in pixels."""
@@ -178,13 +170,8 @@ def call(name: str, *arguments: object) -> str:
     """Print and run one command; its stdout. Its stderr goes to the terminal."""
     words = [str(argument) for argument in arguments]
     print(f"\n$ sparseml.yolact.{name} {shlex.join(words)}", flush=True)
-    entry = ENTRY[name]
-    code = (
-        ["-m", entry]
-        if entry.startswith("yolact.")
-        else ["-c", f"from yolact.cli.main import {entry}; {entry}()"]
-    )
-    process = subprocess.run([sys.executable, *code, *words], stdout=subprocess.PIPE, text=True)
+    program = [sys.executable, "-c", "from yolact.cli.main import main; main()", name]
+    process = subprocess.run([*program, *words], stdout=subprocess.PIPE, text=True)
     print(process.stdout, end="", flush=True)
     if process.returncode:
         raise SystemExit(process.returncode)

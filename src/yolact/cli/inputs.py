@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -17,15 +17,27 @@ RELEASES = "https://huggingface.co/dbolya/yolact-darknet53"
 
 SHAPES = Path("data/shapes")
 """Where it puts the sample set."""
-_USUAL = "instances_val2017.json"
-_SHAPES_FILE = "instances_val.json"
-_DATASETS = {
-    "coco2017_dataset": (DATA, _USUAL),
-    "coco2017_testdev_dataset": (DATA, "image_info_test-dev2017.json"),
-    "coco2014_dataset": (DATA, "instances_val2014.json"),
-    "shapes": (SHAPES, _SHAPES_FILE),
+
+
+class Layout(NamedTuple):
+    """Where the parts of a named data set usually are."""
+
+    folder: Path
+    """Holds ``annotations/`` and ``images/``."""
+    validation: str
+    """Annotation file of the validation part."""
+    training: str | None
+    """That of the training part, if there is one."""
+
+
+USUAL = "coco2017_dataset"
+LAYOUTS = {
+    USUAL: Layout(DATA, "instances_val2017.json", "instances_train2017.json"),
+    "coco2017_testdev_dataset": Layout(DATA, "image_info_test-dev2017.json", None),
+    "coco2014_dataset": Layout(DATA, "instances_val2014.json", "instances_train2014.json"),
+    "shapes": Layout(SHAPES, "instances_val.json", "instances_train.json"),
 }
-"""Names of data sets -> folder, and annotation file of their validation part."""
+"""Data sets that ``--dataset`` knows by name."""
 
 
 def option(name: str, *, default: bool, help: str) -> Any:
@@ -95,17 +107,17 @@ def validation_paths(dataset: str | None, info: Path | None, images: Path | None
     Raises:
         ConfigError: ``dataset`` is neither a folder nor a known name.
     """
-    name = "coco2017_dataset" if dataset is None else dataset
-    folder, file = _DATASETS.get(name, (Path(name), _USUAL))
-    if name not in _DATASETS:
+    name = USUAL if dataset is None else dataset
+    folder, file, _ = LAYOUTS.get(name, LAYOUTS[USUAL]._replace(folder=Path(name)))
+    if name not in LAYOUTS:
         if not folder.is_dir():
             raise ConfigError(
                 f"no data set called {dataset}",
-                hint=f"give a folder with annotations/ and images/, or {', '.join(_DATASETS)}",
+                hint=f"give a folder with annotations/ and images/, or {', '.join(LAYOUTS)}",
             )
-        of_shapes = folder / "annotations" / _SHAPES_FILE
-        if of_shapes.is_file() and not of_shapes.with_name(_USUAL).is_file():
-            file = _SHAPES_FILE
+        of_shapes = folder / "annotations" / LAYOUTS["shapes"].validation
+        if of_shapes.is_file() and not of_shapes.with_name(file).is_file():
+            file = of_shapes.name
     return DataPaths(info or folder / "annotations" / file, images or folder / "images")
 
 

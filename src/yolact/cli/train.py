@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yolact.cli.base import FILE, FOLDER, SEED, Command, setup_logging
-from yolact.cli.inputs import model_path, option
+from yolact.cli.inputs import LAYOUTS, USUAL, model_path, option
 from yolact.errors import INTERRUPTED, ConfigError, TargetMissedError
 
 if TYPE_CHECKING:
+    from yolact.config import YolactConfig
     from yolact.engine.settings import DataSettings, StartSettings, TrainSettings
-
-_DATA = {
-    "coco2017_dataset": ("data/coco", "instances_train2017.json", "instances_val2017.json"),
-    "coco2014_dataset": ("data/coco", "instances_train2014.json", "instances_val2014.json"),
-    "shapes": ("data/shapes", "instances_train.json", "instances_val.json"),
-}
-"""Names of ``--dataset`` -> folder, training and validation annotations of its usual layout."""
 
 _OPTIONS = [
     click.option(
@@ -31,8 +25,8 @@ _OPTIONS = [
     click.option("--image_size", type=int, help="Side of the network input.  [default: config's]"),
     click.option(
         "--dataset",
-        type=click.Choice(list(_DATA)),
-        default="coco2017_dataset",
+        type=click.Choice([name for name, layout in LAYOUTS.items() if layout.training]),
+        default=USUAL,
         show_default=True,
         help="Data in its usual folder; the four options below name any other.",
     ),
@@ -219,10 +213,11 @@ def _settings(given: dict[str, Any]) -> TrainSettings:
     from yolact.engine.settings import LogSettings, SaveSettings, TrainSettings
     from yolact.sparsify.arguments import parse_recipe_args
 
+    config = _config(given)
     return TrainSettings(
-        config=_config(given),
+        config=config,
         data=_data(given),
-        start=_start(given),
+        start=_start(given, config.name),
         save=SaveSettings(
             folder=given["save_folder"],
             interval=given["save_interval"],
@@ -251,7 +246,7 @@ def _settings(given: dict[str, Any]) -> TrainSettings:
     )
 
 
-def _config(given: dict[str, Any]) -> Any:
+def _config(given: dict[str, Any]) -> YolactConfig:
     from dataclasses import replace
 
     from yolact.config import AugmentConfig, named_config
@@ -276,18 +271,18 @@ def _config(given: dict[str, Any]) -> Any:
 def _data(given: dict[str, Any]) -> DataSettings:
     from yolact.engine.settings import DataSettings
 
-    folder, train_info, validation_info = _DATA[given["dataset"]]
-    root = Path(folder)
+    folder, validation, training = LAYOUTS[given["dataset"]]
+    assert training is not None  # the option offers no others
     return DataSettings(
-        train_images=given["train_images"] or root / "images",
-        train_info=given["train_info"] or root / "annotations" / train_info,
-        validation_images=given["validation_images"] or root / "images",
-        validation_info=given["validation_info"] or root / "annotations" / validation_info,
+        train_images=given["train_images"] or folder / "images",
+        train_info=given["train_info"] or folder / "annotations" / training,
+        validation_images=given["validation_images"] or folder / "images",
+        validation_info=given["validation_info"] or folder / "annotations" / validation,
         num_workers=given["num_workers"],
     )
 
 
-def _start(given: dict[str, Any]) -> StartSettings:
+def _start(given: dict[str, Any], name: str) -> StartSettings:
     from yolact.engine.settings import StartSettings
 
     resume, wanted, folder = given["resume"], given["ckpt"], given["save_folder"]
@@ -301,10 +296,10 @@ def _start(given: dict[str, Any]) -> StartSettings:
         wanted = resume
     if continues and wanted is None:
         raise ConfigError("--resume True needs --ckpt", hint="give the checkpoint to continue")
-    name = _config(given).name
     path = None if wanted is None else model_path(wanted, folder, name)
-    backbone = _backbone(given, path)
-    if path is None and backbone is None and given["config"].startswith("yolact_darknet53"):
+    full = name == "yolact_darknet53"  # the network that darknet53.pth fits
+    backbone = _backbone(given, path, full=full)
+    if path is None and backbone is None and full:
         click.echo(
             f"warning: no {folder / 'darknet53.pth'} and no --resume: training from random weights",
             err=True,
@@ -319,7 +314,7 @@ def _start(given: dict[str, Any]) -> StartSettings:
     )
 
 
-def _backbone(given: dict[str, Any], path: Path | None) -> Path | None:
+def _backbone(given: dict[str, Any], path: Path | None, *, full: bool) -> Path | None:
     usual: Path = given["save_folder"] / "darknet53.pth"
     if given["backbone"]:
         if path is None and not usual.exists():
@@ -328,8 +323,7 @@ def _backbone(given: dict[str, Any], path: Path | None) -> Path | None:
                 hint="give the ImageNet weights: --resume weights/darknet53.pth --backbone",
             )
         return path or usual
-    is_full = given["config"].startswith("yolact_darknet53")
-    return usual if path is None and is_full and usual.exists() else None
+    return usual if path is None and full and usual.exists() else None
 
 
 def _allocation(text: str | None) -> tuple[int, ...] | None:

@@ -23,6 +23,7 @@ from yolact.checkpoint import (
 from yolact.config import OptimConfig, YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
+from yolact.data.loader import EpochBatches
 from yolact.data.transforms import EvalTransform, TrainTransform
 from yolact.device import resolve_device
 from yolact.engine.schedule import Plan, fitted, make_plan
@@ -250,7 +251,7 @@ def _check_belongs(
     if start.resume and not _same_classes(checkpoint, classes):
         raise CheckpointError(
             f"{start.checkpoint} was trained on other classes ({_class_list(checkpoint)}) "
-            f"than the data has ({', '.join(classes.names[:5])}{', ...' * (len(classes) > 5)})",
+            f"than the data has ({_first(classes)})",
             hint="--ckpt instead of --resume takes all weights but those of the class layers",
         )
 
@@ -264,8 +265,12 @@ def _same_classes(checkpoint: Checkpoint, classes: Classes) -> bool:
 def _class_list(checkpoint: Checkpoint) -> str:
     if checkpoint.classes is None:
         return f"{checkpoint.num_classes} of them"
-    names = checkpoint.classes.names
-    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+    return _first(checkpoint.classes)
+
+
+def _first(classes: Classes) -> str:
+    """The first few names."""
+    return ", ".join(classes.names[:5]) + ", ..." * (len(classes) > 5)
 
 
 def _plan(
@@ -285,7 +290,7 @@ def _plan(
             )
         epochs = driver.max_epochs
     plan = make_plan(
-        batches_per_epoch=max(1, images // settings.batch_size),
+        batches_per_epoch=len(EpochBatches(images, settings.batch_size)),
         accumulate=settings.accumulate,
         max_iter=settings.max_iter or optim.max_iter,
         epochs=epochs,

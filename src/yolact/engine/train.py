@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,7 +76,7 @@ def train(settings: TrainSettings) -> TrainResult:
     logger.info("%s", describe(run))
     require_space(settings.save.folder, _checkpoint_size(run), "one checkpoint")
     with (
-        TrainLog(settings.log, run.config.name, _options(settings)) as log,
+        TrainLog(settings.log, run.config.name, asdict(settings)) as log,
         GracefulStop() as stop,
     ):
         return Trainer(run, log, stop).train()
@@ -208,7 +208,7 @@ class Trainer:
             refresh=False,
         )
         if bar.disable and self.iteration % LINE_EVERY == 0:
-            smooth = StepRecord(**(vars(record) | {"losses": means}))
+            smooth = replace(record, losses=means)
             logger.info("%s", step_line(smooth, run.plan.total_steps))
 
     def _validate(self, *, final: bool = False) -> Evaluation:
@@ -321,7 +321,3 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """Lists of ``size`` consecutive batches; the last may be shorter."""
     while group := list(islice(batches, size)):
         yield group
-
-
-def _options(settings: TrainSettings) -> dict[str, object]:
-    return asdict(settings)

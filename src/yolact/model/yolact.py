@@ -57,7 +57,7 @@ class Yolact(nn.Module):
                 size works, also a non-square one.
 
         Returns:
-            Logits and prototypes; ``segm`` (an auxiliary task, sec. 4) in training mode only.
+            Logits and prototypes; ``segm`` (an auxiliary task, sec. 5) in training mode only.
         """
         levels = self.fpn(self.backbone(images)[2:])
         head = self.prediction_layers[0]

@@ -9,7 +9,7 @@ from torchvision.ops import nms
 
 
 def fast_nms(boxes: Tensor, iou_threshold: float) -> Tensor:
-    """Fast NMS (YOLACT, sec. 4.2): a box goes when any better one overlaps it too much.
+    """Fast NMS (YOLACT, sec. 5): a box goes when any better one overlaps it too much.
 
     Boxes that are themselves suppressed still suppress others. That is what makes one matrix
     operation enough, and it removes slightly more than greedy NMS does.
