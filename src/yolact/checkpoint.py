@@ -98,6 +98,13 @@ class Checkpoint:
         return num_classes_of(self.model_state)
 
     @property
+    def clock(self) -> float:
+        """Epoch of the last step taken in the run that wrote this; inf when unknown."""
+        if self.training is None or self.iteration is None:
+            return float("inf")
+        return max(self.iteration - 1, 0) / self.training.steps_per_epoch
+
+    @property
     def position(self) -> float:
         """Epochs done in the run that wrote this, as recipes count them; inf when unknown."""
         if self.training is None or self.iteration is None:
@@ -220,7 +227,8 @@ def _from_content(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Ch
 def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Yolact:
     """The network of ``checkpoint`` with its weights, in evaluation mode.
 
-    A quantized network is first given its structure by the recipe stored beside the weights.
+    A quantized or thinned network is first given its structure by the recipe stored beside the
+    weights.
 
     Args:
         checkpoint: What :func:`load_checkpoint` returned.
@@ -243,13 +251,41 @@ def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Y
         )
     chosen = config or checkpoint.config or YolactConfig()
     model = Yolact(chosen.with_model(num_classes=checkpoint.num_classes).model)
-    if checkpoint.quantized:
-        recipe = recipe_of_quantized(checkpoint)
-        from yolact.sparsify import apply_structure
-
-        apply_structure(model, recipe, checkpoint.position)
+    restore_structure(model, checkpoint)
     load_weights(model, checkpoint.model_state)
     return model.eval()
+
+
+def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
+    """Give a network the layers that a checkpoint's weights are for, if its recipe changed them.
+
+    Args:
+        model: As built from the checkpoint's configuration; changed in place.
+        checkpoint: Its recipe says what was quantized, and which channels were removed.
+
+    Raises:
+        CheckpointError: The weights are quantized and no recipe says how.
+        RecipeError: The recipe does not fit the network.
+    """
+    if checkpoint.quantized:
+        recipe: str | None = recipe_of_quantized(checkpoint)
+    else:
+        recipe = checkpoint.recipe if _narrower(checkpoint.model_state, model) else None
+    if recipe:
+        from yolact.sparsify import apply_structure
+
+        apply_structure(model, recipe, checkpoint.clock)
+
+
+def _narrower(state: Mapping[str, Tensor], model: Yolact) -> bool:
+    """Whether some channels of the network are missing from the weights."""
+    from yolact.model.channels import channel_groups
+
+    return any(
+        name in state and len(state[name]) < group.width
+        for group in channel_groups(model.config)
+        for name in group.weights
+    )
 
 
 def recipe_of_quantized(checkpoint: Checkpoint) -> str:

@@ -18,7 +18,7 @@ from yolact.checkpoint import (
     Checkpoint,
     load_checkpoint,
     parse_checkpoint_name,
-    recipe_of_quantized,
+    restore_structure,
 )
 from yolact.config import OptimConfig, YolactConfig
 from yolact.data.coco import CocoInstances
@@ -31,7 +31,7 @@ from yolact.engine.settings import StartSettings, TrainSettings
 from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
-from yolact.sparsify import Recipe, RecipeDriver, apply_structure, load_recipe
+from yolact.sparsify import Recipe, RecipeDriver, load_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -228,8 +228,7 @@ def _model(
     _check_belongs(checkpoint, config, start, classes)
     state: Mapping[str, Tensor] = checkpoint.model_state
     origin = f"checkpoint {start.checkpoint}"
-    if checkpoint.quantized:
-        apply_structure(model, recipe_of_quantized(checkpoint), checkpoint.position)
+    restore_structure(model, checkpoint)
     if not start.resume and not _same_classes(checkpoint, classes):
         fresh = {k: v for k, v in model.state_dict().items() if k.startswith(CLASS_LAYERS)}
         kept = {k: v for k, v in state.items() if not k.startswith(CLASS_LAYERS)}

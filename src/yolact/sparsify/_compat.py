@@ -47,7 +47,12 @@ with warnings.catch_warnings():
         MagnitudePruningModifier,
         SetParamModifier,
     )
-    from sparseml.pytorch.sparsification.modifier import Modifier
+    from sparseml.pytorch.sparsification.modifier import (
+        Modifier,
+        ModifierProp,
+        PyTorchModifierYAML,
+        ScheduledUpdateModifier,
+    )
     from sparseml.pytorch.sparsification.pruning.mask_creator import GroupedPruningMaskCreator
     from sparseml.pytorch.sparsification.pruning.modifier_pruning_base import BasePruningModifier
     from sparseml.pytorch.sparsification.quantization import quantization_scheme
@@ -56,6 +61,7 @@ with warnings.catch_warnings():
         QuantizationScheme,
     )
     from sparseml.pytorch.utils import LambdaLogger, LoggerManager
+    from sparseml.sparsification import SparsificationTypes
 torch.compile = _compile
 logging.getLogger("__main__").handlers = _main_handlers
 logging.getLogger("sparseml").handlers = []
@@ -70,10 +76,14 @@ __all__ = [
     "GroupedPruningMaskCreator",
     "MagnitudePruningModifier",
     "Modifier",
+    "ModifierProp",
+    "PyTorchModifierYAML",
     "QuantizationArgs",
     "QuantizationScheme",
     "ScheduledModifierManager",
+    "ScheduledUpdateModifier",
     "SetParamModifier",
+    "SparsificationTypes",
     "quiet_loggers",
 ]
 

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from yolact.errors import RecipeError
 from yolact.sparsify.document import Entry, entries, parse
+from yolact.sparsify.patterns import matches
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.structure import recipe_names
-
-_TOKENS = ("__ALL__", "__ALL_PRUNABLE__")
-
 
 def check_against(recipe: Recipe, model: nn.Module) -> None:
     """Check that a recipe's parameter names and mask shapes fit ``model``.
@@ -30,15 +28,6 @@ def check_against(recipe: Recipe, model: nn.Module) -> None:
         patterns = list(_patterns(entry))
         _check_names(entry, patterns, list(parameters), recipe.label)
         _check_blocks(entry, patterns, parameters, recipe.label)
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether a recipe's name, ``re:`` expression or token stands for the parameter ``name``."""
-    if pattern in _TOKENS:
-        return True
-    if pattern.startswith("re:"):
-        return re.match(pattern[3:], name) is not None
-    return pattern == name
 
 
 def _patterns(entry: Entry) -> Iterator[str]:

@@ -21,6 +21,7 @@ from yolact.sparsify._compat import (
     ScheduledModifierManager,
 )
 from yolact.sparsify.document import Document, Entry, dump, entry_lists, stages
+from yolact.sparsify.thinning import ChannelThinningModifier
 
 _TEACHER = ("DistillationModifier", "PerLayerDistillationModifier")
 

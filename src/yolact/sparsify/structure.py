@@ -1,4 +1,4 @@
-"""The structure that quantization gives a model: fused, wrapped and observed layers."""
+"""The structure that a recipe gives a model: fewer channels; fused, wrapped, observed layers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def apply_structure(model: nn.Module, recipe_text: str, epoch: float = math.inf)
         model: As built from its configuration; changed in place. A model that is quantized
             already stays as it is.
         recipe_text: The recipe stored in the checkpoint, with all earlier stages.
-        epoch: Epochs done in the recipe's last stage; inf for its end.
+        epoch: Of the last step taken, in the recipe's last stage; inf for its end.
 
     Raises:
         RecipeError: The recipe is malformed or does not fit the model.
