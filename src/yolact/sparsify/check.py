@@ -15,6 +15,7 @@ from yolact.sparsify.patterns import matches
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.structure import recipe_names
 
+
 def check_against(recipe: Recipe, model: nn.Module) -> None:
     """Check that a recipe's parameter names and mask shapes fit ``model``.
 

@@ -21,7 +21,7 @@ from yolact.sparsify._compat import (
     ScheduledModifierManager,
 )
 from yolact.sparsify.document import Document, Entry, dump, entry_lists, stages
-from yolact.sparsify.thinning import ChannelThinningModifier
+from yolact.sparsify.thinning import require_alone
 
 _TEACHER = ("DistillationModifier", "PerLayerDistillationModifier")
 
@@ -42,6 +42,8 @@ def build_manager(document: Document, label: str) -> Any:
             f"{label} contains no modifiers",
             hint="list !Modifier entries under keys like training_modifiers, pruning_modifiers",
         )
+    for modifiers in built.values():
+        require_alone(modifiers, label)
     unstaged = built.keys() == {""}
     return ScheduledModifierManager(modifiers=built[""] if unstaged else built)
 

@@ -13,7 +13,7 @@ checkpoint be loaded by its recipe, and a run continue in the middle of thinning
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -25,6 +25,7 @@ from yolact.model.quantized import is_quantized
 from yolact.model.thinning import channel_scores, remove_channels, width_of
 from yolact.model.yolact import Yolact
 from yolact.sparsify._compat import (
+    BasePruningModifier,
     Modifier,
     ModifierProp,
     PyTorchModifierYAML,
@@ -160,7 +161,7 @@ class ChannelThinningModifier(ScheduledUpdateModifier):  # type: ignore[misc]
         for pattern in self._params:
             if not any(_names(pattern, g.weights) for g in found):
                 raise RecipeError(
-                    f"ChannelThinningModifier: the output channels of {pattern!r} cannot be removed",
+                    f"ChannelThinningModifier cannot remove output channels of {pattern!r}",
                     hint="outputs of the network keep their channels; name a convolution inside it",
                 )
         return found
@@ -190,6 +191,29 @@ class ChannelThinningModifier(ScheduledUpdateModifier):  # type: ignore[misc]
     def _width(self, group: ChannelGroup) -> int:
         multiples = math.ceil(group.width * self._fraction / self._multiple_of - _SLACK)
         return min(group.width, multiples * self._multiple_of)
+
+
+def require_alone(modifiers: Sequence[Any], label: str) -> None:
+    """Refuse stages in which other modifiers need a network that keeps its channels.
+
+    Raises:
+        RecipeError: Weights are pruned in the same stage, or quantized before thinning ends.
+    """
+    thinning = [m for m in modifiers if isinstance(m, ChannelThinningModifier)]
+    if not thinning:
+        return
+    if any(isinstance(m, BasePruningModifier) for m in modifiers):
+        raise RecipeError(
+            f"{label} prunes weights and removes channels in one stage",
+            hint="remove channels in a first run, and prune its checkpoint in a second",
+        )
+    end = max(modifier.end_epoch for modifier in thinning)
+    quantized = [m for m in modifiers if SparsificationTypes.quantization in m.sparsification_types]
+    if any(modifier.start_epoch < end for modifier in quantized):
+        raise RecipeError(
+            f"{label} quantizes before the last channels are removed, at epoch {end:g}",
+            hint="let the QuantizationModifier start when the ChannelThinningModifier has ended",
+        )
 
 
 def _names(pattern: str, names: Iterable[str]) -> bool:
