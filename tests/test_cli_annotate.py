@@ -178,8 +178,8 @@ def test_mistakes_read_as_an_error_and_a_hint(
 def test_a_stub_of_the_zoo_is_explained(dataset: CocoInstances) -> None:
     arguments = ["--model_filepath", "zoo:cv/segmentation/yolact-darknet53/pytorch"]
     result = CliRunner().invoke(annotate, [*arguments, "--source", "data/images"])
-    fails(result, CheckpointError, "cannot be fetched: SparseZoo's service has ended")
-    assert "huggingface.co/dbolya" in result.stderr
+    fails(result, CheckpointError, "is not a model that SparseZoo had for YOLACT")
+    assert "did you mean zoo:" in result.stderr
 
 
 def test_an_input_shape_the_model_does_not_have(engine: Oracle) -> None:

@@ -372,8 +372,9 @@ def test_packaged_recipes_fit_the_small_network(tiny_shapes: Path) -> None:
         (["--resume", "latest"], 4, "no latest checkpoint of tiny in weights", "--save_folder"),
         (["--resume", "interrupt"], 4, "no interrupt checkpoint of tiny", "--save_folder"),
         (["--resume", "no.pth"], 4, "checkpoint not found: no.pth", "check the path"),
-        (["--ckpt", "zoo:cv/a"], 4, "SparseZoo's service has ended", "huggingface.co"),
-        (["--recipe", "zoo:cv/a"], 5, "zoo:cv/a", ""),
+        (["--ckpt", "zoo:cv/a"], 4, "zoo:cv/a is not a model that SparseZoo had", "base-none"),
+        (["--ckpt", "hf:a"], 4, "hf:a cannot be fetched: stubs begin with zoo:", "huggingface.co"),
+        (["--recipe", "zoo:cv/a"], 5, "zoo:cv/a is not a model that SparseZoo had", "base-none"),
         (["--recipe", RECIPE, "--epochs", "2"], 2, "the recipe sets the length", "--recipe_args"),
         (
             ["--recipe_args", "nonsense", "--recipe", RECIPE],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yolact.cli.base import FOLDER, Command, setup_logging
-from yolact.cli.inputs import engine_name, model_path
+from yolact.cli.inputs import engine_name, model_kinds, model_path
 from yolact.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -216,13 +216,14 @@ def _load(
     from yolact.runtime import load_engine
 
     chosen = named_config(config) if config else None
-    path = model_path(model, Path("weights"), (chosen or YolactConfig()).name)
+    name = (chosen or YolactConfig()).name
+    path = model_path(model, Path("weights"), name, *model_kinds(engine_name(engine)))
     if shape and path.suffix == ".pth":
         trained = chosen or load_checkpoint(path).config or YolactConfig()
         chosen = trained.with_model(image_size=shape[0])
     loaded = load_engine(
         path,
-        engine=engine_name(engine),
+        engine=engine,
         device=str(resolve_device(device)),
         num_cores=num_cores,
         config=chosen,

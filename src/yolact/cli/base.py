@@ -20,10 +20,12 @@ import click
 
 from yolact.cli.system import as_user_error
 from yolact.errors import INTERRUPTED, ConfigError, YolactError
+from yolact.network import OFFLINE
 
 FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
 """A file's path; whether it can be read is found where it is read: the message can say more."""
 FOLDER = click.Path(path_type=Path, file_okay=False, readable=False)
+_VERBOSE = "yolact.verbose"
 SEED = click.IntRange(0, 2**32 - 1)
 """What every random generator in use accepts."""
 
@@ -33,8 +35,14 @@ class Boundary(click.Command):
 
     The lines go to stderr, and the exit code is the error's (see :mod:`yolact.errors`). Any other
     exception is a bug and keeps its traceback. SIGTERM ends a command like Ctrl-C does, so that
-    unfinished files are removed.
+    unfinished files are removed. Every such command has ``--offline`` and ``--verbose``.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Add the options that every command has."""
+        super().__init__(*args, **kwargs)
+        taken = {name for parameter in self.params for name in parameter.opts}
+        self.params += [one for one in _common_options() if not taken & set(one.opts)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does; NaN and infinity are no numbers that an option could mean."""
@@ -79,6 +87,50 @@ class Command(Boundary):
             if name.startswith("--")
         }
         return super().parse_args(ctx, [_respell(arg, declared) for arg in args])
+
+
+def _common_options() -> list[click.Option]:
+    """Options that act by themselves: no command's function gets them as an argument."""
+    return [
+        click.Option(
+            ["--offline"],
+            is_flag=True,
+            expose_value=False,
+            callback=_go_offline,
+            help=f"Never use the network; {OFFLINE}=1 does the same.",
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            is_flag=True,
+            expose_value=False,
+            callback=_be_verbose,
+            help="Say more.",
+        ),
+    ]
+
+
+def _go_offline(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """The environment is what a process hands on to those it starts."""
+    if wanted:
+        ctx.with_resource(_environment(OFFLINE, "1"))
+
+
+def _be_verbose(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[_VERBOSE] = True
+
+
+@contextmanager
+def _environment(variable: str, value: str) -> Iterator[None]:
+    """Set a variable until the command has ended."""
+    before = os.environ.get(variable)
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _end(ctx: click.Context, error: YolactError) -> NoReturn:
@@ -130,6 +182,9 @@ def _respell(arg: str, declared: dict[str, str]) -> str:
 
 def setup_logging(verbosity: int = 0) -> None:
     """Send this package's log lines to stderr: warnings and information, details with -v."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.meta.get(_VERBOSE):
+        verbosity = max(verbosity, 1)
     if sys.stderr is None:  # closed by the caller; progress bars need somewhere to go
         sys.stderr = open(os.devnull, "w")
     handler = logging.StreamHandler(sys.stderr)

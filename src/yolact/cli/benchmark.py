@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yolact.cli.base import FILE, Command, setup_logging
+from yolact.cli.inputs import local_path, model_kinds
 from yolact.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def benchmark(
         input_shape=parse_input_shapes(input_shapes) if input_shapes else None,
         **options,
     )
+    model_path = local_path(model_path, *model_kinds(chosen.engine))
+    vs = vs and local_path(vs, *model_kinds(chosen.engine))
     if not quiet:
         paths = " and ".join(str(path) for path in (model_path, vs) if path)
         click.echo(f"Measuring {paths} on {chosen.cores} cores ...", err=True)

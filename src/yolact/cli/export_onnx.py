@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from yolact.cli.base import FILE, FOLDER, Command, setup_logging
+from yolact.cli.inputs import local_path
 from yolact.errors import ConfigError
+from yolact.zoo import Kind, is_stub, parse_stub
 
 if TYPE_CHECKING:
     from yolact.model.yolact import Yolact
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     epilog="Example: sparseml.yolact.export_onnx --checkpoint weights/model.pth"
     " writes weights/model.onnx.",
 )
-@click.option("--checkpoint", type=FILE, required=True, help="Trained .pth file.")
+@click.option("--checkpoint", type=FILE, required=True, help="Trained .pth file, or zoo: stub.")
 @click.option("-c", "--config", help="Configuration.  [default: the checkpoint's own]")
 @click.option("-r", "--recipe", help="Recipe that made the weights.  [default: the checkpoint's]")
 @click.option("-o", "--one-shot", help="Pruning recipe to apply before the export.")
@@ -76,8 +78,9 @@ def export_onnx(
 
     setup_logging()
     side = input_side(image_shape, image_size)
-    target = onnx_path(checkpoint, name, save_dir)
-    loaded = load_checkpoint(checkpoint)
+    weights = local_path(checkpoint, Kind.CHECKPOINT)
+    target = onnx_path(beside(checkpoint), name, save_dir)
+    loaded = load_checkpoint(weights)
     require_writable_file(target)
     if recipe is not None:
         loaded = replace(loaded, recipe=_read_recipe(recipe).text)
@@ -101,6 +104,16 @@ def export_onnx(
     click.echo("\n".join(report_lines(report)))
     if compress is not None:
         click.echo(f"wrote {compress_file(target, compress)}")
+
+
+def beside(checkpoint: Path) -> Path:
+    """What the output is named after: a stub's model goes into the current folder, not a cache.
+
+    >>> beside(Path("zoo:cv/segmentation/yolact-darknet53/pytorch/dbolya/coco/base-none")).name
+    'base-none.pth'
+    """
+    text = str(checkpoint)
+    return Path(f"{parse_stub(text).model}.pth") if is_stub(text) else checkpoint
 
 
 def onnx_path(checkpoint: Path, name: Path | None, save_dir: Path | None) -> Path:

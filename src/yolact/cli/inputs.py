@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import click
 
 from yolact.errors import CheckpointError, ConfigError
+from yolact.zoo import Kind, is_stub, resolve
 
 DATA = Path("data/coco")
 """Where ``sparseml.yolact.download`` puts COCO."""
@@ -47,21 +48,43 @@ def option(name: str, *, default: bool, help: str) -> Any:
     )
 
 
-def model_path(text: str, save_folder: Path, config_name: str) -> Path:
+def model_kinds(engine: str | None) -> tuple[Kind, ...]:
+    """What of a model an engine can run: an ONNX file where there is a choice."""
+    if engine == "torch":
+        return (Kind.CHECKPOINT,)
+    return (Kind.ONNX, Kind.CHECKPOINT) if engine is None else (Kind.ONNX,)
+
+
+def local_path(path: Path, *kinds: Kind) -> Path:
+    """``path``, or the file on this machine that it names when it is a ``zoo:`` stub.
+
+    Args:
+        path: As given on the command line.
+        kinds: What of the stub's model will do.
+
+    Raises:
+        CheckpointError: There never was such a model, or its file is gone.
+    """
+    return resolve(str(path), *kinds) if is_stub(str(path)) else path
+
+
+def model_path(text: str, save_folder: Path, config_name: str, *kinds: Kind) -> Path:
     """The model file that an option means.
 
     Args:
-        text: A path, ``latest`` or ``interrupt``.
+        text: A path, a ``zoo:`` stub, ``latest`` or ``interrupt``.
         save_folder: Where the checkpoints that the last two mean are looked for.
         config_name: First part of their names.
+        kinds: What of a stub's model will do; a checkpoint when none is given.
 
     Raises:
-        CheckpointError: There is no such checkpoint, or ``text`` is a stub of SparseZoo, whose
-            service has ended.
+        CheckpointError: There is no such checkpoint, or a stub's file is gone.
     """
-    if text.startswith(("zoo:", "hf:")):
+    if is_stub(text):
+        return resolve(text, *(kinds or (Kind.CHECKPOINT,)))
+    if text.startswith("hf:"):
         raise CheckpointError(
-            f"{text} cannot be fetched: SparseZoo's service has ended",
+            f"{text} cannot be fetched: stubs begin with zoo:",
             hint=f"give a file; the published DarkNet-53 weights are at {RELEASES}",
         )
     if text in ("latest", "interrupt"):

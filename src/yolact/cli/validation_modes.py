@@ -24,7 +24,14 @@ from yolact.annotate import (
     require_video_file,
     write_image,
 )
-from yolact.cli.inputs import DataPaths, engine_name, model_path, split_pair, validation_paths
+from yolact.cli.inputs import (
+    DataPaths,
+    engine_name,
+    model_kinds,
+    model_path,
+    split_pair,
+    validation_paths,
+)
 from yolact.config import DetectConfig, YolactConfig, named_config
 from yolact.data.coco import CocoInstances, evaluation_order
 from yolact.data.images import RgbImage, read_rgb
@@ -73,7 +80,8 @@ class Settings:
             )
         config, model = named_config(values["config"]), None
         if not values["resume"]:
-            model = model_path(values["trained_model"], values["save_folder"], config.name)
+            folder, kinds = values["save_folder"], model_kinds(values["engine"])
+            model = model_path(values["trained_model"], folder, config.name, *kinds)
         return cls(values, frozenset(given), config, model)
 
     def __getitem__(self, name: str) -> Any:

@@ -1,0 +1,52 @@
+"""The author's weights: YOLACT on COCO, and the ImageNet backbone that training begins with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from yolact.errors import ConfigError
+from yolact.files import atomic_path
+from yolact.zoo.fetched import Wanted, fetch_checked
+from yolact.zoo.known import WEIGHTS
+from yolact.zoo.mirrors import map_path, read_mirrors
+from yolact.zoo.stub import Kind
+
+
+def fetch_weights(name: str, folder: Path, *, mirror: str | None = None) -> Path:
+    """Have one of the author's weights files in ``folder``; a second call only checks it.
+
+    Its hash is recorded on first use and compared from then on, whatever address it comes from.
+
+    Args:
+        name: ``backbone`` or ``base``.
+        folder: Usually ``weights/``.
+        mirror: Address of a folder that has the file too and is asked first; then the entry for the
+            file's name in the user's mirror map, then the author's own address.
+
+    Raises:
+        DownloadError: It cannot be fetched, or is not the file it was before.
+        ConfigError: ``mirror`` is no web address, or the mirror map has a mistake.
+        CheckpointError: What is there is no file of tensors.
+        StorageError: It cannot be written.
+    """
+    weights = WEIGHTS[name]
+    target = folder / weights.file
+    place = read_mirrors().weights.get(weights.file)
+    if place is not None and isinstance(place.location, Path) and not target.is_file():
+        _copy(place.location, target)
+    urls = [f"{mirror.rstrip('/')}/{weights.file}"] if mirror else []
+    urls += [place.location] if place and isinstance(place.location, str) else []
+    digest = weights.sha256 or (place.sha256 if place else None)
+    wanted = Wanted(weights.file, Kind.CHECKPOINT, (*urls, weights.url), digest)
+    return fetch_checked(wanted, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise ConfigError(
+            f"{map_path()} says that {target.name} is {source}, which is no file",
+            hint="correct the path, or remove the entry",
+        )
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
