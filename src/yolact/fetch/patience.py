@@ -33,6 +33,6 @@ class Patience:
             failures: 1 after the first.
             asked: What the server's Retry-After asks for.
         """
-        base = min(self.first_wait * 2 ** (failures - 1), self.longest_wait)
+        base: float = min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait)
         drawn = base * random.uniform(0.5, 1.0)
         return drawn if asked is None else max(drawn, min(asked, self.longest_wait))

@@ -10,7 +10,9 @@ from typing import Protocol
 
 from yolact.errors import ConfigError
 
-_BLOCK = 1 << 22
+UNSTATED = "sha256"
+"""What is computed of a file whose digest nobody states."""
+_BLOCK = 1 << 20
 
 
 class Hash(Protocol):
@@ -46,7 +48,7 @@ def new_hash(algorithm: str) -> Hash:
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
-def digest_of(path: Path, algorithm: str = "sha256") -> Digest:
+def digest_of(path: Path, algorithm: str = UNSTATED) -> Digest:
     """Hash the content of a file."""
     digest = new_hash(algorithm)
     with path.open("rb", buffering=0) as file:
@@ -64,7 +66,7 @@ class Source:
     size: int | None = None
     """In bytes; None where it is not known beforehand."""
     digest: Digest | None = None
-    """None where it is not known beforehand; then only https addresses are followed to the end."""
+    """None where it is not known beforehand; then no redirect may leave https."""
     begins: tuple[bytes, ...] = ()
     """What its content can begin with, such as ``b"PK\\3\\4"`` for a zip file; empty: anything."""
 

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from yolact.errors import DownloadError
+from yolact.fetch.checks import Reading, accept, prepare, what_is_wrong
+from yolact.fetch.part import Part
 from yolact.fetch.patience import Patience
-from yolact.fetch.source import Digest, Source
+from yolact.fetch.pull import Effort, pull
+from yolact.fetch.source import UNSTATED, Digest, Source, digest_of
+from yolact.files import storage_errors
+
+log = logging.getLogger(__name__)
+
+PIECE = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,7 @@ def fetch(
     *,
     patience: Patience | None = None,
     connections: int = 4,
+    piece: int = PIECE,
 ) -> Fetched:
     """Download a file to ``target``, verify it, and only then give it that name.
 
@@ -41,10 +58,85 @@ def fetch(
         target: Its path; folders are made.
         patience: When to give up; the default suits home connections.
         connections: Parts of the file that are fetched at the same time.
+        piece: Bytes in one request, where the server sends parts.
 
     Raises:
         DownloadError: No address delivers the file whole, or it is not what it should be, or
             another process is downloading to ``target``.
         StorageError: ``target`` cannot be written, or the disk is too full.
     """
-    raise NotImplementedError
+    effort = Effort(patience or Patience(), max(1, connections), piece)
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(target):
+            return _existing(source, target) or _fetch(source, target, effort)
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Keep other processes from downloading to the same place."""
+    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise DownloadError(
+            f"another process is downloading {target}", hint="wait for it, or end it"
+        ) from None
+    try:
+        yield
+    finally:
+        if target.is_file():  # what another process finds when it gets the removed lock
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _existing(source: Source, target: Path) -> Fetched | None:
+    if not target.is_file():
+        return None
+    size = target.stat().st_size
+    digest = digest_of(target, source.digest.algorithm if source.digest else UNSTATED)
+    if source.size not in (None, size) or source.digest not in (None, digest):
+        return None
+    Part(target).discard()
+    return Fetched(target, size, digest, None)
+
+
+def _fetch(source: Source, target: Path, effort: Effort) -> Fetched:
+    part = Part(target)
+    reasons: list[DownloadError] = []
+    for url in source.urls:
+        try:
+            digest = _from(url, source, part, target, effort)
+        except DownloadError as error:
+            log.info("%s", error)
+            reasons.append(error)
+            continue
+        size = part.received
+        part.become(target)
+        return Fetched(target, size, digest, url)
+    if len(reasons) == 1:
+        raise reasons[0]
+    raise DownloadError(
+        f"no address delivers {target.name}: " + "; ".join(map(str, reasons)),
+        hint=reasons[-1].hint,
+    )
+
+
+def _from(url: str, source: Source, part: Part, target: Path, effort: Effort) -> Digest:
+    """Complete and verify the part from one address; damage from earlier gets a second chance."""
+    prepare(part, url, source)
+    while True:
+        resumed = part.received > 0
+        with tqdm(desc=target.name, unit="B", unit_scale=True, disable=None) as bar:
+            reading = Reading(source, part, bar, effort.patience.save_every)
+            check = partial(accept, source, part, target)
+            pull(url, part, effort, accept=check, tick=reading.tick)
+            digest = reading.finish()
+        wrong = what_is_wrong(url, source, part, digest)
+        if wrong is None:
+            return digest
+        part.start_over()
+        if not resumed:
+            part.discard()
+            raise wrong
+        log.info("%s; starting over", wrong)
