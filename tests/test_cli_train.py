@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -321,13 +322,30 @@ def test_random_weights_of_the_full_network_are_warned_of(
 
 def test_a_recipe_is_followed_and_missing_it_exits_with_9(tiny_shapes: Path) -> None:
     result = call(tiny_shapes, "--recipe", RECIPE, "--validation_epoch", "-1")
-    assert (result.exit_code, result.stdout) == (0, "checkpoint: weights/tiny_2_9.pth\n")
+    first, head, *_, summary, verdict, last = result.stdout.splitlines()
+    assert (result.exit_code, first) == (0, "checkpoint: weights/tiny_2_9.pth")
+    assert head.split() == [
+        *("parameter", "shape", "sparsity", "target", "mask"),
+        *("weights", "inputs", "batch", "norm"),
+    ]
+    assert "34 of 34 convolutions quantized" in summary and verdict == "all targets met"
+    assert last == "report: weights/tiny_2_9.report.json"
+    assert Path("weights/tiny_2_9.report.json").is_file()
     short = "\n".join(line for line in RECIPE.splitlines() if "EpochRange" not in line)
     result = two_epochs(tiny_shapes, "--recipe", short, "--epochs", "1")
     assert result.exit_code == 9 and result.stdout.startswith("checkpoint: weights/tiny_0_3.pth\n")
+    assert "targets missed: " in result.stdout
     error, hint = result.stderr.splitlines()[-2:]
-    assert error.startswith("error: ") and "layers missed their sparsity: " in error
-    assert hint == "hint: the run may have ended before the recipe's end_epoch"
+    assert re.fullmatch(
+        "error: the recipe's targets were missed: "
+        r"backbone.layers.0.0.0.weight has sparsity 0.\d{4} instead of 0.7500; "
+        "the weights of backbone.layers.0.0.0.weight are not quantized; "
+        r"the inputs of backbone.layers.0.0.0.weight are not quantized; and \d+ more",
+        error,
+    )
+    assert hint == (
+        "hint: the report names every layer; the run may have ended before the recipe did"
+    )
 
 
 def test_a_recipe_file_takes_arguments(tiny_shapes: Path) -> None:

@@ -36,9 +36,9 @@ _OPTIONS = [
     click.option("--validation_images", type=FOLDER, help="Folder of the validation images."),
     click.option(
         "--resume",
-        help="Continue the run that wrote this checkpoint: a path, latest or interrupt (looked "
-        "for in --save_folder), or True with --ckpt. With another --recipe, a new run begins "
-        "from its weights.",
+        help="Continue the run that wrote this checkpoint: a path, zoo: stub, latest or interrupt "
+        "(looked for in --save_folder), or True with --ckpt. With another --recipe, a new run "
+        "begins from its weights.",
     ),
     click.option(
         "--ckpt",
@@ -61,11 +61,16 @@ _OPTIONS = [
         is_flag=True,
         help="Begin at the epoch stored in a checkpoint of another tool.",
     ),
-    click.option("--recipe", "-r", help="Recipe: a path, a packaged name, or YAML text."),
+    click.option("--recipe", "-r", help="Recipe: a path, a packaged name, a zoo: stub, or YAML."),
     click.option(
         "--recipe_args",
         multiple=True,
         help="Set a variable of the recipe, as name=value or JSON; may be repeated.",
+    ),
+    click.option(
+        "--distill_teacher",
+        help="Whom a recipe with distillation learns from: a checkpoint, self (the weights the "
+        "run begins with) or disable. Give it again on --resume.",
     ),
     click.option("--cont", is_flag=True, help="Go on with the recipe stored in the checkpoint."),
     click.option(
@@ -202,10 +207,16 @@ def train(**given: Any) -> None:
         click.echo(f"skipped steps: {result.skipped_steps}", err=True)
     if result.evaluation is not None:
         click.echo(result.evaluation.table())
+    if result.report is not None and result.checkpoint is not None:
+        from yolact.sparsify.report import report_path
+        from yolact.sparsify.report_table import table
+
+        click.echo(f"{table(result.report)}\nreport: {report_path(result.checkpoint)}")
     if result.missed:
+        more = f"; and {len(result.missed) - 3} more" if len(result.missed) > 3 else ""
         raise TargetMissedError(
-            f"{len(result.missed)} layers missed their sparsity: {'; '.join(result.missed[:3])}",
-            hint="the run may have ended before the recipe's end_epoch",
+            f"the recipe's targets were missed: {'; '.join(result.missed[:3])}{more}",
+            hint="the report names every layer; the run may have ended before the recipe did",
         )
 
 
@@ -240,6 +251,7 @@ def _settings(given: dict[str, Any]) -> TrainSettings:
         autoscale=not given["no_autoscale"],
         recipe=given["recipe"],
         recipe_args=parse_recipe_args(given["recipe_args"]),
+        distill_teacher=_teacher(given, config.name),
         half=given["fp16"],
         validation_epoch=given["validation_epoch"],
         validation_size=given["validation_size"],
@@ -324,6 +336,13 @@ def _backbone(given: dict[str, Any], path: Path | None, *, full: bool) -> Path |
             )
         return path or usual
     return usual if path is None and full and usual.exists() else None
+
+
+def _teacher(given: dict[str, Any], name: str) -> str | None:
+    wish: str | None = given["distill_teacher"]
+    if wish in (None, "self", "disable"):
+        return wish
+    return str(model_path(wish, given["save_folder"], name))
 
 
 def _allocation(text: str | None) -> tuple[int, ...] | None:

@@ -1,7 +1,10 @@
 """The course of a run: JSON lines in upstream's layout, TensorBoard, W&B, and a line to read.
 
 ``<log_folder>/<config>.log`` holds one JSON object a line, ``type`` being ``session`` (the
-options), ``train`` (losses B box, C class, M mask, S semantic, T total) or ``val`` (mAP tables).
+options), ``train`` (losses B box, C class, M mask, S semantic, T total), ``val`` (mAP tables) or
+``memory`` (bytes that steps took at most before and with quantization-aware training).
+Runs with a teacher add KD, what is distilled (D is upstream's diversity loss); B, C, M and S are
+then scaled by what the recipe's hardness leaves to them, so that T is still the sum.
 """
 
 from __future__ import annotations
@@ -16,11 +19,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from yolact.engine.memory import MemoryRecord
 from yolact.engine.settings import LogSettings
 from yolact.errors import ConfigError
 from yolact.files import storage_errors
 
-LETTERS = {"box": "B", "classification": "C", "mask": "M", "semantic": "S"}
+LETTERS = {
+    **{"box": "B", "classification": "C", "mask": "M", "semantic": "S"},
+    "distillation": "KD",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +83,9 @@ class Sink(Protocol):
     def validation(self, record: ValidationRecord) -> None:
         """Keep one validation."""
 
+    def memory(self, record: MemoryRecord) -> None:
+        """Keep what quantization-aware training takes."""
+
     def close(self) -> None:
         """Flush and release."""
 
@@ -120,6 +130,16 @@ class JsonLines:
         }
         self._write("val", data)
 
+    def memory(self, record: MemoryRecord) -> None:
+        """Write a ``memory`` line."""
+        data = {
+            "iter": record.iteration,
+            "device": record.device,
+            "before": record.before,
+            "quantized": record.quantized,
+        }
+        self._write("memory", data)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -156,6 +176,10 @@ class TensorBoard:
         scalars |= {f"val/mask_{key}": value for key, value in record.mask.items()}
         self._add(scalars, record.iteration)
 
+    def memory(self, record: MemoryRecord) -> None:
+        """Write both peaks."""
+        self._add(_peaks(record), record.iteration)
+
     def close(self) -> None:
         """Flush and close the event file."""
         with storage_errors(self._folder):
@@ -189,6 +213,10 @@ class WandB:
         """Send box and mask mAP."""
         values = {"val/box": record.box["all"], "val/mask": record.mask["all"]}
         self._run.log(values, step=record.iteration)
+
+    def memory(self, record: MemoryRecord) -> None:
+        """Send both peaks."""
+        self._run.log(_peaks(record), step=record.iteration)
 
     def close(self) -> None:
         """Finish the W&B run."""
@@ -232,6 +260,11 @@ class TrainLog:
         for sink in self.sinks:
             sink.validation(record)
 
+    def memory(self, record: MemoryRecord) -> None:
+        """Give the memory of quantization-aware training to every sink."""
+        for sink in self.sinks:
+            sink.memory(record)
+
 
 def _last_session(path: Path) -> int:
     """Highest session number in a log; lines that a crash cut short are passed over."""
@@ -256,6 +289,12 @@ def _ends_in_mid_line(path: Path) -> bool:
 def _number(value: float) -> float | None:
     """A loss, or None for one that is not finite, which JSON has no number for."""
     return round(value, 5) if math.isfinite(value) else None
+
+
+def _peaks(record: MemoryRecord) -> dict[str, float]:
+    """Scalars by tag."""
+    peaks = {"before_qat": record.before, "qat": record.quantized}
+    return {f"memory/{name}": float(peak) for name, peak in peaks.items() if peak is not None}
 
 
 def _gpu_memory() -> list[dict[str, int]]:

@@ -1,9 +1,10 @@
-"""One optimizer step: forward, loss, backward, and what to do when the loss is not finite."""
+"""One optimizer step: forward, loss, backward; and when memory ends or the loss is not finite."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -11,14 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from yolact.engine.parallel import forward_loss
+from yolact.engine.memory import is_out_of_memory
+from yolact.engine.parallel import BatchLosses, Criterion, forward_loss, split
+from yolact.engine.parts import Generators, PartWeights, task_loss, watched_priors
 from yolact.errors import ConfigError
-from yolact.loss.criterion import Losses, YolactLoss
 from yolact.types import Batch, Target
 
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 100
+
+
+class ImageTooLargeError(ConfigError):
+    """The training step of a single image does not fit into memory."""
 
 
 @dataclass
@@ -63,12 +69,15 @@ class Stepper:
         half: Mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU.
         max_grad_norm: Longer gradients are scaled down to this L2 norm; None leaves them.
         allocation: Images per GPU, or None for one device.
+
+    Attributes:
+        parts: In how many parts every batch is computed; doubled when memory does not suffice.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        criterion: YolactLoss,
+        criterion: Criterion,
         optimizer: Optimizer,
         device: torch.device,
         *,
@@ -84,21 +93,36 @@ class Stepper:
         self.half = half
         self.max_grad_norm = max_grad_norm
         self.allocation = allocation
+        self.parts = 1
         self.scaler = torch.amp.GradScaler(enabled=half and device.type == "cuda")
         self.skipped = SkippedSteps()
         self._buffers: dict[str, Tensor] = {}
 
     def gradients(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Leave the mean gradient over ``batches`` in the parameters; return the mean losses."""
-        self.optimizer.zero_grad(set_to_none=True)
+        """Leave the mean gradient over ``batches`` in the parameters; return the mean losses.
+
+        When memory does not suffice, the step is taken again with every batch in two parts, then
+        in four, and so on (see :mod:`yolact.engine.parts`); later steps keep the parts.
+
+        Raises:
+            ImageTooLargeError: Not even one image fits; the model is as before the step.
+        """
         self._buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        sums: dict[str, float] = dict.fromkeys(Losses._fields, 0.0)
-        for batch in batches:
-            losses = self._losses(batch)
-            self.scaler.scale(losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
-            for name, value in zip(Losses._fields, losses, strict=True):
-                sums[name] += float(value.detach()) / len(batches)
-        return sums
+        generators = Generators(self.device)
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._accumulated(batches)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = error.with_traceback(None)  # whose frames hold the tensors in the way
+            self.optimizer.zero_grad(set_to_none=True)
+            self._restore_buffers()
+            generators.restore()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._split_further(batches, failure)
 
     def apply(self, iteration: int, losses: dict[str, float], batches: Sequence[Batch]) -> bool:
         """Step the optimizer unless loss or gradient is not finite; say whether it did."""
@@ -122,11 +146,52 @@ class Stepper:
         self.half = False
         self.scaler = torch.amp.GradScaler(enabled=False)
 
-    def _losses(self, batch: Batch) -> Losses:
-        images = batch.images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        targets = [_moved(target, self.device) for target in batch.targets]
+    def _accumulated(self, batches: Sequence[Batch]) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for batch in batches:
+            images = batch.images.to(
+                self.device, non_blocking=True, memory_format=torch.channels_last
+            )
+            targets = [_moved(target, self.device) for target in batch.targets]
+            for losses in self._of_batch(images, targets):
+                self.scaler.scale(losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
+                for name, value in losses._asdict().items():
+                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(batches)
+        return sums
+
+    def _of_batch(self, images: Tensor, targets: Sequence[Target]) -> Iterator[BatchLosses]:
+        """Losses that add up to those of the batch, one after the other."""
+        size = math.ceil(len(targets) / self.parts)
+        slices = split(len(targets), [size] * self.parts)
+        if len(slices) == 1:
+            yield self._losses(images, targets)
+            return
+        weights: PartWeights | None = None
+        for part in slices:
+            with watched_priors(self.model) as priors:
+                losses = self._losses(images[part], targets[part])
+            weights = weights or PartWeights.of(task_loss(self.criterion), priors[0], targets)
+            yield weights.weighted(losses, part)
+
+    def _losses(self, images: Tensor, targets: Sequence[Target]) -> BatchLosses:
         with self._autocast():
             return forward_loss(self.model, self.criterion, images, targets, self.allocation)
+
+    def _split_further(self, batches: Sequence[Batch], error: BaseException) -> None:
+        """Halve the parts, or say that there is nothing left to halve."""
+        if self.parts >= max(len(batch.targets) for batch in batches):
+            side = batches[0].images.shape[-1]
+            raise ImageTooLargeError(
+                f"out of memory: the training step of one image of {side} x {side} pixels does "
+                f"not fit into the memory of {self.device}",
+                hint="give a smaller --image_size, or use a device with more memory",
+            ) from error
+        self.parts *= 2
+        logger.warning(
+            "out of memory on %s: the step is taken again, and from now on every batch is "
+            "computed in %d parts, each with its own batch norm statistics",
+            *(self.device, self.parts),
+        )
 
     def _autocast(self) -> AbstractContextManager[object]:
         if not self.half:
@@ -151,7 +216,7 @@ class Stepper:
 
     @torch.no_grad()
     def _restore_buffers(self) -> None:
-        """Forget what a skipped step told batch norms and observers: NaN would stay in them."""
+        """Forget what a lost step told batch norms and observers: NaN would stay in them."""
         for name, buffer in self.model.named_buffers():
             if name in self._buffers:
                 before = self._buffers[name]

@@ -7,6 +7,7 @@ drives the recipe, so that loop and recipe never drift apart and a resumed run c
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -26,17 +27,18 @@ from yolact.data.loader import make_loader
 from yolact.engine.evaluate import Evaluation, evaluate
 from yolact.engine.keep import CheckpointKeeper
 from yolact.engine.logs import StepRecord, TrainLog, ValidationRecord, step_line
+from yolact.engine.memory import QuantizationMemory
 from yolact.engine.plan_text import describe
 from yolact.engine.schedule import lr_at
 from yolact.engine.settings import TrainSettings
 from yolact.engine.start import Run, prepare
-from yolact.engine.step import Stepper
+from yolact.engine.step import ImageTooLargeError, Stepper
 from yolact.engine.stop import GracefulStop, Interrupted
 from yolact.errors import DataError, StorageError
 from yolact.files import require_space, require_writable
 from yolact.loss.criterion import YolactLoss
 from yolact.runtime.torch_engine import TorchEngine
-from yolact.sparsify import missed_targets, overall_sparsity
+from yolact.sparsify import ModelReport, overall_sparsity, report, save_report
 from yolact.types import Batch
 
 if TYPE_CHECKING:
@@ -61,8 +63,13 @@ class TrainResult:
     """Of the final weights; None when validation is off or the run was interrupted."""
     interrupted: bool
     skipped_steps: int
-    missed: tuple[str, ...]
-    """Sparsity targets of the recipe that the final weights do not meet, in words."""
+    report: ModelReport | None
+    """Of the final weights; None when the run had no recipe or was interrupted."""
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """Promises of the recipe that the final weights do not keep, in words."""
+        return self.report.missed if self.report else ()
 
 
 def train(settings: TrainSettings) -> TrainResult:
@@ -96,7 +103,7 @@ class Trainer:
         self.best_map = run.resumed.best_map if run.resumed else None
         self.stepper = Stepper(
             run.model,
-            YolactLoss(run.config.loss),
+            run.distillation or YolactLoss(run.config.loss),
             run.optimizer,
             run.device,
             half=settings.half,
@@ -113,6 +120,8 @@ class Trainer:
         if run.resumed and run.resumed.training and run.resumed.training.scaler:
             self.stepper.scaler.load_state_dict(run.resumed.training.scaler)
         self._recent: dict[str, deque[float]] = {}
+        quantizes = run.driver is not None and run.driver.quantizes_by(math.inf)
+        self._memory = QuantizationMemory(run.device) if quantizes else None
 
     def train(self) -> TrainResult:
         """Run to the end, or to an interruption, and save."""
@@ -123,7 +132,8 @@ class Trainer:
                     self._epoch(bar)
         except Interrupted:
             return self._result(self._save_interrupt(), None, interrupted=True)
-        except (DataError, StorageError):  # of an image or a log, met between two steps
+        # Of an image or a log, met between two steps; or a step for which there is no memory.
+        except (DataError, StorageError, ImageTooLargeError):
             if self.iteration > run.iteration:
                 with suppress(StorageError):  # the first error is the one to tell
                     self._save_interrupt()
@@ -163,10 +173,14 @@ class Trainer:
     def _step(self, epoch: int, batches: list[Batch], bar: tqdm[Never]) -> None:
         run, began = self.run, time.perf_counter()
         clock = self.iteration / run.plan.steps_per_epoch
+        if self._memory is not None:
+            self._memory.begin()
         if run.driver is not None:
             if run.driver.quantizes_by(clock + 1 / run.plan.steps_per_epoch):
                 self.stepper.full_precision()
             run.driver.before_forward(run.model, run.optimizer, clock)
+        if run.distillation is not None:
+            run.distillation.set_epoch(clock)
         if run.driver is None or not run.driver.controls_lr:
             self._set_lr(lr_at(self.iteration, run.optim))
         losses = self.stepper.gradients(batches)
@@ -176,7 +190,20 @@ class Trainer:
         if run.driver is not None:
             run.driver.after_step(run.model, run.optimizer, clock)
         self.iteration += 1
+        self._measure(clock)
         self._report(epoch, losses, time.perf_counter() - began, bar)
+
+    def _measure(self, clock: float) -> None:
+        """Once quantization has begun, or the run has ended before long, tell what it takes."""
+        run, memory = self.run, self._memory
+        if memory is None or run.driver is None:
+            return
+        complete = memory.end(quantized=run.driver.quantizes_by(clock))
+        ended = self.iteration >= run.plan.total_steps and not memory.done
+        record = memory.record(self.iteration) if complete or ended else None
+        if record is not None:
+            self.log.memory(record)
+            logger.info("%s", record.line())
 
     def _set_lr(self, lr: float) -> None:
         for group in self.run.optimizer.param_groups:
@@ -249,6 +276,7 @@ class Trainer:
         if settled and (self.best_map is None or mask_map > self.best_map):
             self.best_map = mask_map
             path = self.keeper.save_best(self._checkpoint())
+            self._prove(path)
             logger.info("best mask mAP so far, %.2f: kept as %s", mask_map, path)
             if self.keeper.holds(self.iteration):  # a run resumed from it has to know the best
                 self.keeper.save(self._checkpoint())
@@ -271,6 +299,7 @@ class Trainer:
             seed=run.seed,
             stage_recipe=run.stage_recipe,
             earlier_recipe=run.earlier_recipe,
+            distillation=run.distillation and run.distillation.state(),
         )
         return Checkpoint(
             model_state=run.model.state_dict(),
@@ -286,10 +315,6 @@ class Trainer:
     def _result(
         self, path: Path | None, evaluation: Evaluation | None, *, interrupted: bool
     ) -> TrainResult:
-        run = self.run
-        missed: tuple[str, ...] = ()
-        if run.driver is not None and not interrupted:
-            missed = tuple(missed_targets(run.model, run.driver.text))
         best = self.keeper.best_path
         return TrainResult(
             checkpoint=path,
@@ -297,8 +322,17 @@ class Trainer:
             evaluation=evaluation,
             interrupted=interrupted,
             skipped_steps=self.stepper.skipped.total,
-            missed=missed,
+            report=self._prove(path) if path is not None and not interrupted else None,
         )
+
+    def _prove(self, checkpoint: Path) -> ModelReport | None:
+        """Write beside a checkpoint of the current weights how far they follow the recipe."""
+        run = self.run
+        if run.driver is None:
+            return None
+        result = report(run.model, run.driver.text)
+        save_report(result, checkpoint)
+        return result
 
     def _bar(self) -> tqdm[Never]:
         plan = self.run.plan

@@ -75,6 +75,17 @@ class YolactLoss:
             found = [match(objects, wide.priors, self.config) for objects in images]
             return self._weighted(wide, segm, images, found)
 
+    def count_positives(self, priors: Tensor, targets: Sequence[Target]) -> list[int]:
+        """By how much each image counts in the box, class and mask terms of a batch.
+
+        Args:
+            priors: Of the network's outputs.
+            targets: One per image.
+        """
+        images = [learnable(target, priors.device) for target in targets]
+        found = [match(objects, priors, self.config) for objects in images]
+        return [len(_positives(matches).priors) for matches in found]
+
     def _weighted(
         self, outputs: NetworkOutputs, segm: Tensor, images: list[Objects], found: list[Matches]
     ) -> Losses:

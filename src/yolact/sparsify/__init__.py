@@ -2,9 +2,17 @@
 
 from yolact.sparsify.arguments import parse_recipe_args
 from yolact.sparsify.check import check_against
+from yolact.sparsify.distillation import (
+    DistillationSchedule,
+    LayerDistillation,
+    OutputDistillation,
+)
 from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.gradients import GradientSamples
 from yolact.sparsify.recipe import Recipe, load_recipe
-from yolact.sparsify.report import (
+from yolact.sparsify.report import LayerReport, ModelReport, report, report_path, save_report
+from yolact.sparsify.sources import packaged_recipes
+from yolact.sparsify.sparsity import (
     LayerSparsity,
     SparsityTarget,
     layer_sparsity,
@@ -12,11 +20,16 @@ from yolact.sparsify.report import (
     overall_sparsity,
     sparsity_targets,
 )
-from yolact.sparsify.sources import packaged_recipes
 from yolact.sparsify.structure import apply_structure
 
 __all__ = [
+    "DistillationSchedule",
+    "LayerDistillation",
+    "GradientSamples",
+    "LayerReport",
     "LayerSparsity",
+    "ModelReport",
+    "OutputDistillation",
     "Recipe",
     "RecipeDriver",
     "SparsityTarget",
@@ -28,5 +41,8 @@ __all__ = [
     "overall_sparsity",
     "packaged_recipes",
     "parse_recipe_args",
+    "report",
+    "report_path",
+    "save_report",
     "sparsity_targets",
 ]

@@ -1,144 +1,341 @@
-"""How sparse a model is, and whether it is as sparse as its recipe wanted."""
+"""The proof after a run: what became of every convolution, and whether the recipe was followed.
+
+``<checkpoint stem>.report.json`` beside a checkpoint holds one object:
+
+| key | value |
+|---|---|
+| ``schema`` | 1 |
+| ``checkpoint`` | name of the file that was judged, or null |
+| ``met`` | true when ``missed`` is empty |
+| ``missed`` | every broken promise of the recipe, in words |
+| ``sparsity``, ``weights``, ``zeros`` | of all convolution weights together |
+| ``parameters`` | of the whole network |
+| ``macs`` | multiply-accumulates for one image, or null where they were not counted |
+| ``convolutions``, ``quantized`` | how many layers there are, and how many have INT8 weights |
+| ``layers`` | a list, one record per convolution (below) |
+| ``together`` | targets of several layers together: ``name``, ``target``, ``sparsity``, ``met`` |
+
+A layer has ``name`` (of its weight, as recipes spell it), ``shape``, ``weights``, ``zeros``,
+``sparsity``, ``target`` (null without one), ``mask`` (the recipe's ``mask_type``), ``mask_intact``
+(null for masks without a pattern), ``batch_norm`` (``fused``, ``separate`` or null), ``quantized``,
+``weight_quantizer`` and ``input_quantizer`` (null, or ``bits``, ``scheme``, ``scale_min``,
+``scale_max``, ``range_min``, ``range_max``) and ``problems``, its share of ``missed``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from yolact.sparsify.check import matches
-from yolact.sparsify.document import entries, parse
-from yolact.sparsify.structure import recipe_names
+from yolact.files import write_text
+from yolact.sparsify.quantization import (
+    Quantizer,
+    WantedQuantization,
+    WantedQuantizer,
+    input_quantizers,
+    wanted_quantization,
+    weight_quantizer,
+)
+from yolact.sparsify.sparsity import (
+    LayerSparsity,
+    Mask,
+    SparsityTarget,
+    Wish,
+    broken_groups,
+    convolutions,
+    granule,
+    shared_targets,
+    wishes_by_layer,
+)
+
+SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class LayerSparsity:
-    """Zeros among the weights of one convolution."""
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """One convolution after a run."""
 
     name: str
-    """Of the parameter, as recipes spell it."""
-    weights: int
+    """Of its weight, as recipes spell it."""
+    shape: tuple[int, ...]
+    """[O, I, h, w]."""
     zeros: int
+    target: float | None
+    """Sparsity that the recipe wanted of this layer by itself."""
+    mask: Mask | None
+    """``mask_type`` of the modifier that pruned it."""
+    mask_intact: bool | None
+    """Whether zeros have the mask's pattern; None for masks without one."""
+    batch_norm: str | None
+    """``fused`` into the convolution, ``separate`` after it, or None."""
+    weight_quantizer: Quantizer | None
+    input_quantizer: Quantizer | None
+    problems: tuple[str, ...]
+    """Promises of the recipe that this layer breaks, in words."""
+
+    @property
+    def weights(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
 
     @property
     def sparsity(self) -> float:
         """Fraction of zeros, 0..1."""
         return self.zeros / self.weights
 
-
-@dataclass(frozen=True)
-class SparsityTarget:
-    """What a recipe wanted of one parameter, and what became of it."""
-
-    name: str
-    wanted: float
-    actual: float
+    @property
+    def quantized(self) -> bool:
+        """Whether its weights are."""
+        return self.weight_quantizer is not None
 
 
-def layer_sparsity(model: nn.Module) -> list[LayerSparsity]:
-    """Zeros of every convolution's weight, in the model's order, quantized or not."""
-    names = recipe_names(model)
-    layers = []
-    for module_name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            weight = module.weight.detach()
-            zeros = weight.numel() - int(weight.count_nonzero())
-            layers.append(LayerSparsity(names[f"{module_name}.weight"], weight.numel(), zeros))
-    return layers
+@dataclass(frozen=True, kw_only=True)
+class ModelReport:
+    """A model after a run, layer by layer."""
+
+    layers: tuple[LayerReport, ...]
+    together: tuple[SparsityTarget, ...]
+    """Targets of several layers together."""
+    parameters: int
+    macs: int | None
+    """Multiply-accumulates for one image; None where they were not counted."""
+
+    @property
+    def weights(self) -> int:
+        """Of all convolutions."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Of all convolutions."""
+        return sum(layer.zeros for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros among all convolution weights, 0..1."""
+        return self.zeros / max(1, self.weights)
+
+    @property
+    def quantized(self) -> int:
+        """Convolutions with quantized weights."""
+        return sum(layer.quantized for layer in self.layers)
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """Every promise of the recipe that the model breaks, in words."""
+        together = [target.missed for target in self.together if target.missed]
+        return (*(problem for layer in self.layers for problem in layer.problems), *together)
 
 
-def overall_sparsity(model: nn.Module) -> float:
-    """Fraction of zeros among all convolution weights, 0..1."""
-    layers = layer_sparsity(model)
-    return sum(layer.zeros for layer in layers) / max(1, sum(layer.weights for layer in layers))
-
-
-def sparsity_targets(
-    model: nn.Module, recipe_text: str, *, epoch: float = float("inf")
-) -> list[SparsityTarget]:
-    """Every parameter with a final sparsity in the recipe, with its actual one.
-
-    Args:
-        model: After or during training.
-        recipe_text: A resolved recipe, possibly with stages; of several targets for a parameter,
-            the last to be reached counts.
-        epoch: Targets due later are left out.
-    """
-    wanted: dict[str, tuple[float, float]] = {}
-    layers = {layer.name: layer.sparsity for layer in layer_sparsity(model)}
-    for end, pattern, target in _final_sparsities(recipe_text):
-        if end > epoch:
-            continue
-        for name in layers:
-            if matches(pattern, name) and end >= wanted.get(name, (0.0, 0.0))[0]:
-                wanted[name] = (end, target)
-    return [
-        SparsityTarget(name, wanted[name][1], layers[name]) for name in layers if name in wanted
-    ]
-
-
-def missed_targets(
+def report(
     model: nn.Module,
-    recipe_text: str,
+    recipe_text: str | None,
     *,
-    epoch: float = float("inf"),
-    tolerance: float = 0.005,
-) -> list[str]:
-    """The parameters that are less sparse than their recipe wanted, one sentence each.
+    epoch: float = math.inf,
+    macs: int | None = None,
+) -> ModelReport:
+    """Look at every convolution of ``model`` and compare it with the recipe.
+
+    A promise is broken when sparsity is off by more than 0.005 (or by more than one block, where
+    that is coarser) in either direction, when a mask has lost its pattern, when a quantizer is
+    absent, is of another kind or has seen no values, and when a number is not finite.
 
     Args:
-        model: After training.
-        recipe_text: As for :func:`sparsity_targets`.
-        epoch: As for :func:`sparsity_targets`.
-        tolerance: Allowed shortfall, as a fraction of the weights.
+        model: With its weights, quantized or not; it is not changed.
+        recipe_text: Every recipe applied to it, composed, as checkpoints store them; None
+            promises nothing.
+        epoch: Epochs done, counted as the composed recipe counts them; what is due later is not
+            promised yet.
+        macs: Multiply-accumulates for one image, if known.
+
+    Raises:
+        RecipeError: The recipe is malformed.
     """
-    return [
-        f"{target.name} has sparsity {target.actual:.4f} instead of {target.wanted:.4f}"
-        for target in sparsity_targets(model, recipe_text, epoch=epoch)
-        if target.actual < target.wanted - tolerance
-    ]
+    convs = convolutions(model)
+    sparsities = wishes_by_layer(list(convs), recipe_text, epoch) if recipe_text else {}
+    quantization = wanted_quantization(convs, recipe_text, epoch) if recipe_text else {}
+    inputs, norms = input_quantizers(model), _batch_norms(model)
+    return ModelReport(
+        layers=tuple(
+            _layer(
+                name,
+                conv,
+                norms.get(conv),
+                inputs.get(conv),
+                sparsities.get(name),
+                quantization.get(name),
+            )
+            for name, conv in convs.items()
+        ),
+        together=tuple(shared_targets(model, recipe_text, epoch=epoch) if recipe_text else ()),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        macs=macs,
+    )
 
 
-def to_json(layers: Sequence[LayerSparsity]) -> dict[str, Any]:
-    """JSON-ready: ``overall`` and one record per layer."""
-    zeros, weights = sum(x.zeros for x in layers), sum(x.weights for x in layers)
+def report_path(checkpoint: Path) -> Path:
+    """Where the report of a checkpoint is.
+
+    >>> report_path(Path("weights/yolact_darknet53_9_100.pth")).name
+    'yolact_darknet53_9_100.report.json'
+    """
+    return checkpoint.with_name(f"{checkpoint.stem}.report.json")
+
+
+def save_report(result: ModelReport, checkpoint: Path) -> Path:
+    """Write ``result`` beside the checkpoint it is about.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    path = report_path(checkpoint)
+    write_text(path, json.dumps(to_json(result, checkpoint.name), indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def to_json(result: ModelReport, checkpoint: str | None = None) -> dict[str, Any]:
+    """The report as the module's table describes it."""
     return {
-        "overall": zeros / max(1, weights),
-        "layers": [{**asdict(layer), "sparsity": layer.sparsity} for layer in layers],
+        "schema": SCHEMA,
+        "checkpoint": checkpoint,
+        "met": not result.missed,
+        "missed": list(result.missed),
+        "sparsity": result.sparsity,
+        "weights": result.weights,
+        "zeros": result.zeros,
+        "parameters": result.parameters,
+        "macs": result.macs,
+        "convolutions": len(result.layers),
+        "quantized": result.quantized,
+        "layers": [_layer_json(layer) for layer in result.layers],
+        "together": [
+            {
+                "name": target.name,
+                "target": target.wanted,
+                "sparsity": target.actual,
+                "met": target.missed is None,
+            }
+            for target in result.together
+        ],
     }
 
 
-def table(layers: Sequence[LayerSparsity]) -> str:
-    """A line per layer and one for all of them.
+def _layer(
+    name: str,
+    conv: nn.Conv2d,
+    batch_norm: str | None,
+    inputs: Quantizer | None,
+    wish: Wish | None,
+    wanted: WantedQuantization | None,
+) -> LayerReport:
+    weight = conv.weight.detach()
+    zeros = weight.numel() - int(weight.count_nonzero())
+    broken = broken_groups(weight, wish.mask) if wish else None
+    weights = weight_quantizer(conv)
+    problems = [
+        *([] if bool(weight.isfinite().all()) else [f"{name} has weights that are not finite"]),
+        *([] if wish is None else _sparsity_problems(name, conv, zeros, wish)),
+        *([f"{name} has {broken} broken groups of mask {_text(wish)}"] if wish and broken else []),
+        *_quantization_problems(name, "weights", weights, wanted and wanted.weights),
+        *_quantization_problems(name, "inputs", inputs, wanted and wanted.inputs),
+    ]
+    return LayerReport(
+        name=name,
+        shape=tuple(weight.shape),
+        zeros=zeros,
+        target=None if wish is None or wish.shared else wish.sparsity,
+        mask=None if wish is None else wish.mask,
+        mask_intact=None if broken is None else not broken,
+        batch_norm=batch_norm,
+        weight_quantizer=weights,
+        input_quantizer=inputs,
+        problems=tuple(problems),
+    )
 
-    >>> print(table([LayerSparsity("fpn.0.weight", 200, 150)]))
-    parameter    weights sparsity
-    fpn.0.weight     200   0.7500
-    all              200   0.7500
-    """
-    total = LayerSparsity("all", sum(x.weights for x in layers), sum(x.zeros for x in layers))
-    rows = [*layers, *([total] if layers else [])]
-    name = max(len("parameter"), *(len(row.name) for row in rows)) if rows else len("parameter")
-    count = max(len("weights"), *(len(str(row.weights)) for row in rows)) if rows else 7
-    lines = [f"{'parameter':<{name}} {'weights':>{count}} sparsity"]
-    lines += [f"{row.name:<{name}} {row.weights:>{count}} {row.sparsity:8.4f}" for row in rows]
-    return "\n".join(lines)
+
+def _sparsity_problems(name: str, conv: nn.Conv2d, zeros: int, wish: Wish) -> Iterator[str]:
+    if wish.shared:
+        return
+    layer = LayerSparsity(name, conv.weight.numel(), zeros)
+    coarse = granule(wish, layer, conv.weight.shape)
+    missed = SparsityTarget(name, wish.sparsity, layer.sparsity, coarse).missed
+    if missed:
+        yield missed
 
 
-def _final_sparsities(recipe_text: str) -> Iterator[tuple[float, str, float]]:
-    """(end epoch, name or pattern, target) of every gradual pruning modifier."""
-    for entry in entries(parse(recipe_text, "the recipe")):
-        final, params = entry.fields.get("final_sparsity"), entry.fields.get("params") or []
-        if final is None:
-            continue
-        end = float(entry.fields.get("end_epoch", -1))
-        if isinstance(final, dict):
-            groups = [(float(value), names) for value, names in final.items()]
-        else:
-            names = [params] if isinstance(params, str) else params
-            groups = [(float(final), names or ["__ALL_PRUNABLE__"])]
-        for value, names in groups:
-            for pattern in names:
-                yield end, pattern, value
+def _quantization_problems(
+    name: str, part: str, found: Quantizer | None, wanted: WantedQuantizer | None
+) -> Iterator[str]:
+    if found is not None and found.problem:
+        yield f"the quantizer of the {part} of {name} {found.problem}"
+    if wanted is None:
+        return
+    if found is None:
+        yield f"the {part} of {name} are not quantized"
+        return
+    have = WantedQuantizer(found.bits, found.symmetric, found.per_channel)
+    if have != wanted:
+        yield f"the {part} of {name} are {_scheme(have)} instead of {_scheme(wanted)}"
+
+
+def _scheme(quantizer: WantedQuantizer) -> str:
+    symmetry = "symmetric" if quantizer.symmetric else "asymmetric"
+    scope = "channel" if quantizer.per_channel else "tensor"
+    return f"{quantizer.bits} bits, {symmetry} per {scope}"
+
+
+def _text(wish: Wish) -> str:
+    return str(list(wish.mask)) if isinstance(wish.mask, tuple) else wish.mask
+
+
+def _batch_norms(model: nn.Module) -> Mapping[nn.Module, str]:
+    """How the batch norm of each convolution that has one is applied."""
+    found: dict[nn.Module, str] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and isinstance(
+            getattr(module, "bn", None), nn.BatchNorm2d
+        ):
+            found[module] = "fused"
+        if isinstance(module, nn.Sequential):
+            children = list(module)
+            for conv, norm in zip(children, children[1:], strict=False):
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    found[conv] = "separate"
+    return found
+
+
+def _layer_json(layer: LayerReport) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "shape": list(layer.shape),
+        "weights": layer.weights,
+        "zeros": layer.zeros,
+        "sparsity": layer.sparsity,
+        "target": layer.target,
+        "mask": list(layer.mask) if isinstance(layer.mask, tuple) else layer.mask,
+        "mask_intact": layer.mask_intact,
+        "batch_norm": layer.batch_norm,
+        "quantized": layer.quantized,
+        "weight_quantizer": _quantizer_json(layer.weight_quantizer),
+        "input_quantizer": _quantizer_json(layer.input_quantizer),
+        "problems": list(layer.problems),
+    }
+
+
+def _quantizer_json(quantizer: Quantizer | None) -> dict[str, Any] | None:
+    if quantizer is None:
+        return None
+    numbers = {
+        "scale_min": quantizer.scale[0],
+        "scale_max": quantizer.scale[1],
+        "range_min": quantizer.range[0],
+        "range_max": quantizer.range[1],
+    }
+    finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+    return {"bits": quantizer.bits, "scheme": quantizer.scheme, **finite}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.ao.nn.intrinsic import ConvBn2d, ConvBnReLU2d, ConvReLU2d
 from torch.ao.quantization import QuantWrapper
 
 from yolact.errors import RecipeError
@@ -17,6 +18,9 @@ from yolact.sparsify._compat import quiet_loggers
 from yolact.sparsify.document import parse
 from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.stages import last_stage_begins
+
+_FUSED = (ConvBn2d, ConvBnReLU2d, ConvReLU2d)
+"""What fusing makes of a convolution and its neighbours; quantizing replaces these."""
 
 
 def apply_structure(model: nn.Module, recipe_text: str, epoch: float = math.inf) -> None:
@@ -53,15 +57,20 @@ def rehearse(model: nn.Module, recipe_text: str) -> None:
 
 
 def recipe_names(model: nn.Module) -> dict[str, str]:
-    """Parameter name in the model to its name in recipes, which know nothing of wrappers."""
-    wrappers = [name for name, module in model.named_modules() if isinstance(module, QuantWrapper)]
-    inside = tuple(f"{name}.module." for name in wrappers)
+    """Parameter name in the model to its name in recipes, which know nothing of wrappers.
+
+    Wrappers are those of quantized layers, and those of layers that were fused but not quantized.
+    """
+    inside = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantWrapper):
+            inside[f"{name}.module."] = f"{name}."
+        elif isinstance(module, _FUSED):
+            inside[f"{name}.0."] = f"{name}."
     names = {}
     for name, _ in model.named_parameters():
-        prefix = next((p for p in inside if name.startswith(p)), None)
-        names[name] = (
-            name if prefix is None else prefix.removesuffix("module.") + name[len(prefix) :]
-        )
+        prefix = next((p for p in inside if name.startswith(p)), "")
+        names[name] = inside.get(prefix, "") + name.removeprefix(prefix)
     return names
 
 
