@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from yolact.errors import DownloadError
@@ -30,13 +30,37 @@ def require_online(what: str) -> None:
     """Refuse to fetch ``what`` when the user forbids the network.
 
     Raises:
-        DownloadError: He does.
+        DownloadError: The user does.
     """
     if is_offline():
         raise DownloadError(
             f"{what} is not on this machine, and --offline forbids fetching it",
             hint=f"leave out --offline (and unset {OFFLINE})",
         )
+
+
+def require_network(what: str, urls: Sequence[str], timeout: float = 3.0) -> None:
+    """Find out at once that ``what`` cannot be fetched, before transfers begin to be patient.
+
+    Args:
+        what: What messages call it.
+        urls: Where it may be fetched from; one server that can be reached is enough.
+        timeout: Seconds for each of them.
+
+    Raises:
+        DownloadError: The user forbids the network, or there is none.
+    """
+    require_online(what)
+    reasons = []
+    for url in urls:
+        reason = why_unreachable(url, timeout)
+        if reason is None:
+            return
+        reasons.append(reason)
+    raise DownloadError(
+        f"{what} cannot be fetched: {'; '.join(dict.fromkeys(reasons))}",
+        hint=f"check the connection, or fetch {urls[-1]} on another machine",
+    )
 
 
 def why_unreachable(url: str, timeout: float = 3.0) -> str | None:

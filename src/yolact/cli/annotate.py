@@ -32,7 +32,7 @@ JSON_NAME = "detections.json"
     epilog="Example: sparseml.yolact.annotate --model_filepath model.onnx --source dog.jpg "
     "writes annotation-results/onnxruntime-annotations/result-0.jpg",
 )
-@click.option("--model_filepath", required=True, help="An .onnx file or a .pth checkpoint.")
+@click.option("--model_filepath", required=True, help="An .onnx or .pth file, or a zoo: stub.")
 @click.option(
     "--source",
     required=True,

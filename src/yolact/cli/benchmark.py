@@ -84,7 +84,10 @@ def benchmark(
     export_path: Path | None,
     **options: Any,
 ) -> None:
-    """Measure throughput, latency and size of MODEL_PATH (.onnx or .pth) on random images."""
+    """Measure throughput, latency and size of MODEL_PATH on random images.
+
+    It is an .onnx or .pth file, or a zoo: stub.
+    """
     from yolact.bench.benchmark import benchmark as run
     from yolact.bench.benchmark import benchmark_pair, parse_input_shapes
     from yolact.files import require_writable_file

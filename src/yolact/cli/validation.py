@@ -49,7 +49,8 @@ _OPTIONS = [
         "--trained_model",
         default="latest",
         show_default=True,
-        help="A .pth or .onnx file, or latest or interrupt for a checkpoint in --save_folder.",
+        help="A .pth or .onnx file, a zoo: stub, or latest or interrupt for a checkpoint in "
+        "--save_folder.",
     ),
     click.option(
         "--save_folder",

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from yolact.errors import DownloadError
 from yolact.fetch.checks import Reading, accept, prepare, what_is_wrong
+from yolact.fetch.lock import alone
 from yolact.fetch.part import Part
 from yolact.fetch.patience import Patience
 from yolact.fetch.pull import Effort, pull
 from yolact.fetch.source import UNSTATED, Digest, Source, digest_of
 from yolact.files import storage_errors
+from yolact.network import require_online
 
 log = logging.getLogger(__name__)
 
@@ -66,28 +65,11 @@ def fetch(
         StorageError: ``target`` cannot be written, or the disk is too full.
     """
     effort = Effort(patience or Patience(), max(1, connections), piece)
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target):
-            return _existing(source, target) or _fetch(source, target, effort)
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Keep other processes from downloading to the same place."""
-    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise DownloadError(
-            f"another process is downloading {target}", hint="wait for it, or end it"
-        ) from None
-    try:
-        yield
-    finally:
-        if target.is_file():  # what another process finds when it gets the removed lock
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+    lock = target.with_name(f".{target.name}.lock")
+    with storage_errors(target), alone(lock, target):
+        fetched = _existing(source, target) or _fetch(source, target, effort)
+        lock.unlink(missing_ok=True)  # whoever holds the removed file finds the target whole
+        return fetched
 
 
 def _existing(source: Source, target: Path) -> Fetched | None:
@@ -102,6 +84,7 @@ def _existing(source: Source, target: Path) -> Fetched | None:
 
 
 def _fetch(source: Source, target: Path, effort: Effort) -> Fetched:
+    require_online(target.name)
     part = Part(target)
     reasons: list[DownloadError] = []
     for url in source.urls:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from yolact.errors import DownloadError
 from yolact.fetch.source import Digest, Source, digest_of
-from yolact.network import require_online, why_unreachable
+from yolact.network import require_network
 from yolact.zoo.hashes import KnownHashes
 from yolact.zoo.stub import Kind
 
@@ -32,6 +32,8 @@ class Wanted:
     urls: tuple[str, ...]
     sha256: str | None = None
     """None: recorded on first use and compared from then on."""
+    weights_only: bool = False
+    """Whether the checkpoint of a run here, which may have the same name, is not meant."""
 
 
 def fetch_checked(wanted: Wanted, target: Path, connect: float = 3.0) -> Path:
@@ -57,7 +59,7 @@ def fetch_checked(wanted: Wanted, target: Path, connect: float = 3.0) -> Path:
     try:
         if wanted.sha256 or _as_before(wanted.name, target, hashes):
             return target
-        _read_once(wanted.kind, target)
+        _read_once(wanted, target)
     except Exception:
         if not there:
             target.unlink()
@@ -81,13 +83,7 @@ def _as_before(name: str, path: Path, hashes: KnownHashes) -> bool:
 def _fetch(wanted: Wanted, target: Path, connect: float) -> None:
     from yolact.fetch.transfer import fetch
 
-    require_online(wanted.name)
-    reasons = [why_unreachable(url, connect) for url in wanted.urls]
-    if all(reasons):  # said at once: the transfer would wait for the network to come back
-        raise DownloadError(
-            f"{wanted.name} cannot be fetched: {'; '.join(dict.fromkeys(filter(None, reasons)))}",
-            hint=f"check the connection, or copy {wanted.urls[-1]} to {target} by hand",
-        )
+    require_network(wanted.name, wanted.urls, connect)
     digest = Digest("sha256", wanted.sha256) if wanted.sha256 else None
     fetch(Source(wanted.urls, digest=digest, begins=_BEGINS[wanted.kind]), target)
 
@@ -109,17 +105,21 @@ def _is(path: Path, sha256: str) -> bool:
     return digest_of(path).value == sha256
 
 
-def _read_once(kind: Kind, path: Path) -> None:
+def _read_once(wanted: Wanted, path: Path) -> None:
     """Read a new file the way its users will; raises what they would."""
-    if kind is Kind.CHECKPOINT:
+    if wanted.kind is Kind.CHECKPOINT:
         from yolact.checkpoint import load_checkpoint
 
-        load_checkpoint(path)
-    elif kind is Kind.ONNX:
+        if load_checkpoint(path).training is not None and wanted.weights_only:
+            raise OtherFileError(
+                f"{path} is the checkpoint of a run, not the published {wanted.name}",
+                hint="move it away, or name another folder",
+            )
+    elif wanted.kind is Kind.ONNX:
         from yolact.runtime.ort_engine import OrtEngine
 
         OrtEngine(path)
     elif b"\x00" in path.read_bytes() or path.read_text("utf-8", "replace").startswith("<"):
-        raise kind.error(
+        raise wanted.kind.error(
             f"{path} is not a recipe", hint="look into it: a failed download is often a web page"
         )

@@ -153,10 +153,14 @@ def _from_known_mirrors(search: _Search) -> Path:
     weights = MODELS[search.stub.model].weights
     if weights is None or search.kind is not Kind.CHECKPOINT:
         raise _AbsentError("none is known")
-    wanted = Wanted(weights.file, Kind.CHECKPOINT, (weights.url,), weights.sha256)
+    wanted = Wanted(weights.file, Kind.CHECKPOINT, (weights.url,), weights.sha256, True)
     beside = search.weights / weights.file
-    target = beside if beside.is_file() else own_cache() / "weights" / weights.file
-    return _checked(search, wanted, target)
+    if beside.is_file():
+        try:
+            return fetch_checked(wanted, beside)
+        except YolactError as error:  # a run may have left a file of that name
+            log.debug("%s", error)
+    return _checked(search, wanted, own_cache() / "weights" / weights.file)
 
 
 def _from_package(search: _Search) -> Path:

@@ -25,7 +25,8 @@ def fetch_weights(name: str, folder: Path, *, mirror: str | None = None) -> Path
             file's name in the user's mirror map, then the author's own address.
 
     Raises:
-        DownloadError: It cannot be fetched, or is not the file it was before.
+        DownloadError: It cannot be fetched, is not the file it was before, or a run left a file of
+            the same name there.
         ConfigError: ``mirror`` is no web address, or the mirror map has a mistake.
         CheckpointError: What is there is no file of tensors.
         StorageError: It cannot be written.
@@ -38,7 +39,7 @@ def fetch_weights(name: str, folder: Path, *, mirror: str | None = None) -> Path
     urls = [f"{mirror.rstrip('/')}/{weights.file}"] if mirror else []
     urls += [place.location] if place and isinstance(place.location, str) else []
     digest = weights.sha256 or (place.sha256 if place else None)
-    wanted = Wanted(weights.file, Kind.CHECKPOINT, (*urls, weights.url), digest)
+    wanted = Wanted(weights.file, Kind.CHECKPOINT, (*urls, weights.url), digest, True)
     return fetch_checked(wanted, target)
 
 
