@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from yolact.sparsify.document import Document, Entry, dump, entry_lists, parse, stages
+from yolact.sparsify.thinning import ChannelThinningModifier
 
 
 def compose(earlier: str | None, recipe: str) -> str:
@@ -27,6 +29,50 @@ def compose(earlier: str | None, recipe: str) -> str:
             for key, items in entry_lists(stage).items()
         }
     return dump(staged)
+
+
+def until(recipe: str, steps: int, steps_per_epoch: int) -> str:
+    """The part of a recipe that a run went through in the first ``steps`` of its last stage.
+
+    What had not begun is left out. Of what had not ended, that much is kept as happened: weights
+    pruned so far stay zero, channels removed so far stay away.
+    """
+    document = parse(recipe, "the checkpoint's recipe")
+    *_, (name, stage) = stages(document).items()
+    clock = steps / steps_per_epoch
+    begins = last_stage_begins(document)
+
+    def begun(entry: Entry) -> bool:
+        start = float(entry.fields.get("start_epoch", 0)) - begins
+        return math.ceil(start * steps_per_epoch) < steps
+
+    def ended(entry: Entry) -> bool:
+        end = float(entry.fields.get("end_epoch", -1)) - begins
+        return round(end * steps_per_epoch) <= steps
+
+    shortened = {
+        key: [e if ended(e) else _ended_at(e, begins + clock) for e in items if begun(e)]
+        for key, items in entry_lists(stage).items()
+    }
+    return dump({**document, **({name: shortened} if name else shortened)})
+
+
+def _ended_at(entry: Entry, epoch: float) -> Entry:
+    """What a modifier did if its run stopped at ``epoch``, before its end."""
+    fields = {**entry.fields, "end_epoch": epoch}
+    if entry.name == ChannelThinningModifier.__name__:
+        width = ChannelThinningModifier(**entry.fields).fraction_at(epoch)
+        return Entry(entry.name, {**fields, "final_width": width})
+    final = fields.get("final_sparsity")
+    if final is None:
+        return Entry(entry.name, fields)
+    params = fields.get("params", [])
+    if isinstance(final, dict):
+        params = [name for names in final.values() for name in names]
+    begin = fields.get("start_epoch", -1.0)
+    return Entry(
+        "ConstantPruningModifier", {"start_epoch": begin, "end_epoch": epoch, "params": params}
+    )
 
 
 def last_stage_begins(document: Document) -> float:

@@ -153,7 +153,7 @@ class ChannelThinningModifier(ScheduledUpdateModifier):  # type: ignore[misc]
         """
         if not isinstance(module, Yolact):
             raise RecipeError(
-                f"ChannelThinningModifier knows the channels of YOLACT, not of {type(module)}",
+                f"ChannelThinningModifier knows the channels of YOLACT, not of {type(module).__name__}",
                 hint="use StructuredPruningModifier and LayerThinningModifier",
             )
         groups = channel_groups(module.config)
