@@ -63,6 +63,8 @@ class TrainingState:
     """The recipe of this run alone, without those of earlier stages."""
     earlier_recipe: str | None
     """Composed recipe of the stages before this run."""
+    distillation: dict[str, Tensor] | None = None
+    """What a run with a teacher trains besides the network; the teacher itself is not saved."""
 
     def __post_init__(self) -> None:
         """Refuse counts below 1 with a ConfigError: only damage makes them."""
@@ -261,7 +263,7 @@ def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
 
     Args:
         model: As built from the checkpoint's configuration; changed in place.
-        checkpoint: Its recipe says what was quantized, and which channels were removed.
+        checkpoint: Its recipe says what was quantized, and which channels or layers were removed.
 
     Raises:
         CheckpointError: The weights are quantized and no recipe says how.
@@ -270,18 +272,18 @@ def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
     if checkpoint.quantized:
         recipe: str | None = recipe_of_quantized(checkpoint)
     else:
-        recipe = checkpoint.recipe if _narrower(checkpoint.model_state, model) else None
+        recipe = checkpoint.recipe if _smaller(checkpoint.model_state, model) else None
     if recipe:
         from yolact.sparsify import apply_structure
 
         apply_structure(model, recipe, checkpoint.clock)
 
 
-def _narrower(state: Mapping[str, Tensor], model: Yolact) -> bool:
-    """Whether some channels of the network are missing from the weights."""
+def _smaller(state: Mapping[str, Tensor], model: Yolact) -> bool:
+    """Whether some layers or channels of the network are missing from the weights."""
     from yolact.model.channels import channel_groups
 
-    return any(
+    return any(name not in state for name, _ in model.named_parameters()) or any(
         name in state and len(state[name]) < group.width
         for group in channel_groups(model.config)
         for name in group.weights

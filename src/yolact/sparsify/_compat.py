@@ -1,6 +1,7 @@
 """The one door to sparseml: quiet, offline and mended for the torch this package pins.
 
-sparseml 1.8.0 is the last release and was written for an older torch. What each line mends:
+sparseml 1.8.0 is the last release and was written for an older torch. What each line mends here
+(:mod:`yolact.sparsify._mends` mends faults of single modifiers):
 
 * ``NM_DISABLE_ANALYTICS``: importing sparseml would post usage data, after asking ident.me and a
   geolocation service for this machine's country, without a timeout (sparsezoo/analytics.py).
@@ -13,6 +14,8 @@ sparseml 1.8.0 is the last release and was written for an older torch. What each
   would depend on the images before it. These learn only when gradients are recorded.
 * The warning filter: sparseml's LearningRateModifier steps its scheduler before the optimizer on
   purpose, which torch cannot know.
+* The level of the distillation logger: sparseml's modifiers warn that they have no teacher; they
+  are read for their schedule only (see :mod:`yolact.sparsify.distillation`).
 * :func:`quiet_loggers`: with no logger, modifiers open a file in ``./sparse_logs``
   (sparseml/pytorch/utils/logger.py).
 """
@@ -41,11 +44,18 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations in sparseml's own imports
     from sparseml.pytorch.optim import ScheduledModifierManager
     from sparseml.pytorch.sparsification import (
+        ACDCPruningModifier,
         ConstantPruningModifier,
+        DistillationModifier,
         GlobalMagnitudePruningModifier,
         GMPruningModifier,
+        GradualParamModifier,
+        LayerPruningModifier,
         MagnitudePruningModifier,
+        PerLayerDistillationModifier,
         SetParamModifier,
+        SparsificationLoggingModifier,
+        TopKASTPruningModifier,
     )
     from sparseml.pytorch.sparsification.modifier import (
         Modifier,
@@ -53,37 +63,55 @@ with warnings.catch_warnings():
         PyTorchModifierYAML,
         ScheduledUpdateModifier,
     )
-    from sparseml.pytorch.sparsification.pruning.mask_creator import GroupedPruningMaskCreator
+    from sparseml.pytorch.sparsification.pruning.mask_creator import (
+        GroupedPruningMaskCreator,
+        get_mask_creator_default,
+    )
     from sparseml.pytorch.sparsification.pruning.modifier_pruning_base import BasePruningModifier
     from sparseml.pytorch.sparsification.quantization import quantization_scheme
     from sparseml.pytorch.sparsification.quantization.quantization_scheme import (
         QuantizationArgs,
         QuantizationScheme,
     )
+    from sparseml.pytorch.sparsification.training.modifier_lr import CONSTRUCTORS as LR_SCHEDULERS
     from sparseml.pytorch.utils import LambdaLogger, LoggerManager
     from sparseml.sparsification import SparsificationTypes
+
+    from yolact.sparsify._mends import lift_masks
 torch.compile = _compile
 logging.getLogger("__main__").handlers = _main_handlers
 logging.getLogger("sparseml").handlers = []
 logging.getLogger("sparseml").setLevel(logging.WARNING)
+logging.getLogger("sparseml.pytorch.sparsification.distillation").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`", module="sparseml")
 
 __all__ = [
+    "LR_SCHEDULERS",
+    "ACDCPruningModifier",
     "BasePruningModifier",
     "ConstantPruningModifier",
+    "DistillationModifier",
     "GMPruningModifier",
     "GlobalMagnitudePruningModifier",
+    "GradualParamModifier",
     "GroupedPruningMaskCreator",
+    "LayerPruningModifier",
     "MagnitudePruningModifier",
     "Modifier",
     "ModifierProp",
+    "PerLayerDistillationModifier",
     "PyTorchModifierYAML",
     "QuantizationArgs",
     "QuantizationScheme",
     "ScheduledModifierManager",
     "ScheduledUpdateModifier",
     "SetParamModifier",
+    "SparsificationLoggingModifier",
     "SparsificationTypes",
+    "TopKASTPruningModifier",
+    "get_mask_creator_default",
+    "lift_masks",
+    "log_loggers",
     "quiet_loggers",
 ]
 
@@ -118,3 +146,14 @@ def quiet_loggers() -> Any:
     """A logger manager that modifiers accept and that writes nothing."""
     nothing = LambdaLogger(lambda_func=lambda *_, **__: True, enabled=False)
     return LoggerManager([nothing], log_frequency=None, log_python=False)
+
+
+def log_loggers(logger: logging.Logger) -> Any:
+    """A logger manager that writes a model's totals to ``logger``; reports list its layers."""
+
+    def write(tag: str | None, value: Any, **_: Any) -> bool:
+        if str(tag).startswith("SparsificationSummaries/"):
+            logger.info("%s %s", tag, value)
+        return True
+
+    return LoggerManager([LambdaLogger(lambda_func=write)], log_python=False)

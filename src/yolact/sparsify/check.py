@@ -3,17 +3,55 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from yolact.errors import RecipeError
 from yolact.sparsify.document import Entry, entries, parse
 from yolact.sparsify.patterns import matches
+from yolact.sparsify.problems import Problem, raise_errors
 from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.refusals import nm_of
 from yolact.sparsify.structure import recipe_names
+
+PRUNABLE = "__ALL_PRUNABLE__"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What of a model recipes can name."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Of every parameter, by the name that recipes have for it."""
+    prunable: frozenset[str]
+    """The weights of convolutions and fully connected layers."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Parameters:
+        """Those of ``model``, quantized or not."""
+        names = recipe_names(model)
+        layers = [
+            f"{name}.weight"
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
+        ]
+        return cls(
+            shapes={names[name]: tuple(p.shape) for name, p in model.named_parameters()},
+            prunable=frozenset(names[name] for name in layers if name in names),
+        )
+
+    def matching(self, pattern: str) -> list[str]:
+        """The parameters that a name, ``re:`` expression or token stands for.
+
+        Raises:
+            re.error: It is no regular expression.
+        """
+        if pattern == PRUNABLE:
+            return [name for name in self.shapes if name in self.prunable]
+        return [name for name in self.shapes if matches(pattern, name)]
 
 
 def check_against(recipe: Recipe, model: nn.Module) -> None:
@@ -21,68 +59,98 @@ def check_against(recipe: Recipe, model: nn.Module) -> None:
 
     Raises:
         RecipeError: A name or regular expression matches no parameter, or a block of the mask
-            does not divide a parameter it is for.
+            does not divide a parameter it is for. The message names all of them.
     """
-    renamed = recipe_names(model)
-    parameters = {renamed[name]: value for name, value in model.named_parameters()}
-    for entry in entries(parse(recipe.text, recipe.label)):
-        patterns = list(_patterns(entry))
-        _check_names(entry, patterns, list(parameters), recipe.label)
-        _check_blocks(entry, patterns, parameters, recipe.label)
+    parameters = Parameters.of(model)
+    items = enumerate(entries(parse(recipe.text, recipe.label)), 1)
+    problems = [p for number, entry in items for p in misfits(entry, number, parameters)]
+    raise_errors(problems, recipe.label)
 
 
-def _patterns(entry: Entry) -> Iterator[str]:
+def patterns_of(entry: Entry) -> list[Any]:
+    """What a modifier has to say which parameters it is for; not all are text if it is wrong."""
     params = entry.fields.get("params") or []
-    yield from [params] if isinstance(params, str) else params
+    found = [params] if isinstance(params, str) else list(params)
     final = entry.fields.get("final_sparsity")
     if isinstance(final, dict):
-        for names in final.values():
-            yield from names
+        found += [name for names in final.values() for name in names]
+    return found
 
 
-def _check_names(entry: Entry, patterns: list[str], names: list[str], label: str) -> None:
+def matched(entry: Entry, parameters: Parameters) -> tuple[str, ...]:
+    """The parameters a modifier is for, in the model's order; expressions that are none skipped."""
+    found: set[str] = set()
+    for pattern in patterns_of(entry):
+        try:
+            found.update(parameters.matching(pattern))
+        except (re.error, AttributeError):
+            continue
+    return tuple(name for name in parameters.shapes if name in found)
+
+
+def misfits(entry: Entry, number: int, parameters: Parameters) -> Iterator[Problem]:
+    """Names that match nothing and blocks that do not divide, of one modifier.
+
+    Args:
+        entry: The modifier, its variables resolved.
+        number: Its place in the recipe, from 1.
+        parameters: Of the model.
+    """
+    found = (*_absent(entry, parameters), *_uneven(entry, parameters), *_frozen(entry, parameters))
+    for sentence, hint in found:
+        yield Problem("error", sentence, hint, entry.name, number)
+
+
+def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
+    patterns = patterns_of(entry)
     if not all(isinstance(pattern, str) for pattern in patterns):
-        raise RecipeError(
-            f"{label}: {entry.name}: {patterns} are not all names of parameters",
-            hint="give names such as proto_net.0.weight, or re: and a regular expression",
+        yield (
+            f"{patterns} are not all names of parameters",
+            "give names such as proto_net.0.weight, or re: and a regular expression",
         )
-    if entry.fields.get("params_strict") is False:
         return
-    try:
-        absent = [p for p in patterns if not any(matches(p, name) for name in names)]
-    except re.error as error:
-        raise RecipeError(
-            f"{label}: {entry.name}: {error.pattern!r} is not a regular expression: {error}",
-            hint="text after re: is a Python regular expression",
-        ) from error
-    if not absent:
-        return
-    plain = re.sub(r"[^\w.]", "", absent[0].removeprefix("re:"))
-    near = get_close_matches(plain, names, n=1, cutoff=0.5)
-    more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-    raise RecipeError(
-        f"{label}: {entry.name}: no parameter of the model matches {absent[0]!r}{more}",
-        hint=f"did you mean {near[0]!r}?" if near else "use the recipe made for this --config",
-    )
+    for pattern in patterns:
+        try:
+            absent = not parameters.matching(pattern)
+        except re.error as error:
+            yield (
+                f"{error.pattern!r} is not a regular expression: {error}",
+                "text after re: is a Python regular expression",
+            )
+            continue
+        if absent and entry.fields.get("params_strict") is not False:
+            plain = re.sub(r"[^\w.]", "", pattern.removeprefix("re:"))
+            near = get_close_matches(plain, parameters.shapes, n=1, cutoff=0.5)
+            yield (
+                f"no parameter of the model matches {pattern!r}",
+                f"did you mean {near[0]!r}?" if near else "use the recipe made for this --config",
+            )
 
 
-def _check_blocks(
-    entry: Entry, patterns: list[str], parameters: Mapping[str, Tensor], label: str
-) -> None:
-    block: Any = entry.fields.get("mask_type")
+def _frozen(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
+    if entry.name != "TrainableParamsModifier" or entry.fields.get("trainable"):
+        return
+    if len(matched(entry, parameters)) == len(parameters.shapes):
+        yield "freezes every parameter: nothing is left to train", "name some of them in params"
+
+
+def _uneven(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
+    block = entry.fields.get("mask_type")
+    if ratio := nm_of(block):
+        block = [1, ratio[1]]  # groups lie along the input channels
     if not isinstance(block, list):
         return
     if len(block) != 2 or not all(isinstance(side, int) and side != 0 for side in block):
-        raise RecipeError(
-            f"{label}: {entry.name}: mask_type {block} is not a block shape",
-            hint="give two whole numbers, output and input channels, such as [1, 4]",
+        yield (
+            f"mask_type {block} is not a block shape",
+            "give two whole numbers, output and input channels, such as [1, 4]",
         )
-    for name, value in parameters.items():
-        sides = list(zip(value.shape, block, strict=False))
-        if any(matches(p, name) for p in patterns) and value.ndim > 1:
-            if any(side > 0 and size % side for size, side in sides):
-                raise RecipeError(
-                    f"{label}: {entry.name}: blocks of {block} do not divide {name} "
-                    f"{list(value.shape)}",
-                    hint="leave that parameter out, or use mask_type: unstructured for it",
-                )
+        return
+    for name in matched(entry, parameters):
+        shape = parameters.shapes[name]
+        sides = list(zip(shape, block, strict=False))
+        if len(shape) < 2 or any(side > 0 and size % side for size, side in sides):
+            yield (
+                f"blocks of {block} do not divide {name} {list(shape)}",
+                "leave that parameter out, or use mask_type: unstructured for it",
+            )

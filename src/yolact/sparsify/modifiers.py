@@ -21,9 +21,8 @@ from yolact.sparsify._compat import (
     ScheduledModifierManager,
 )
 from yolact.sparsify.document import Document, Entry, dump, entry_lists, stages
+from yolact.sparsify.refusals import refuse_kind, refuse_values
 from yolact.sparsify.thinning import require_alone
-
-_TEACHER = ("DistillationModifier", "PerLayerDistillationModifier")
 
 
 def build_manager(document: Document, label: str) -> Any:
@@ -60,7 +59,7 @@ def _build(item: Any, label: str) -> Any:
     try:
         modifier = yaml.safe_load(text)["modifier"]
     except (
-        *(TypeError, ValueError, KeyError, AttributeError, RuntimeError),
+        *(TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError),
         yaml.YAMLError,  # a modifier inside a modifier
     ) as error:
         missing = re.findall(r"'(\w+)'", str(error)) if "missing" in str(error) else []
@@ -75,21 +74,18 @@ def _build(item: Any, label: str) -> Any:
             f"but starts at {modifier.start_epoch:g}",
             hint=_hint_for_values(item),
         )
+    refuse_values(modifier, label)
     return modifier
 
 
 def _check(item: Entry, label: str) -> None:
+    refuse_kind(item.name, label)
     known = _known_fields()
     if item.name not in known:
         near = get_close_matches(item.name, known, n=1)
         raise RecipeError(
             f"{label}: unknown modifier !{item.name}",
             hint=f"did you mean !{near[0]}?" if near else "see the modifiers of sparseml 1.8",
-        )
-    if item.name in _TEACHER:
-        raise RecipeError(
-            f"{label}: !{item.name} needs a teacher model, which training here does not have",
-            hint="remove it from the recipe",
         )
     _check_fields(item.fields, known[item.name], f"{label}: {item.name}")
     overrides = item.fields.get("scheme_overrides")

@@ -17,20 +17,27 @@ from torch.optim import Optimizer
 
 from yolact.model.quantized import is_quantized
 from yolact.sparsify._compat import (
+    ACDCPruningModifier,
     BasePruningModifier,
     ConstantPruningModifier,
     GlobalMagnitudePruningModifier,
     GMPruningModifier,
+    GradualParamModifier,
     GroupedPruningMaskCreator,
     MagnitudePruningModifier,
     SetParamModifier,
+    SparsificationLoggingModifier,
+    TopKASTPruningModifier,
+    log_loggers,
     quiet_loggers,
 )
+from yolact.sparsify.gradients import GradientSamples
 from yolact.sparsify.structure import fit_errors, training_mode
 
 logger = logging.getLogger(__name__)
 
 _MEMORYLESS = (
+    ACDCPruningModifier,
     ConstantPruningModifier,
     GMPruningModifier,
     GlobalMagnitudePruningModifier,
@@ -40,7 +47,12 @@ _MEMORYLESS = (
 
 
 def bring_to(
-    manager: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
+    manager: Any,
+    model: nn.Module,
+    optimizer: Optimizer,
+    steps: int,
+    steps_per_epoch: int,
+    samples: GradientSamples | None = None,
 ) -> None:
     """Initialize ``manager`` for a run that has taken ``steps`` steps.
 
@@ -51,6 +63,7 @@ def bring_to(
             saved optimizer state afterwards.
         steps: Optimizer steps done; 0 begins the recipe.
         steps_per_epoch: Steps of one epoch.
+        samples: For modifiers that compute gradients themselves.
 
     Raises:
         RecipeError: The recipe does not fit the model.
@@ -60,7 +73,11 @@ def bring_to(
     if is_quantized(model):
         _adopt_structure(manager, model, fresh=steps == 0)
     with fit_errors(), training_mode(model):
-        manager.initialize(model, clock, loggers=quiet_loggers())
+        more = {} if samples is None else {"grad_sampler": samples.for_sparseml()}
+        manager.initialize(model, clock, loggers=quiet_loggers(), **more)
+    for modifier in manager.iter_modifiers():
+        if isinstance(modifier, SparsificationLoggingModifier):
+            modifier.initialize_loggers(log_loggers(logger))
     if steps == 0:
         return
     for modifier in manager.iter_modifiers():
@@ -69,7 +86,11 @@ def bring_to(
         elif isinstance(modifier, SetParamModifier):
             # Its values were set once and have been trained since.
             modifier._started = modifier.start_pending(clock, steps_per_epoch)
-        else:
+        elif isinstance(modifier, GradualParamModifier):
+            held, modifier._module_params = modifier._module_params, []
+            _replay(modifier, model, optimizer, steps, steps_per_epoch)
+            modifier._module_params = held
+        elif not isinstance(modifier, SparsificationLoggingModifier):
             _replay(modifier, model, optimizer, steps, steps_per_epoch)
 
 
@@ -121,9 +142,29 @@ def _restore_masks(
         return
     masks = modifier.module_masks
     masks.enabled = True
+    if isinstance(modifier, TopKASTPruningModifier) and not modifier.ended:
+        _mask_by_magnitude(modifier)
+        return
+    if isinstance(modifier, ACDCPruningModifier) and _grows_back(modifier, steps_per_epoch):
+        return  # all weights take part, those that are still zero too
     masks.set_param_masks([_mask(data, modifier.mask_creator) for data in masks.params_data])
     if modifier.ended:
         masks.pruning_end(modifier.leave_enabled)
+
+
+def _mask_by_magnitude(modifier: Any) -> None:
+    """Top-KAST's masks of weights and gradients, from the weights as they are now."""
+    gradients = modifier._grad_module_masks
+    gradients.enabled = True
+    modifier.module_masks.update_param_masks(modifier.forward_sparsity)
+    gradients.update_param_masks(modifier.backward_sparsity)
+
+
+def _grows_back(modifier: Any, steps_per_epoch: int) -> bool:
+    """Whether AC/DC is in a phase without zeros, in which momentum was reset at the beginning."""
+    modifier.get_applied_sparsity_for_epoch(modifier._last_update_epoch, steps_per_epoch)
+    modifier._momentum_buffer_empty = modifier._is_phase_decompression
+    return bool(modifier._is_phase_decompression)
 
 
 def _remembers_beginning(modifier: Any) -> bool:

@@ -14,9 +14,13 @@ _SUFFIXES = (".md", ".yaml", ".yml")
 
 
 def packaged_recipes() -> list[str]:
-    """Short names of the recipes in this package, for instance ``yolact.pruned``."""
-    files = resources.files("yolact.recipes").iterdir()
-    return sorted(f.name.removesuffix(".md") for f in files if f.name.endswith(".md"))
+    """Short names of the recipes in this package, for instance ``yolact.pruned``.
+
+    Markdown files without front matter describe recipes and are none.
+    """
+    files = [f for f in resources.files("yolact.recipes").iterdir() if f.name.endswith(".md")]
+    recipes = [f.name for f in files if _front_matter(f.read_text("utf-8")) is not None]
+    return sorted(name.removesuffix(".md") for name in recipes)
 
 
 def read_source(source: str) -> tuple[str, str]:

@@ -226,9 +226,9 @@ def _ratio(mask: Mask) -> tuple[int, int] | None:
     return int(keep), int(size)
 
 
-_ENDS = ("final_sparsity", "compression_sparsity")
+_ENDS = ("final_sparsity", "compression_sparsity", "forward_sparsity")
 """Fields that say how sparse parameters end."""
-_SHARED = ("ACDCPruningModifier", "OBSPruningModifier")
+_SHARED = ("ACDCPruningModifier", "OBSPruningModifier", "TopKASTPruningModifier")
 """Modifiers whose sparsity is that of all their parameters together, unless told otherwise."""
 _ALWAYS_SHARED = ("GlobalMagnitudePruningModifier", "RigLPruningModifier")
 """Those that spread one sparsity unevenly over layers whatever they are told."""
@@ -240,7 +240,7 @@ def _wishes(recipe_text: str) -> Iterator[Wish]:
         params = entry.fields.get("params") or ["__ALL_PRUNABLE__"]
         groups = final if isinstance(final, dict) else {final: params}
         for value, patterns in groups.items():
-            if isinstance(value, int | float):
+            if value is not None:
                 patterns = [patterns] if isinstance(patterns, str) else patterns
                 yield _wish(entry, tuple(patterns), float(value))
 
