@@ -24,10 +24,17 @@ from yolact.sparsify import (
 from yolact.sparsify.document import Entry, entry_lists, parse
 from yolact.sparsify.sources import read_source
 
+ONE_SHOT = "yolact.one_shot_int8"
 PUBLISHED = ["yolact.pruned", "yolact.pruned_quant", "yolact.quantized"]
-SMALL = ["yolact_small.pruned", "yolact_small.pruned_quant"]
-SHORT: dict[str, dict[str, Any]] = {name: {"num_epochs": 2} for name in [*PUBLISHED, *SMALL]} | {
-    "yolact.pruned_quant": {"num_epochs": 2, "num_quantization_epochs": 0.5}
+THINNED = ["yolact.thinned", "yolact.thinned_quant"]
+SMALL = [
+    f"yolact_small.{name}"
+    for name in ("pruned", "pruned_quant", "quantized", "thinned", "thinned_quant")
+]
+OURS = [*PUBLISHED, *THINNED, *SMALL]
+SHORT: dict[str, dict[str, Any]] = {name: {"num_epochs": 2} for name in OURS} | {
+    name: {"num_epochs": 2, "num_quantization_epochs": 0.5}
+    for name in ("yolact.pruned_quant", "yolact.thinned_quant")
 }
 
 
@@ -39,7 +46,7 @@ def network(recipe: str) -> Yolact:
 
 
 def test_the_package_has_these_recipes() -> None:
-    assert packaged_recipes() == sorted(PUBLISHED + SMALL)
+    assert packaged_recipes() == sorted([*OURS, ONE_SHOT])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -55,7 +62,7 @@ def test_hyperparameters_are_the_published_ones(name: str) -> None:
             assert ours[key] == value, key
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, *SMALL])
+@pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("short", [False, True])
 def test_recipes_fit_their_model(name: str, short: bool) -> None:
     recipe = load_recipe(name, SHORT[name] if short else None)
@@ -98,7 +105,7 @@ def _check_blocks(model: Yolact) -> None:
             assert set(torch.unique(zeros).tolist()) <= {0, 4}, name
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, *SMALL])
+@pytest.mark.parametrize("name", OURS)
 def test_every_variable_can_be_set(name: str) -> None:
     """A variable that no modifier depends on would be a switch without effect."""
     document = parse(read_source(name)[0], name)
@@ -123,7 +130,7 @@ def _expressions(value: Any) -> list[str]:
     return [value] if isinstance(value, str) and value.startswith("eval(") else []
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, *SMALL])
+@pytest.mark.parametrize("name", [*OURS, ONE_SHOT])
 def test_cards_say_what_when_how_and_what_to_expect(name: str) -> None:
     card = resources.files("yolact.recipes").joinpath(f"{name}.md").read_text("utf-8")
     card = card.split("\n---\n", 1)[1]
