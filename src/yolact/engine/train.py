@@ -134,9 +134,7 @@ class Trainer:
             return self._result(self._save_interrupt(), None, interrupted=True)
         # Of an image or a log, met between two steps; or a step for which there is no memory.
         except (DataError, StorageError, ImageTooLargeError):
-            if self.iteration > run.iteration:
-                with suppress(StorageError):  # the first error is the one to tell
-                    self._save_interrupt()
+            self._save_what_there_is()
             raise
         if run.driver is not None:
             run.driver.finish(run.model)
@@ -146,6 +144,12 @@ class Trainer:
         except Interrupted:
             return self._result(path, None, interrupted=True)
         return self._result(path, evaluation, interrupted=False)
+
+    def _save_what_there_is(self) -> None:
+        """After an error, unless it is saved already."""
+        if self.iteration > self.run.iteration and not self.keeper.holds(self.iteration):
+            with suppress(StorageError):  # the first error is the one to tell
+                self._save_interrupt()
 
     def _save_interrupt(self) -> Path | None:
         if not self.run.settings.save.interrupt:
@@ -176,6 +180,7 @@ class Trainer:
         if self._memory is not None:
             self._memory.begin()
         if run.driver is not None:
+            self._keep_float_weights(clock)
             if run.driver.quantizes_by(clock + 1 / run.plan.steps_per_epoch):
                 self.stepper.full_precision()
             run.driver.before_forward(run.model, run.optimizer, clock)
@@ -192,6 +197,16 @@ class Trainer:
         self.iteration += 1
         self._measure(clock)
         self._report(epoch, losses, time.perf_counter() - began, bar)
+
+    def _keep_float_weights(self, clock: float) -> None:
+        """Save right before quantization begins: its first step may be one too large for memory."""
+        run = self.run
+        assert run.driver is not None
+        begins = run.driver.quantizes_by(clock) and not run.driver.quantizes_by(
+            clock - 1 / run.plan.steps_per_epoch
+        )
+        if begins and self.iteration > run.iteration and not self.keeper.holds(self.iteration):
+            self.keeper.save(self._checkpoint())
 
     def _measure(self, clock: float) -> None:
         """Once quantization has begun, or the run has ended before long, tell what it takes."""

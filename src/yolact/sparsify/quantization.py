@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,8 @@ from torch.ao.quantization import FakeQuantize, QuantWrapper
 
 from yolact.sparsify.document import parse
 from yolact.sparsify.modifiers import build_manager
+from yolact.sparsify.sparsity import convolutions
+from yolact.sparsify.structure import FUSED
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,19 @@ def input_quantizers(model: nn.Module) -> dict[nn.Module, Quantizer]:
 
 
 def wanted_quantization(
-    convolutions: Mapping[str, nn.Conv2d], recipe_text: str, epoch: float
+    model: nn.Module, recipe_text: str, epoch: float
 ) -> dict[str, WantedQuantization]:
     """What the recipe's first quantization due by ``epoch`` says of each convolution.
 
     It alone decides: later ones find the model quantized and only learn its ranges again.
 
     Args:
-        convolutions: By the name of their weight.
+        model: Quantized or not.
         recipe_text: A resolved recipe, possibly with stages.
         epoch: Epochs done, counted as the recipe counts them.
+
+    Returns:
+        By the name that recipes have for the convolution's weight.
     """
     manager = build_manager(parse(recipe_text, "the recipe"), "the recipe")
     due = [m for m in manager.quantization_modifiers if m.start_epoch <= epoch]
@@ -96,11 +100,21 @@ def wanted_quantization(
         return {}
     modifier = min(due, key=lambda m: m.start_epoch)
     rule = _by_scheme if hasattr(modifier, "scheme") else _by_submodule
+    kinds = _kinds(model)
     return {
         name: wanted
-        for name, conv in convolutions.items()
-        if (wanted := rule(modifier, name.removesuffix(".weight"), type(conv).__name__))
+        for name, conv in convolutions(model).items()
+        if (wanted := rule(modifier, name.removesuffix(".weight"), kinds[conv]))
     }
+
+
+def _kinds(model: nn.Module) -> dict[nn.Module, str]:
+    """The class that a recipe has to name to mean a convolution: that of what it is fused into."""
+    kinds: dict[nn.Module, str] = {}
+    for module in model.modules():
+        for inner in module.modules() if isinstance(module, FUSED) else (module,):
+            kinds.setdefault(inner, type(module).__name__)
+    return kinds
 
 
 def _by_scheme(modifier: Any, name: str, kind: str) -> WantedQuantization | None:

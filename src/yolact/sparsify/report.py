@@ -159,7 +159,7 @@ def report(
     """
     convs = convolutions(model)
     sparsities = wishes_by_layer(list(convs), recipe_text, epoch) if recipe_text else {}
-    quantization = wanted_quantization(convs, recipe_text, epoch) if recipe_text else {}
+    quantization = wanted_quantization(model, recipe_text, epoch) if recipe_text else {}
     inputs, norms = input_quantizers(model), _batch_norms(model)
     return ModelReport(
         layers=tuple(

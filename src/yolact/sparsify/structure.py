@@ -19,7 +19,7 @@ from yolact.sparsify.document import parse
 from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.stages import last_stage_begins
 
-_FUSED = (ConvBn2d, ConvBnReLU2d, ConvReLU2d)
+FUSED = (ConvBn2d, ConvBnReLU2d, ConvReLU2d)
 """What fusing makes of a convolution and its neighbours; quantizing replaces these."""
 
 
@@ -65,12 +65,15 @@ def recipe_names(model: nn.Module) -> dict[str, str]:
     for name, module in model.named_modules():
         if isinstance(module, QuantWrapper):
             inside[f"{name}.module."] = f"{name}."
-        elif isinstance(module, _FUSED):
+        elif isinstance(module, FUSED):
             inside[f"{name}.0."] = f"{name}."
+    innermost_first = sorted(inside, key=len, reverse=True)
     names = {}
     for name, _ in model.named_parameters():
-        prefix = next((p for p in inside if name.startswith(p)), "")
-        names[name] = inside.get(prefix, "") + name.removeprefix(prefix)
+        names[name] = name
+        for prefix in innermost_first:
+            if names[name].startswith(prefix):
+                names[name] = inside[prefix] + names[name].removeprefix(prefix)
     return names
 
 
