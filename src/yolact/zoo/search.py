@@ -38,6 +38,11 @@ _FILES = {
     Kind.ONNX: "model.onnx",
     Kind.RECIPE: "recipe.md",
 }
+_TRANSFER_FILES = {
+    **_FILES,
+    Kind.CHECKPOINT: "training/model.ckpt.pth",
+    Kind.RECIPE: "recipe_transfer_learn.md",
+}
 """Where a model's folder has them, as :mod:`yolact.zoo.cache` expects it."""
 
 
@@ -174,10 +179,8 @@ def _from_package(search: _Search) -> Path:
 
 
 def _file_in_cache(search: _Search) -> str:
-    transfer = search.stub.recipe == "transfer_learn"
-    if transfer and search.kind is Kind.RECIPE:
-        return "recipe_transfer_learn.md"
-    return _FILES[search.kind]
+    files = _TRANSFER_FILES if search.stub.recipe == "transfer_learn" else _FILES
+    return files[search.kind]
 
 
 def _checked(search: _Search, wanted: Wanted, target: Path) -> Path:
