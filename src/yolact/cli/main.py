@@ -11,6 +11,7 @@ from yolact.cli.base import Boundary
 
 COMMANDS = {
     "download": "Fetch COCO, or generate a small sample set.",
+    "recipe": "Check what a recipe will do, before a long run follows it.",
     "train": "Train, prune and quantize a model.",
     "validation": "Measure box and mask AP, or run on images and videos.",
     "export_onnx": "Convert a checkpoint to ONNX and check it against PyTorch.",
@@ -67,3 +68,8 @@ def benchmark_main() -> None:
 def annotate_main() -> None:
     """Entry point of ``sparseml.yolact.annotate``."""
     command("annotate")(prog_name="sparseml.yolact.annotate")
+
+
+def recipe_main() -> None:
+    """Entry point of ``sparseml.yolact.recipe``."""
+    command("recipe")(prog_name="sparseml.yolact.recipe")

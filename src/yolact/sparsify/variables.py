@@ -8,6 +8,7 @@ stands for that variable whatever its type.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,6 +17,38 @@ from yolact.sparsify.arithmetic import UnknownName, evaluate
 from yolact.sparsify.document import Document, Entry, entry_lists, is_stage, stages
 
 _INFORMATION = ("version", "__metadata__", "recipe_metadata")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of a recipe, as it is used and as it was written."""
+
+    name: str
+    """With the name of its stage in front, if it belongs to one."""
+    value: Any
+    written: Any
+    """Its value in the recipe's file: an ``eval(...)``, or what an override replaced."""
+
+
+def listing(written: Document, used: Document, label: str) -> list[Variable]:
+    """Every variable of a recipe with its value, in the order of the file.
+
+    Args:
+        written: The document as read.
+        used: The same after :func:`override`; its ``eval(...)`` need not be resolved.
+        label: What messages call it.
+
+    Raises:
+        RecipeError: As for :func:`resolve`.
+    """
+    shared = _resolved(_variables(used), {}, label)
+    found = [Variable(name, shared[name], value) for name, value in _variables(written).items()]
+    for stage, content in stages(used).items():
+        if stage:
+            own = _resolved(_variables(content), shared, label)
+            before = _variables(written[stage]).items()
+            found += [Variable(f"{stage}.{name}", own[name], value) for name, value in before]
+    return found
 
 
 def override(document: Document, values: Mapping[str, Any], label: str) -> Document:

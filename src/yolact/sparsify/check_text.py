@@ -1,0 +1,205 @@
+"""A checked recipe in words, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from yolact.sparsify.examine import Outlook, RecipeReport
+from yolact.sparsify.plot import group_label
+from yolact.sparsify.predict import Prediction, Totals
+from yolact.sparsify.problems import Problem
+from yolact.sparsify.rows import ModifierRow
+from yolact.sparsify.variables import Variable
+
+_SCHEMA = 1
+_NAMES = 12
+"""Names of layers that are listed unless all are asked for."""
+
+
+def describe_check(
+    variables: Sequence[Variable],
+    report: RecipeReport,
+    outlook: Outlook | None,
+    *,
+    verbose: bool = False,
+) -> str:
+    """Everything that is known of a recipe, in aligned columns.
+
+    Args:
+        variables: Of the recipe.
+        report: Of the recipe and a model.
+        outlook: What it will do; None leaves that out.
+        verbose: Also name every parameter that a modifier is for.
+    """
+    parts = [_variables(variables), _modifiers(report.rows, verbose), _unpruned(report, verbose)]
+    if outlook is not None:
+        if any(problem.number for problem in report.errors):
+            parts.append("without the modifiers that have errors:")
+        parts += [_groups(outlook), _prediction(outlook.prediction)]
+    found = [line for problem in report.problems for line in problem_lines(problem)]
+    parts.append("\n".join(found) or "no problems found")
+    return "\n\n".join(part for part in parts if part)
+
+
+def problem_lines(problem: Problem) -> list[str]:
+    """A problem and its hint, as errors are printed."""
+    place = f"no. {problem.number}: " if problem.number else ""
+    return [f"{problem.severity}: {place}{problem}", f"hint: {problem.hint}"]
+
+
+def check_json(
+    variables: Sequence[Variable], report: RecipeReport, outlook: Outlook | None
+) -> dict[str, Any]:
+    """The same as plain values.
+
+    | key | value |
+    |---|---|
+    | ``schema`` | 1 |
+    | ``recipe`` | where it came from |
+    | ``ok`` | whether there are no errors |
+    | ``problems`` | severity, sentence, hint, modifier, number |
+    | ``length`` | epochs, or null |
+    | ``variables`` | name, value, written |
+    | ``modifiers`` | number, name, kind, begin, end, frequency, fields, parameters |
+    | ``unpruned`` | names of weights |
+    | ``schedule`` | epochs, lr, lr_by_recipe, weight_decay, groups, phases; or null |
+    | ``prediction`` | image_size, before, after, layers, quantized; or null |
+    """
+    return {
+        "schema": _SCHEMA,
+        "recipe": report.label,
+        "ok": not report.errors,
+        "problems": [asdict(problem) for problem in report.problems],
+        "length": report.length,
+        "variables": [asdict(variable) for variable in variables],
+        "modifiers": [asdict(row) for row in report.rows],
+        "unpruned": list(report.unpruned),
+        "schedule": None if outlook is None else asdict(outlook.curves),
+        "prediction": None if outlook is None else asdict(outlook.prediction),
+    }
+
+
+def _variables(variables: Sequence[Variable]) -> str:
+    rows = [
+        [v.name, _plain(v.value), "" if v.written == v.value else f"from {_plain(v.written)}"]
+        for v in variables
+    ]
+    return _table(["variable", "value", ""], rows, "<<<") if rows else ""
+
+
+def _modifiers(rows: Sequence[ModifierRow], verbose: bool) -> str:
+    cells = []
+    for row in rows:
+        cells.append(
+            [
+                str(row.number),
+                row.name,
+                f"{row.begin:g}",
+                "end of run" if row.end is None else f"{row.end:g}",
+                "" if row.frequency is None else f"{row.frequency:g}",
+                str(len(row.parameters) or ""),
+                _what(row),
+            ]
+        )
+        if verbose:
+            cells += [["", f"  {name}", "", "", "", "", ""] for name in row.parameters]
+    header = ["", "modifier", "begins", "ends", "every", "parameters", ""]
+    return _table(header, cells, "><>>>><")
+
+
+def _what(row: ModifierRow) -> str:
+    """What a modifier aims at, in a word or two."""
+    final = row.fields.get("final_sparsity")
+    if isinstance(final, int | float):
+        return f"sparsity {row.fields.get('init_sparsity', 0)} to {final:g}"
+    if row.kind == "quantization":
+        return _quantization(row.fields)
+    for name in ("learning_rate", "weight_decay", "final_width"):
+        if name in row.fields:
+            return f"{name} {row.fields[name]}"
+    if "final_lr" in row.fields:
+        first, last = (row.fields.get(name) for name in ("init_lr", "final_lr"))
+        return f"{row.fields.get('lr_func')} from {_plain(first)} to {_plain(last)}"
+    return ""
+
+
+def _quantization(fields: dict[str, Any]) -> str:
+    epochs = {
+        "ranges fixed": fields.get("disable_quantization_observer_epoch"),
+        "batch norms frozen": fields.get("freeze_bn_stats_epoch"),
+    }
+    return ", ".join(f"{what} at {when:g}" for what, when in epochs.items() if when is not None)
+
+
+def _unpruned(report: RecipeReport, verbose: bool) -> str:
+    if not any(row.kind in ("pruning", "thinning") for row in report.rows):
+        return "no modifier prunes"
+    names = report.unpruned
+    if not names:
+        return "every convolution is pruned"
+    shown = names if verbose else names[:_NAMES]
+    more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    return f"not pruned ({len(names)}): {', '.join(shown)}{more}"
+
+
+def _groups(outlook: Outlook) -> str:
+    weights = {layer.name: layer.weights for layer in outlook.prediction.layers}
+    cells = [
+        [
+            str(group.number),
+            group_label(group.names),
+            str(len(group.names)),
+            f"{sum(weights.get(name, 0) for name in group.names):,}",
+            f"{group.final:.4f}",
+        ]
+        for group in outlook.curves.groups
+    ]
+    header = ["", "group", "layers", "weights", "pruned"]
+    return _table(header, cells, "><>>>") if cells else ""
+
+
+def _prediction(prediction: Prediction) -> str:
+    labels = [
+        "zeros in convolutions",
+        "parameters",
+        "MACs",
+        "MACs on weights that are not zero",
+        "weights",
+        "file",
+        "file, gzip (estimate)",
+    ]
+    columns = [_totals(totals) for totals in (prediction.before, prediction.after)]
+    cells = [list(row) for row in zip(labels, *columns, strict=True)]
+    return _table([f"at {prediction.image_size} px", "before", "after"], cells, "<>>")
+
+
+def _totals(totals: Totals) -> list[str]:
+    return [
+        f"{totals.sparsity:.4f}",
+        f"{totals.parameters / 1e6:.2f} M",
+        f"{totals.macs / 1e9:.2f} G",
+        f"{totals.nonzero_macs / 1e9:.2f} G",
+        "INT8" if totals.int8 else "FP32",
+        f"{totals.size / 1e6:.1f} MB",
+        f"{totals.compressed / 1e6:.1f} MB",
+    ]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], aligned: str) -> str:
+    """Columns two spaces apart, left- or right-aligned by ``<`` and ``>``."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(_line(cells, widths, aligned).rstrip() for cells in lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], aligned: str) -> str:
+    return "  ".join(
+        f"{cell:{side}{width}}" for cell, width, side in zip(cells, widths, aligned, strict=True)
+    )
+
+
+def _plain(value: Any) -> str:
+    """A value as a recipe would spell it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

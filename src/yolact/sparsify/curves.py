@@ -1,0 +1,213 @@
+"""What a recipe does over the epochs, found by letting its own modifiers run.
+
+The modifiers see a stand-in: an optimizer with one number to train, and the model's layers without
+their weights. So a schedule of 60 epochs takes a moment, and is what training will do.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from yolact.config import OptimConfig
+from yolact.engine.schedule import fitted, lr_at
+from yolact.sparsify._compat import BasePruningModifier, quiet_loggers
+from yolact.sparsify.document import Entry
+from yolact.sparsify.modifiers import build_manager
+from yolact.sparsify.rows import ModifierRow
+from yolact.sparsify.structure import recipe_names
+from yolact.sparsify.twin import weightless
+
+logger = logging.getLogger(__name__)
+
+_POINTS = 2400
+"""Of a curve: more than a picture can show."""
+_FINEST = 100
+"""Points of one epoch at most."""
+_COCO_STEPS = 14_658
+"""Of an epoch of COCO in batches of 8, by which the configurations count."""
+_CANNOT = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What modifiers raise that look at weights, gradients or data when they begin."""
+
+
+@dataclass(frozen=True)
+class GroupCurve:
+    """Parameters that one modifier treats alike, and how sparse or narrow they become."""
+
+    number: int
+    """Of the modifier, from 1."""
+    what: Literal["zeros", "channels"]
+    """What is taken away: weights that become zero, or channels that disappear."""
+    names: tuple[str, ...]
+    """Of the parameters."""
+    levels: tuple[float, ...]
+    """Fraction taken away, at each epoch of :attr:`Curves.epochs`."""
+
+    @property
+    def final(self) -> float:
+        """The fraction at the end of the run."""
+        return self.levels[-1]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run in which quantization does something."""
+
+    name: str
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The course of a run by its recipe."""
+
+    epochs: tuple[float, ...]
+    """Moments at which the curves are known, from 0 to the end of the run."""
+    lr: tuple[float, ...]
+    lr_by_recipe: bool
+    """Whether the recipe sets it; otherwise it is the configuration's own schedule."""
+    weight_decay: tuple[float, ...]
+    groups: tuple[GroupCurve, ...]
+    phases: tuple[Phase, ...]
+
+
+def trace_curves(
+    rows: Sequence[ModifierRow], model: nn.Module, optim: OptimConfig, end: float
+) -> Curves:
+    """Let the modifiers of a recipe run through its epochs.
+
+    Args:
+        rows: Modifiers that fit the model.
+        model: The model they are for; unchanged.
+        optim: What the run uses where the recipe says nothing.
+        end: Length of the run in epochs, above 0.
+    """
+    per_epoch = max(1, min(_FINEST, math.floor(_POINTS / end)))
+    count = max(1, math.ceil(end * per_epoch - 1e-9))
+    epochs = [min(i / per_epoch, end) for i in range(count)] + [end]
+    lr, decay = _optimizer_curves(rows, optim, epochs, per_epoch)
+    by_recipe = any(row.kind == "lr" for row in rows)
+    return Curves(
+        epochs=tuple(epochs),
+        lr=tuple(lr if by_recipe else _own_schedule(optim, epochs)),
+        lr_by_recipe=by_recipe,
+        weight_decay=tuple(decay),
+        groups=tuple(curve for row in rows for curve in _groups(row, model, epochs, per_epoch)),
+        phases=tuple(phase for row in rows for phase in _phases(row, end)),
+    )
+
+
+def _optimizer_curves(
+    rows: Iterable[ModifierRow], optim: OptimConfig, epochs: Sequence[float], per_epoch: int
+) -> tuple[list[float], list[float]]:
+    """Learning rate and weight decay of the first parameter group at each epoch."""
+    stand_in = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(stand_in.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+    modifiers = [_built(row.entry) for row in rows if row.kind == "lr" or _sets_decay(row)]
+    for modifier in modifiers:
+        modifier.initialize(stand_in, 0, loggers=quiet_loggers())
+    lr, decay = [], []
+    for epoch in epochs:
+        for modifier in modifiers:
+            if modifier.enabled and modifier.update_ready(epoch, per_epoch):
+                modifier.scheduled_update(stand_in, optimizer, epoch, per_epoch)
+        lr.append(float(optimizer.param_groups[0]["lr"]))
+        decay.append(float(optimizer.param_groups[0]["weight_decay"]))
+    return lr, decay
+
+
+def _sets_decay(row: ModifierRow) -> bool:
+    return row.name == "SetWeightDecayModifier"
+
+
+def _own_schedule(optim: OptimConfig, epochs: Sequence[float]) -> list[float]:
+    steps = max(1, round(epochs[-1] * _COCO_STEPS))
+    schedule = fitted(optim, steps)
+    return [lr_at(min(round(epoch * _COCO_STEPS), steps - 1), schedule) for epoch in epochs]
+
+
+def _groups(
+    row: ModifierRow, model: nn.Module, epochs: Sequence[float], per_epoch: int
+) -> list[GroupCurve]:
+    modifier = _built(row.entry)
+    if row.kind == "thinning" and hasattr(modifier, "fraction_at"):
+        gone = tuple(1.0 - float(modifier.fraction_at(epoch)) for epoch in epochs)
+        return [GroupCurve(row.number, "channels", row.parameters, gone)]
+    if row.kind != "pruning":
+        return []
+    try:
+        names, levels = _run_pruning(modifier, weightless(model), epochs, per_epoch)
+    except _CANNOT as error:
+        logger.debug("%s cannot run without a model: %s", row.name, error)
+        names, levels = _declared(row, epochs)
+    alike: dict[tuple[float, ...], list[str]] = {}
+    for name, course in zip(names, zip(*levels, strict=True), strict=True):
+        alike.setdefault(course, []).append(name)
+    return [
+        GroupCurve(row.number, "zeros", tuple(group), course) for course, group in alike.items()
+    ]
+
+
+def _run_pruning(
+    modifier: Any, twin: nn.Module, epochs: Sequence[float], per_epoch: int
+) -> tuple[list[str], list[list[float]]]:
+    """Names of the parameters, and for each epoch the sparsity of each, without computing masks."""
+    assert isinstance(modifier, BasePruningModifier)
+    modifier.initialize(twin, 0, loggers=quiet_loggers())
+    spelled = recipe_names(twin)
+    names = [spelled[name.removesuffix(".sparsity_mask")] for name in modifier.module_masks.names]
+    current = [0.0] * len(names)
+
+    def record(_: nn.Module, epoch: float, steps_per_epoch: int, **__: Any) -> None:
+        level = modifier.get_applied_sparsity_for_epoch(epoch, steps_per_epoch)
+        current[:] = level if isinstance(level, list) else [level] * len(names)
+
+    modifier.check_mask_update = record
+    levels = []
+    for epoch in epochs:
+        if modifier.enabled and modifier.update_ready(epoch, per_epoch):
+            modifier.scheduled_update(twin, None, epoch, per_epoch)
+        levels.append([float(level) for level in current])
+    return names, levels
+
+
+def _declared(row: ModifierRow, epochs: Sequence[float]) -> tuple[Sequence[str], list[list[float]]]:
+    """The same for pruning that has to see weights or gradients: its target from its beginning."""
+    level = declared_sparsity(row)
+    return row.parameters, [
+        [level if epoch >= row.begin else 0.0] * len(row.parameters) for epoch in epochs
+    ]
+
+
+def declared_sparsity(row: ModifierRow) -> float:
+    """The sparsity that a modifier's fields name as its end; 0 when none does."""
+    for field in ("final_sparsity", "compression_sparsity", "forward_sparsity", "sparsity"):
+        value = row.fields.get(field)
+        if isinstance(value, int | float):
+            return float(value)
+    return 0.0
+
+
+def _phases(row: ModifierRow, end: float) -> list[Phase]:
+    if row.kind != "quantization" or row.begin >= end:
+        return []
+    fixed = row.fields.get("disable_quantization_observer_epoch")
+    frozen = row.fields.get("freeze_bn_stats_epoch")
+    observed = end if fixed is None else min(max(float(fixed), row.begin), end)
+    phases = [Phase("ranges learned", row.begin, observed)]
+    if observed < end:
+        phases.append(Phase("ranges fixed", observed, end))
+    if frozen is not None and float(frozen) < end:
+        phases.append(Phase("batch norms frozen", max(float(frozen), row.begin), end))
+    return phases
+
+
+def _built(entry: Entry) -> Any:
+    return next(iter(build_manager({"modifiers": [entry]}, "the recipe").iter_modifiers()))

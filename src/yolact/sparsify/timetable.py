@@ -1,0 +1,185 @@
+"""Do the modifiers of a recipe go together in time?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from yolact.sparsify.problems import Problem, Severity
+from yolact.sparsify.rows import ModifierRow
+
+_SLACK = 1e-6
+"""Epochs are sums and products of floats: windows that overlap by less only touch."""
+_MOMENT = 2 * _SLACK
+"""How long a learning rate that is set once is being set."""
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """When a run ends, and who says so."""
+
+    epoch: float
+    by_recipe: bool
+    """An EpochRangeModifier sets it; otherwise --epochs or --max_iter do."""
+
+    @property
+    def severity(self) -> Severity:
+        """Of modifiers beyond it: a command line may cut a run short on purpose."""
+        return "error" if self.by_recipe else "warning"
+
+
+def run_end(rows: Sequence[ModifierRow], epochs: float | None) -> RunEnd | None:
+    """The end of a run, or None when nothing tells.
+
+    Args:
+        rows: All modifiers of the recipe.
+        epochs: Length by the command line, used when the recipe sets none.
+    """
+    ends = [row.end for row in rows if row.kind == "length" and row.end is not None]
+    if ends:
+        return RunEnd(max(ends), by_recipe=True)
+    return None if epochs is None else RunEnd(epochs, by_recipe=False)
+
+
+def clashes(rows: Sequence[ModifierRow], end: RunEnd | None) -> Iterator[Problem]:
+    """Everything about the epochs of a recipe that will not work or is probably not meant.
+
+    Args:
+        rows: Its modifiers.
+        end: Of the run; None leaves out what depends on it.
+    """
+    if not any(row.kind == "length" for row in rows) and end is None:
+        yield Problem(
+            "warning",
+            "no EpochRangeModifier says how long the run is",
+            "add one, or give train --epochs or --max_iter",
+        )
+    for row in rows:
+        if end is not None and row.kind != "length":
+            yield from _beyond_end(row, end)
+        yield from _slow(row)
+    yield from _two_learning_rates(rows)
+    yield from _two_prunings(rows)
+    yield from _quantized_too_early(rows)
+
+
+def _beyond_end(row: ModifierRow, end: RunEnd) -> Iterator[Problem]:
+    longer = "the EpochRangeModifier's end_epoch" if end.by_recipe else "--epochs"
+    if row.begin >= end.epoch - _SLACK:
+        yield Problem(
+            end.severity,
+            f"begins at epoch {row.begin:g}, when the run is over: it ends at {end.epoch:g}",
+            f"lower its start_epoch, or raise {longer}",
+            row.name,
+            row.number,
+        )
+    elif row.end is not None and row.end > end.epoch + _SLACK:
+        yield Problem(
+            end.severity,
+            f"ends at epoch {row.end:g}, after the run, which ends at {end.epoch:g}",
+            f"lower its end_epoch, or raise {longer}",
+            row.name,
+            row.number,
+        )
+    if row.kind != "quantization":
+        return
+    for field in ("disable_quantization_observer_epoch", "freeze_bn_stats_epoch"):
+        epoch = _number(row.fields.get(field))
+        if epoch is not None and row.begin < end.epoch < epoch - _SLACK:
+            yield Problem(
+                "warning",
+                f"{field} is {epoch:g}, after the run, which ends at {end.epoch:g}",
+                f"set it between {row.begin:g} and {end.epoch:g}",
+                row.name,
+                row.number,
+            )
+
+
+def _slow(row: ModifierRow) -> Iterator[Problem]:
+    if row.frequency is None or row.end is None:
+        return
+    length = row.end - row.begin
+    if row.frequency - _SLACK > length > 0:
+        yield Problem(
+            "warning",
+            f"updates every {row.frequency:g} epochs, but lasts only {length:g}: "
+            "it acts at its start and at its end alone",
+            "lower update_frequency",
+            row.name,
+            row.number,
+        )
+
+
+def _two_learning_rates(rows: Sequence[ModifierRow]) -> Iterator[Problem]:
+    for one, other in combinations([row for row in rows if row.kind == "lr"], 2):
+        first, second = _lr_window(one), _lr_window(other)
+        begin, end = max(first[0], second[0]), min(first[1], second[1])
+        if _share_groups(one, other) and end - begin > _SLACK:
+            yield Problem(
+                "error",
+                f"sets the learning rate {_span(begin, end)}, "
+                f"and so does {one.name} (no. {one.number})",
+                "let one end where the other begins",
+                other.name,
+                other.number,
+            )
+
+
+def _lr_window(row: ModifierRow) -> tuple[float, float]:
+    """When a modifier sets the learning rate again and again, or for a moment."""
+    if row.end is not None:
+        return row.begin, row.end
+    once = row.name == "SetLearningRateModifier"
+    return row.begin, row.begin + _MOMENT if once else math.inf
+
+
+def _share_groups(one: ModifierRow, other: ModifierRow) -> bool:
+    mine, theirs = (row.fields.get("param_groups") for row in (one, other))
+    return not mine or not theirs or bool(set(mine) & set(theirs))
+
+
+def _two_prunings(rows: Sequence[ModifierRow]) -> Iterator[Problem]:
+    for one, other in combinations([row for row in rows if row.kind == "pruning"], 2):
+        begin = max(one.begin, other.begin)
+        end = min(_or_inf(one.end), _or_inf(other.end))
+        shared = [name for name in other.parameters if name in set(one.parameters)]
+        if shared and end - begin > _SLACK:
+            more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+            yield Problem(
+                "error",
+                f"prunes {shared[0]}{more} {_span(begin, end)}, "
+                f"and so does {one.name} (no. {one.number})",
+                "name each parameter in one of them, or let one end where the other begins",
+                other.name,
+                other.number,
+            )
+
+
+def _quantized_too_early(rows: Sequence[ModifierRow]) -> Iterator[Problem]:
+    ends = [row.end for row in rows if row.kind == "pruning" and row.end is not None]
+    for row in rows:
+        if row.kind == "quantization" and ends and row.begin < max(ends) - _SLACK:
+            yield Problem(
+                "warning",
+                f"begins at epoch {row.begin:g}, before pruning ends at {max(ends):g}",
+                "ranges settle on weights that stay: let it begin when pruning has ended",
+                row.name,
+                row.number,
+            )
+
+
+def _span(begin: float, end: float) -> str:
+    if end - begin <= _MOMENT:
+        return f"at epoch {begin:g}"
+    return f"from epoch {begin:g}" + ("" if math.isinf(end) else f" to {end:g}")
+
+
+def _or_inf(epoch: float | None) -> float:
+    return math.inf if epoch is None else epoch
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and value >= 0 else None
