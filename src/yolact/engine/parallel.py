@@ -8,29 +8,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import parallel_apply, replicate
 
+from yolact.engine.distill import Distillation
 from yolact.loss.criterion import Losses, YolactLoss
+from yolact.loss.distillation import DistilledLosses
 from yolact.types import Target
+
+Criterion = YolactLoss | Distillation
+"""The loss of a run: the task's alone, or with what a teacher answers."""
+BatchLosses = Losses | DistilledLosses
+"""What each returns."""
 
 
 class _ModelWithLoss(nn.Module):
     """Network and loss in one, so that only scalars travel between devices."""
 
-    def __init__(self, model: nn.Module, criterion: YolactLoss) -> None:
+    def __init__(self, model: nn.Module, criterion: Criterion) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
 
-    def forward(self, images: Tensor, targets: Sequence[Target]) -> Tensor:
-        return torch.stack(tuple(self.criterion(self.model(images), targets)))
+    def forward(self, images: Tensor, targets: Sequence[Target]) -> BatchLosses:
+        return _in_place(self.model, self.criterion, images, targets)
 
 
 def forward_loss(
     model: nn.Module,
-    criterion: YolactLoss,
+    criterion: Criterion,
     images: Tensor,
     targets: Sequence[Target],
     allocation: tuple[int, ...] | None,
-) -> Losses:
+) -> BatchLosses:
     """Losses of one batch.
 
     Args:
@@ -43,8 +50,7 @@ def forward_loss(
             A short last batch is given out in the same order until it is used up.
     """
     if allocation is None or len(allocation) < 2:
-        losses: Losses = criterion(model(images), targets)
-        return losses
+        return _in_place(model, criterion, images, targets)
     parts = split(len(images), allocation)
     devices = [torch.device("cuda", index) for index in range(len(parts))]
     replicas = replicate(_ModelWithLoss(model, criterion), devices)
@@ -56,7 +62,20 @@ def forward_loss(
         for part, device in zip(parts, devices, strict=True)
     ]
     outputs = parallel_apply(replicas, inputs, devices=devices)
-    return Losses(*torch.stack([o.to(devices[0]) for o in outputs]).mean(0))
+    kind: type[BatchLosses] = type(outputs[0])
+    by_term = zip(*outputs, strict=True)
+    return kind(*(torch.stack([t.to(devices[0]) for t in term]).mean() for term in by_term))
+
+
+def _in_place(
+    model: nn.Module, criterion: Criterion, images: Tensor, targets: Sequence[Target]
+) -> BatchLosses:
+    losses: BatchLosses
+    if isinstance(criterion, Distillation):
+        losses = criterion(model, images, targets)
+    else:
+        losses = criterion(model(images), targets)
+    return losses
 
 
 def split(count: int, allocation: Sequence[int]) -> list[slice]:

@@ -23,6 +23,7 @@ def describe(run: Run) -> str:
         f"epoch, {plan.epochs} epochs, beginning at step {run.iteration}",
         f"lr          {lr}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}",
         f"recipe      {'yes, checked against the network' if run.driver else 'none'}",
+        *([f"teacher     {run.distillation.origin}"] if run.distillation else []),
         f"checkpoints {settings.save.folder}, every {settings.save.interval} steps",
     ]
     return "\n".join(lines)

@@ -89,6 +89,9 @@ class TrainSettings:
     """Scale the learning rate and schedule with the effective batch size."""
     recipe: str | None = None
     recipe_args: Mapping[str, Any] = field(default_factory=dict)
+    distill_teacher: str | None = None
+    """Whom a recipe with a distillation modifier learns from: a checkpoint's path, ``self`` for
+    the weights the run begins with, or ``disable`` to train without."""
     half: bool = False
     """Mixed precision: float16 on CUDA, bfloat16 on the CPU; off as soon as QAT is due."""
     validation_epoch: int = 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,12 +26,20 @@ from yolact.data.labels import Classes
 from yolact.data.loader import EpochBatches
 from yolact.data.transforms import EvalTransform, TrainTransform
 from yolact.device import resolve_device
+from yolact.engine.distill import Distillation
+from yolact.engine.samples import gradient_samples
 from yolact.engine.schedule import Plan, fitted, make_plan
 from yolact.engine.settings import StartSettings, TrainSettings
+from yolact.engine.teacher import SELF, Teacher, check_wish, copy_as_teacher, load_teacher
 from yolact.errors import CheckpointError, ConfigError, DataError
+from yolact.loss.criterion import YolactLoss
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.sparsify import Recipe, RecipeDriver, load_recipe
+from yolact.sparsify.examine import require_sound
+from yolact.sparsify.stages import until
+from yolact.sparsify.structure import recipe_names
+from yolact.sparsify.transfer import forget_layers
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +62,8 @@ class Run:
     model: Yolact
     optimizer: SGD
     driver: RecipeDriver | None
+    distillation: Distillation | None
+    """The loss of a run with a teacher."""
     plan: Plan
     device: torch.device
     iteration: int
@@ -93,6 +103,8 @@ def prepare(settings: TrainSettings) -> Run:
     config = settings.config.with_model(num_classes=len(train_data.classes))
     torch.manual_seed(seed)
     model, origin = _model(config, settings.start, begin, train_data.classes)
+    if _class_layers_begin_anew(settings.start, begin, train_data.classes):
+        begin = replace(begin, earlier_recipe=_without_class_layers(begin.earlier_recipe, model))
     model.to(device).to(memory_format=torch.channels_last)  # 10-20 % faster on CPUs
     optimizer = SGD(
         model.parameters(),
@@ -112,6 +124,7 @@ def prepare(settings: TrainSettings) -> Run:
         model=model,
         optimizer=optimizer,
         driver=driver,
+        distillation=_distillation(settings, config, train_data.classes, begin, model, driver),
         plan=plan,
         device=device,
         iteration=_first_step(settings.start, begin, plan),
@@ -122,9 +135,53 @@ def prepare(settings: TrainSettings) -> Run:
         origin=origin,
     )
     _check_something_left(run)
+    if run.distillation is not None and run.distillation.maps:
+        optimizer.add_param_group({"params": run.distillation.maps})
+    _check_recipe(run, begin.recipe)
     _start_recipe(run)
     _restore(run)
     return run
+
+
+def _distillation(
+    settings: TrainSettings,
+    config: YolactConfig,
+    classes: Classes,
+    begin: _Beginning,
+    model: Yolact,
+    driver: RecipeDriver | None,
+) -> Distillation | None:
+    schedule = driver.distillation if driver is not None else None
+    wish = settings.distill_teacher
+    if not check_wish(wish, distils=bool(schedule), continued=begin.exact) or schedule is None:
+        return None
+    if schedule.layers and settings.batch_alloc is not None and len(settings.batch_alloc) > 1:
+        raise ConfigError(
+            "!PerLayerDistillationModifier compares layers on one device, "
+            f"but --batch_alloc names {len(settings.batch_alloc)}",
+            hint="leave --batch_alloc out, or use !DistillationModifier",
+        )
+    teacher = _teacher(settings, config, classes, begin, model)
+    return Distillation(YolactLoss(config.loss), teacher, schedule, model)
+
+
+def _teacher(
+    settings: TrainSettings,
+    config: YolactConfig,
+    classes: Classes,
+    begin: _Beginning,
+    model: Yolact,
+) -> Teacher:
+    if settings.distill_teacher != SELF:
+        return load_teacher(Path(str(settings.distill_teacher)), config, classes)
+    checkpoint = begin.checkpoint
+    known = checkpoint is not None and settings.start.backbone is None
+    if checkpoint is None or not known or not _same_classes(checkpoint, classes):
+        raise ConfigError(
+            "--distill_teacher self, but layers of the network begin untrained",
+            hint="begin with --ckpt, or give the checkpoint of a trained network",
+        )
+    return copy_as_teacher(model)
 
 
 def _check_allocation(settings: TrainSettings, device: torch.device) -> None:
@@ -148,7 +205,7 @@ def _beginning(settings: TrainSettings) -> _Beginning:
         return _Beginning(None, False, given, None)
     checkpoint = load_checkpoint(start.checkpoint)
     if not start.resume:
-        return _Beginning(checkpoint, False, given, checkpoint.recipe)
+        return _Beginning(checkpoint, False, given, _recipe_so_far(checkpoint))
     state = checkpoint.training
     stored = state.stage_recipe if state else checkpoint.recipe
     if start.continue_recipe and not stored:
@@ -164,7 +221,15 @@ def _beginning(settings: TrainSettings) -> _Beginning:
         return _Beginning(checkpoint, False, load_recipe(stored), None)
     if state is not None:
         logger.info("the recipe is not the checkpoint's: a new run begins from its weights")
-    return _Beginning(checkpoint, False, given, checkpoint.recipe)
+    return _Beginning(checkpoint, False, given, _recipe_so_far(checkpoint))
+
+
+def _recipe_so_far(checkpoint: Checkpoint) -> str | None:
+    """What the weights went through, when their run was stopped before its recipe's end too."""
+    state, steps = checkpoint.training, checkpoint.iteration
+    if checkpoint.recipe is None or state is None or state.stage_recipe is None or steps is None:
+        return checkpoint.recipe
+    return until(checkpoint.recipe, steps, state.steps_per_epoch)
 
 
 def _datasets(settings: TrainSettings, seed: int) -> tuple[CocoInstances, CocoInstances | None]:
@@ -229,13 +294,24 @@ def _model(
     state: Mapping[str, Tensor] = checkpoint.model_state
     origin = f"checkpoint {start.checkpoint}"
     restore_structure(model, checkpoint)
-    if not start.resume and not _same_classes(checkpoint, classes):
+    if _class_layers_begin_anew(start, begin, classes):
         fresh = {k: v for k, v in model.state_dict().items() if k.startswith(CLASS_LAYERS)}
         kept = {k: v for k, v in state.items() if not k.startswith(CLASS_LAYERS)}
         state = {**kept, **fresh}
         origin += ", class layers new: other classes"
     load_weights(model, state)
     return model, origin
+
+
+def _class_layers_begin_anew(start: StartSettings, begin: _Beginning, classes: Classes) -> bool:
+    checkpoint = begin.checkpoint
+    return checkpoint is not None and not start.resume and not _same_classes(checkpoint, classes)
+
+
+def _without_class_layers(recipe: str | None, model: Yolact) -> str | None:
+    if recipe is None:
+        return None
+    return forget_layers(recipe, list(recipe_names(model).values()), CLASS_LAYERS)
 
 
 def _check_belongs(
@@ -340,10 +416,24 @@ def _check_something_left(run: Run) -> None:
         )
 
 
+def _check_recipe(run: Run, recipe: Recipe | None) -> None:
+    if recipe is None:
+        return
+    epochs = run.settings.epochs or run.plan.total_steps / run.plan.steps_per_epoch
+    for problem in require_sound(recipe, run.model, epochs):
+        logger.warning("%s: %s; %s", recipe.label, problem, problem.hint)
+
+
 def _start_recipe(run: Run) -> None:
-    if run.driver is not None:
-        steps = run.plan.steps_per_epoch
-        run.driver.start(run.model, run.optimizer, run.iteration / steps, steps)
+    if run.driver is None:
+        return
+    samples = None
+    if run.driver.samples_gradients:
+        criterion = YolactLoss(run.config.loss)
+        size, seed = run.settings.batch_size, run.seed
+        samples = gradient_samples(run.model, criterion, run.train_data, batch_size=size, seed=seed)
+    steps = run.plan.steps_per_epoch
+    run.driver.start(run.model, run.optimizer, run.iteration / steps, steps, samples)
 
 
 def _restore(run: Run) -> None:
@@ -351,6 +441,8 @@ def _restore(run: Run) -> None:
     if state is None:
         return
     try:
+        if run.distillation is not None:
+            run.distillation.load_state(state.distillation)
         run.optimizer.load_state_dict(state.optimizer)
         torch.set_rng_state(state.rng["cpu"])
         if run.device.type == "cuda" and "cuda" in state.rng:

@@ -152,7 +152,7 @@ def log_loggers(logger: logging.Logger) -> Any:
     """A logger manager that writes a model's totals to ``logger``; reports list its layers."""
 
     def write(tag: str | None, value: Any, **_: Any) -> bool:
-        if str(tag).startswith("SparsificationSummaries/"):
+        if value is not None and str(tag).startswith("SparsificationSummaries/"):
             logger.info("%s %s", tag, value)
         return True
 
