@@ -12,7 +12,6 @@ import pytest
 
 from loopback import Fault, Loopback, serving
 from yolact.errors import ConfigError, DownloadError, YolactError
-from yolact.network import is_offline
 from yolact.zoo import known
 from yolact.zoo.weights import fetch_weights
 from zoo import new_user, put, weights
@@ -123,12 +122,3 @@ def test_no_network_is_said_at_once(home: Path, server: Loopback) -> None:
         "darknet53.pth cannot be fetched: 127.0.0.1 cannot be reached: Connection refused"
     )
     assert caught.value.hint == f"check the connection, or fetch {url} on another machine"
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [("1", True), ("TRUE", True), ("yes", True), ("", False), ("0", False), ("No", False)],
-)
-def test_the_variable_is_read_as_people_write_it(value: str, expected: bool) -> None:
-    assert is_offline({"YOLACT_OFFLINE": value}) is expected
-    assert is_offline({}) is False

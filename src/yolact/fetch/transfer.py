@@ -17,7 +17,7 @@ from yolact.fetch.patience import Patience
 from yolact.fetch.pull import Effort, pull
 from yolact.fetch.source import UNSTATED, Digest, Source, digest_of
 from yolact.files import storage_errors
-from yolact.network import require_online
+from yolact.network import require_network
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ def fetch(
         piece: Bytes in one request, where the server sends parts.
 
     Raises:
-        DownloadError: No address delivers the file whole, or it is not what it should be, or
-            another process is downloading to ``target``.
+        DownloadError: There is no network or the user forbids it, no address delivers the file
+            whole, it is not what it should be, or another process is downloading to ``target``.
         StorageError: ``target`` cannot be written, or the disk is too full.
     """
     effort = Effort(patience or Patience(), max(1, connections), piece)
@@ -84,7 +84,7 @@ def _existing(source: Source, target: Path) -> Fetched | None:
 
 
 def _fetch(source: Source, target: Path, effort: Effort) -> Fetched:
-    require_online(target.name)
+    require_network(target.name, source.urls, effort.patience.connect)
     part = Part(target)
     reasons: list[DownloadError] = []
     for url in source.urls:
