@@ -111,17 +111,20 @@ def test_training_takes_stubs(home: Path, tiny_shapes: Path, option: str) -> Non
 
 
 CALLS: dict[str, list[str | Path]] = {
-    "train": ["--resume", PRUNED, "--config", "tiny"],
-    "validation": ["--trained_model", PRUNED, "--engine", "torch"],
-    "export_onnx": ["--checkpoint", PRUNED],
-    "benchmark": [PRUNED, "-e", "torch"],
-    "annotate": ["--model_filepath", PRUNED, "--source", "a.jpg", "--engine", "torch"],
+    "resume": ["train", "--config", "tiny", "--resume", PRUNED],
+    "ckpt": ["train", "--config", "tiny", "--ckpt", PRUNED],
+    "teacher": ["train", "--config", "tiny", "--distill_teacher", PRUNED],
+    "validation": ["validation", "--trained_model", PRUNED, "--engine", "torch"],
+    "export_onnx": ["export_onnx", "--checkpoint", PRUNED],
+    "benchmark": ["benchmark", PRUNED, "-e", "torch"],
+    "annotate": ["annotate", "--model_filepath", PRUNED, "--source", "a.jpg", "--engine", "torch"],
+    "check": ["recipe", "check", "yolact.pruned", "--checkpoint", PRUNED],
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_a_file_that_is_gone_ends_every_command_the_same_way(home: Path, name: str) -> None:
-    quiet, verbose = run(name, *CALLS[name]), run(name, *CALLS[name], "-v")
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_file_that_is_gone_ends_every_command_the_same_way(call: list[str | Path]) -> None:
+    quiet, verbose = run(*call), run(*call, "-v")
     for result in (quiet, verbose):
         assert result.exit_code == 4, result.output
         assert lines(result)[-2].startswith(f"error: the checkpoint of {PRUNED} is gone: Sparse")
@@ -131,15 +134,14 @@ def test_a_file_that_is_gone_ends_every_command_the_same_way(home: Path, name: s
 
 
 @pytest.mark.parametrize("where", ["group", "command", "environment"])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_offline_is_an_option_of_the_group_of_each_command_and_of_the_environment(
-    monkeypatch: pytest.MonkeyPatch, name: str, where: str
+    monkeypatch: pytest.MonkeyPatch, call: list[str | Path], where: str
 ) -> None:
     before, after = (["--offline"] if where == place else [] for place in ("group", "command"))
     if where == "environment":
         monkeypatch.setenv("YOLACT_OFFLINE", "true")
-    words = [BASE if word == PRUNED else word for word in CALLS[name]]
-    result = run(*before, name, *words, *after)
+    result = run(*before, *(BASE if word == PRUNED else word for word in call), *after)
     assert result.exit_code == 4, result.output
     assert lines(result)[-2] == (
         f"error: the checkpoint of {BASE} is not on this machine, and --offline forbids fetching it"
@@ -171,6 +173,7 @@ def test_nothing_but_fetching_touches_the_network(
     write_dataset(home / "data", ANNOTATIONS)
     image = "data/images/0009.png"
     calls: list[list[str | Path]] = [[name, "--help"] for name in COMMANDS]
+    calls += [["recipe", "check", PRUNED, "--offline"]]
     calls += [
         ["download", "--dataset", "shapes", "--train_size", "2", "--val_size", "1"],
         ["export_onnx", "--checkpoint", model],

@@ -469,6 +469,8 @@ def tiny_run(tmp_path: Path) -> Path:
     [
         (PRUNED, "yolact.pruned"),
         (f"{PRUNED}?recipe=original", "yolact.pruned"),
+        (f"{PRUNED}?recipe=transfer_learn", "yolact.transfer"),
+        (f"{QUANT}?recipe=transfer_learn", "yolact.transfer_quant"),
         (QUANT, "yolact.pruned_quant"),
         (f"{QUANT}?recipe=original&deployment=default", "yolact.pruned_quant"),
     ],

@@ -9,9 +9,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from yolact.errors import ConfigError
 from yolact.fetch.source import digest_of
-from yolact.files import write_text
+from yolact.files import storage_errors, write_text
 from yolact.zoo.folders import settings_folder
 
 FILE = "known_hashes.json"
@@ -52,8 +54,11 @@ class KnownHashes:
             "size": file.stat().st_size,
             "recorded": date.today().isoformat(),
         }
-        content = {**self._read(), name: entry}
-        write_text(self.path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        with storage_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+                content = {**self._read(), name: entry}
+                write_text(self.path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     def _read(self) -> Mapping[str, Any]:
         if not self.path.is_file():

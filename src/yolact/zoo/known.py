@@ -72,7 +72,7 @@ MODELS: Mapping[str, ZooModel] = {
         published="box/mask mAP 29.82/28.26, 83.2 % of the convolution weights zero, INT8, "
         "9.7 MB as compressed ONNX",
         cache_ids=("099e086b-1e84-450c-ab3b-90038c591554",),
-        recipes={"original": "yolact.pruned_quant", "transfer_learn": "yolact.transfer"},
+        recipes={"original": "yolact.pruned_quant", "transfer_learn": "yolact.transfer_quant"},
         remake="sparseml.yolact.train --resume weights/yolact_darknet53_54_800000.pth "
         "--recipe yolact.pruned_quant --save_folder pruned_quant",
         checkpoint="pruned_quant/yolact_darknet53_best.pth",
