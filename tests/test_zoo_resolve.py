@@ -440,6 +440,15 @@ def test_weights_that_were_downloaded_before_are_base_none(home: Path) -> None:
     assert resolve(BASE, CHECKPOINT, offline=True) == Path("weights") / beside.name
 
 
+def test_the_map_may_name_the_authors_file(home: Path) -> None:
+    name = "yolact_darknet53_54_800000.pth"
+    mine = weights(home / "mine.pth")
+    write_map(home, {name: str(mine)})
+    found = resolve(BASE, CHECKPOINT, offline=True)
+    assert found == home / "cache" / "sparseml-yolact" / "weights" / name
+    assert found.read_bytes() == mine.read_bytes()
+
+
 def test_a_runs_checkpoint_of_that_name_is_not_base_none(home: Path, tiny_run: Path) -> None:
     put(home / "weights" / "yolact_darknet53_54_800000.pth", tiny_run.read_bytes())
     assert "is not on this machine" in str(failure(BASE, CHECKPOINT, offline=True))

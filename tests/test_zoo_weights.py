@@ -82,6 +82,10 @@ def test_the_mirror_map_is_asked_before_the_author(home: Path, server: Loopback)
     put(settings, f"darknet53.pth: {home / 'mine.pth'}\n")
     assert fetch_weights("backbone", home / "b").read_bytes() == ((home / "mine.pth").read_bytes())
     assert len(server.log) == 1
+    put(settings, f"darknet53.pth: {put(home / 'page.pth', '<html>')}\n")
+    with pytest.raises(DownloadError, match="is not the file that darknet53.pth was"):
+        fetch_weights("backbone", home / "c")
+    assert not (home / "c" / "darknet53.pth").exists()
     put(settings, "darknet53.pth: gone.pth\n")
     with pytest.raises(ConfigError, match=r"says that darknet53\.pth is .*gone\.pth, which is no"):
         fetch_weights("backbone", home / "c")

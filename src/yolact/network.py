@@ -26,13 +26,17 @@ def is_offline(environment: Mapping[str, str] | None = None) -> bool:
     return values.get(OFFLINE, "").strip().lower() not in _NO
 
 
-def require_online(what: str) -> None:
+def require_online(what: str, offline: bool | None = None) -> None:
     """Refuse to fetch ``what`` when the user forbids the network.
+
+    Args:
+        what: What messages call it.
+        offline: Whether the user does; None asks :func:`is_offline`.
 
     Raises:
         DownloadError: The user does.
     """
-    if is_offline():
+    if is_offline() if offline is None else offline:
         raise DownloadError(
             f"{what} is not on this machine, and --offline forbids fetching it",
             hint=f"leave out --offline (and unset {OFFLINE})",

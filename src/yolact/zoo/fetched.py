@@ -7,7 +7,7 @@ from pathlib import Path
 
 from yolact.errors import DownloadError
 from yolact.fetch.source import Digest, Source, digest_of
-from yolact.network import require_network
+from yolact.network import require_network, require_online
 from yolact.zoo.hashes import KnownHashes
 from yolact.zoo.stub import Kind
 
@@ -36,7 +36,9 @@ class Wanted:
     """Whether the checkpoint of a run here, which may have the same name, is not meant."""
 
 
-def fetch_checked(wanted: Wanted, target: Path, connect: float = 3.0) -> Path:
+def fetch_checked(
+    wanted: Wanted, target: Path, *, offline: bool | None = None, connect: float = 3.0
+) -> Path:
     """Have a file at ``target``, from there or from the internet, and check it.
 
     What comes from the internet for the first time is also read once, so that no damaged or
@@ -45,6 +47,7 @@ def fetch_checked(wanted: Wanted, target: Path, connect: float = 3.0) -> Path:
     Args:
         wanted: The file.
         target: Where it is or is put.
+        offline: Forbid the network; None asks :func:`yolact.network.is_offline`.
         connect: Seconds to find out whether there is a network.
 
     Raises:
@@ -55,6 +58,7 @@ def fetch_checked(wanted: Wanted, target: Path, connect: float = 3.0) -> Path:
     hashes = KnownHashes.of_user()
     there = target.is_file() and (not wanted.sha256 or _is(target, wanted.sha256))
     if not there:
+        require_online(wanted.name, offline)
         _fetch(wanted, target, connect)
     try:
         if wanted.sha256 or _as_before(wanted.name, target, hashes):

@@ -15,7 +15,8 @@ The places are tried in this order, each cheaper or surer to be what was meant t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import resources
@@ -30,6 +31,7 @@ from yolact.zoo.folders import own_cache, zoo_cache
 from yolact.zoo.known import MODELS
 from yolact.zoo.mirrors import map_path, read_mirrors
 from yolact.zoo.stub import Kind, Stub, parse_stub
+from yolact.zoo.weights import fetch_release
 
 log = logging.getLogger(__name__)
 
@@ -158,14 +160,15 @@ def _from_known_mirrors(search: _Search) -> Path:
     weights = MODELS[search.stub.model].weights
     if weights is None or search.kind is not Kind.CHECKPOINT:
         raise _AbsentError("none is known")
-    wanted = Wanted(weights.file, Kind.CHECKPOINT, (weights.url,), weights.sha256, True)
-    beside = search.weights / weights.file
-    if beside.is_file():
+    if (search.weights / weights.file).is_file():
         try:
-            return fetch_checked(wanted, beside)
+            return fetch_release(weights, search.weights, offline=True)
         except YolactError as error:  # a run may have left a file of that name
             log.debug("%s", error)
-    return _checked(search, wanted, own_cache() / "weights" / weights.file)
+    connect = search.service.patience.connect
+    with _going_on():
+        folder = own_cache() / "weights"
+        return fetch_release(weights, folder, offline=search.offline, connect=connect)
 
 
 def _from_package(search: _Search) -> Path:
@@ -184,10 +187,16 @@ def _file_in_cache(search: _Search) -> str:
 
 
 def _checked(search: _Search, wanted: Wanted, target: Path) -> Path:
-    if search.offline and not target.is_file():
-        raise _NotFetchedError("not fetched: --offline")
+    connect = search.service.patience.connect
+    with _going_on():
+        return fetch_checked(wanted, target, offline=search.offline, connect=connect)
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Let the search go on when a file could not be fetched, but not when it is a wrong one."""
     try:
-        return fetch_checked(wanted, target, search.service.patience.connect)
+        yield
     except OtherFileError:
         raise
     except DownloadError as error:

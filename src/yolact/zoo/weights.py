@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from yolact.errors import ConfigError
+from yolact.errors import ConfigError, YolactError
 from yolact.files import atomic_path
 from yolact.zoo.fetched import Wanted, fetch_checked
-from yolact.zoo.known import WEIGHTS
+from yolact.zoo.known import WEIGHTS, Weights
 from yolact.zoo.mirrors import map_path, read_mirrors
 from yolact.zoo.stub import Kind
 
@@ -31,16 +31,34 @@ def fetch_weights(name: str, folder: Path, *, mirror: str | None = None) -> Path
         CheckpointError: What is there is no file of tensors.
         StorageError: It cannot be written.
     """
-    weights = WEIGHTS[name]
+    return fetch_release(WEIGHTS[name], folder, mirror=mirror)
+
+
+def fetch_release(
+    weights: Weights,
+    folder: Path,
+    *,
+    mirror: str | None = None,
+    offline: bool | None = None,
+    connect: float = 3.0,
+) -> Path:
+    """Have a published file in ``folder``; see :func:`fetch_weights` and :func:`fetch_checked`."""
     target = folder / weights.file
     place = read_mirrors().weights.get(weights.file)
+    copied = False
     if place is not None and isinstance(place.location, Path) and not target.is_file():
         _copy(place.location, target)
+        copied = True
     urls = [f"{mirror.rstrip('/')}/{weights.file}"] if mirror else []
     urls += [place.location] if place and isinstance(place.location, str) else []
     digest = weights.sha256 or (place.sha256 if place else None)
     wanted = Wanted(weights.file, Kind.CHECKPOINT, (*urls, weights.url), digest, True)
-    return fetch_checked(wanted, target)
+    try:
+        return fetch_checked(wanted, target, offline=offline, connect=connect)
+    except YolactError:
+        if copied:
+            target.unlink(missing_ok=True)
+        raise
 
 
 def _copy(source: Path, target: Path) -> None:
