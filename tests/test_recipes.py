@@ -31,10 +31,11 @@ SMALL = [
     f"yolact_small.{name}"
     for name in ("pruned", "pruned_quant", "quantized", "thinned", "thinned_quant")
 ]
-OURS = [*PUBLISHED, *THINNED, *SMALL]
+TRANSFER = ["yolact.transfer", "yolact.transfer_quant"]
+OURS = [*PUBLISHED, *THINNED, *SMALL, *TRANSFER]
 SHORT: dict[str, dict[str, Any]] = {name: {"num_epochs": 2} for name in OURS} | {
     name: {"num_epochs": 2, "num_quantization_epochs": 0.5}
-    for name in ("yolact.pruned_quant", "yolact.thinned_quant")
+    for name in ("yolact.pruned_quant", "yolact.thinned_quant", "yolact.transfer_quant")
 }
 
 

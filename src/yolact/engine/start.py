@@ -39,7 +39,7 @@ from yolact.sparsify import Recipe, RecipeDriver, load_recipe
 from yolact.sparsify.examine import require_sound
 from yolact.sparsify.stages import until
 from yolact.sparsify.structure import recipe_names
-from yolact.sparsify.transfer import forget_layers
+from yolact.sparsify.transfer import forget_layers, learn_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -294,12 +294,15 @@ def _model(
     state: Mapping[str, Tensor] = checkpoint.model_state
     origin = f"checkpoint {start.checkpoint}"
     restore_structure(model, checkpoint)
-    if _class_layers_begin_anew(start, begin, classes):
+    anew = _class_layers_begin_anew(start, begin, classes)
+    if anew:
         fresh = {k: v for k, v in model.state_dict().items() if k.startswith(CLASS_LAYERS)}
         kept = {k: v for k, v in state.items() if not k.startswith(CLASS_LAYERS)}
         state = {**kept, **fresh}
         origin += ", class layers new: other classes"
     load_weights(model, state)
+    if anew:
+        learn_ranges(model, CLASS_LAYERS)
     return model, origin
 
 
