@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from yolact.cli.download import COCO_NAMES, download
-from yolact.data.download import DATASETS
+from yolact.data.archives import DATASETS
 from yolact.errors import ConfigError, DownloadError, StorageError
 
 
@@ -61,7 +61,8 @@ def test_a_dry_run_of_shapes_writes_nothing(tmp_path: Path) -> None:
 def test_a_dry_run_of_coco_lists_urls_sizes_and_hashes(tmp_path: Path) -> None:
     result = call("--dry-run", "--data_dir", tmp_path, "--test")
     lines = result.stdout.splitlines()
-    assert len(lines) == 5 and all(line.startswith("https://s3.amazonaws.com/") for line in lines)
+    assert all(line.startswith("https://s3.amazonaws.com/") for line in lines[:5])
+    assert lines[5].startswith(f"{tmp_path}: 56.3 GB needed, ")
     assert "train2017.zip" in lines[2] and "19337 MB" in lines[2]
     assert "md5 442b8da7639aecaf257c1dceb8ba8c80" in lines[1]
     assert list(tmp_path.iterdir()) == []
