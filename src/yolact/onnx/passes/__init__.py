@@ -13,6 +13,7 @@ from yolact.onnx.passes.duplicates import merge_duplicates
 from yolact.onnx.passes.identities import remove_identities
 from yolact.onnx.passes.int8_weights import store_weights_as_int8
 from yolact.onnx.passes.reshapes import simplify_reshapes
+from yolact.onnx.passes.scalars import make_scales_scalar
 from yolact.onnx.passes.unsigned import make_activations_unsigned
 
 Pass = Callable[[onnx.ModelProto], None]
@@ -20,7 +21,12 @@ Pass = Callable[[onnx.ModelProto], None]
 CLEAN: Sequence[Pass] = (remove_identities, simplify_reshapes)
 """Run on every export; results stay bit for bit the same."""
 
-QUANTIZE: Sequence[Pass] = (make_activations_unsigned, store_weights_as_int8, merge_duplicates)
+QUANTIZE: Sequence[Pass] = (
+    make_activations_unsigned,
+    store_weights_as_int8,
+    make_scales_scalar,
+    merge_duplicates,
+)
 """Turn simulated quantization into integers that runtimes have kernels for."""
 
 
