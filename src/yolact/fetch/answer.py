@@ -50,20 +50,23 @@ class Answer:
         """The bytes as they arrive.
 
         Raises:
-            Broken: They stop arriving before ``end``.
+            Broken: They stop arriving before ``end``, or go on after it.
         """
         position = self.start
         raw = self.response.raw
         try:
             while block := raw.read1(_BLOCK, decode_content=False):
                 position += len(block)
-                yield block if self.end is None else block[: len(block) + self.end - position]
+                if self.end is not None and position > self.end:
+                    raise Broken("the server sends more than it was asked for")
+                yield block
         except urllib3.exceptions.ReadTimeoutError as error:
             raise Broken("no byte has come for too long") from error
         except urllib3.exceptions.HTTPError as error:
             raise Broken(f"the connection broke ({_root(error)})") from error
         finally:
-            self.response.close() if self.end != position else raw.release_conn()
+            if position != self.end:  # else the connection serves the next request
+                self.response.close()
         if self.end is not None and position < self.end:
             raise Broken("the connection ended too early")
 

@@ -80,7 +80,7 @@ def accept(source: Source, part: Part, target: Path, answer: Answer) -> None:
     """Check the first answer, before any byte is read.
 
     Raises:
-        DownloadError: It announces another size, or comes over an unsafe line.
+        DownloadError: It announces another size or none, or comes over an unsafe line.
         StorageError: The disk has no room for the rest.
     """
     url, size = answer.origin.url, answer.origin.size
@@ -88,6 +88,11 @@ def accept(source: Source, part: Part, target: Path, answer: Answer) -> None:
         raise DownloadError(
             f"{url} has {size} bytes instead of {source.size}",
             hint="something between here and the server answers in its place",
+        )
+    if size is None and source.size is None and source.digest is None and not _ends(answer):
+        raise DownloadError(
+            f"{url} does not say how long it is, so that nobody can tell whether all came",
+            hint="fetch it by hand",
         )
     ended = answer.response.url
     if source.digest is None and url.startswith("https:") and not ended.startswith("https:"):
@@ -97,6 +102,11 @@ def accept(source: Source, part: Part, target: Path, answer: Answer) -> None:
     if size is not None:
         there = part.received if answer.partial else 0
         require_space(target.parent, size - there, f"the rest of {target.name}")
+
+
+def _ends(answer: Answer) -> bool:
+    """Whether the transfer encoding marks the end of the file."""
+    return "chunked" in answer.response.headers.get("Transfer-Encoding", "").lower()
 
 
 def what_is_wrong(url: str, source: Source, part: Part, digest: Digest) -> DownloadError | None:

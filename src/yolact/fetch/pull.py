@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -16,6 +17,8 @@ from yolact.fetch.answer import Answer, Broken, Restart, ask, new_session
 from yolact.fetch.part import Part
 from yolact.fetch.patience import Patience
 from yolact.fetch.spans import Span, cut
+
+log = logging.getLogger(__name__)
 
 _TICK = 0.05
 """Seconds between two looks at what has arrived."""
@@ -64,7 +67,9 @@ def pull(
                 part.start_over()
             if failures >= effort.patience.attempts:
                 _give_up(url, error)
-            time.sleep(effort.patience.wait(failures, getattr(error, "retry_after", None)))
+            wait = effort.patience.wait(failures, getattr(error, "retry_after", None))
+            log.info("%s: %s; trying again in %.0f s", url, error, wait)
+            time.sleep(wait)
 
 
 def _give_up(url: str, error: Exception) -> NoReturn:
