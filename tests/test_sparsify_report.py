@@ -337,6 +337,6 @@ def test_a_report_is_a_table() -> None:
         "b.weight    4x2x1x1    0.7500\n"
         "\n"
         "sparsity 0.5833 of 0.00 M convolution weights, 0 of 2 convolutions quantized, "
-        "0.00 M parameters, 2.00 GMACs\n"
+        "0.00 M parameters, 2 GMACs\n"
         "no targets"
     )

@@ -37,7 +37,9 @@ from yolact.onnx.export import export
 from yolact.runtime.ort_engine import OrtEngine
 from yolact.sparsify import layer_sparsity, load_recipe, report, report_path
 from yolact.sparsify.document import entries, parse
+from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.sparsity import convolutions
+from yolact.sparsify.stages import compose
 from yolact.sparsify.transfer import forget_layers
 
 pytestmark = [
@@ -168,7 +170,7 @@ def test_a_transfer_resumed_at_any_step_ends_bit_equal(transfer: Transfer, tmp_p
     steps = sorted(losses(transfer.out))
     ways = [transfer.recipe, {"epochs": None}, {"epochs": None}]
     cont = [{}, {}, {"continue_recipe": True}]
-    for step in steps[:-1]:
+    for step in steps[1:-1]:
         way, more = ways[step % 3], cont[step % 3]
         (path,) = (transfer.out / "weights").glob(f"tiny_*_{step}.pth")
         save = SaveSettings(folder=tmp_path / str(step), interval=1000)
@@ -229,12 +231,18 @@ def test_without_a_recipe_zeros_are_not_held_and_nothing_is_promised(
 MIXED = """
 modifiers:
 - !EpochRangeModifier {start_epoch: 0, end_epoch: 2}
-- !GMPruningModifier {params: [a.weight, c.weight], final_sparsity: 0.5, end_epoch: 1}
-- !GMPruningModifier {params: ["re:c.*"], final_sparsity: 0.5, end_epoch: 1}
-- !GMPruningModifier {params: [], final_sparsity: {0.5: [a.weight], 0.9: [c.weight]}, end_epoch: 1}
+- !GMPruningModifier
+  {params: [a.weight, c.weight], init_sparsity: 0.1, final_sparsity: 0.5,
+   start_epoch: 0, end_epoch: 1, update_frequency: 1}
+- !GMPruningModifier
+  {params: ["re:c.*"], init_sparsity: 0.1, final_sparsity: 0.5,
+   start_epoch: 0, end_epoch: 1, update_frequency: 1}
+- !GMPruningModifier
+  {params: [], init_sparsity: 0.1, final_sparsity: {0.5: [a.weight], 0.9: [c.weight]},
+   start_epoch: 0, end_epoch: 1, update_frequency: 1}
 - !ConstantPruningModifier {params: __ALL_PRUNABLE__}
 - !ConstantPruningModifier {params: [b.weight]}
-- !TrainableParamsModifier {params: [c.weight], trainable: false}
+- !TrainableParamsModifier {params: [c.weight], trainable: false, start_epoch: 0}
 """
 
 
@@ -255,7 +263,9 @@ def test_pruning_of_layers_that_begin_anew_is_forgotten() -> None:
 def test_a_recipe_that_only_made_the_forgotten_leaves_nothing() -> None:
     text = "- !ConstantPruningModifier {params: [c.weight]}\n"
     assert forget_layers(text, ["a.weight", "c.weight"], ["c."]) is None
-    assert forget_layers(MIXED, ["a.weight", "b.weight"], ["c."]) is not None
+    left = forget_layers(compose(text, MIXED), ["a.weight", "c.weight"], ["c."])
+    assert left is not None and "stage_0" in left
+    build_manager(parse(left, "x"), "x")  # whose first stage is empty
 
 
 # Checkpoints before, during and after quantization
@@ -329,9 +339,7 @@ def test_loop_and_recipe_agree_on_every_epoch(
         assert epoch * steps / steps == epoch, "an epoch begins at a whole number"
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "accumulate"), [(1, 1), (1, 3), (2, 2), (3, 1), (4, 1), (7, 1), (5, 4)]
-)
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 3), (3, 1), (4, 1), (7, 1), (5, 4)])
 def test_a_recipe_keeps_its_promises_at_awkward_sizes(
     tiny_shapes: Path, tmp_path: Path, batch_size: int, accumulate: int
 ) -> None:

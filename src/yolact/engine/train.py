@@ -38,7 +38,7 @@ from yolact.errors import DataError, StorageError
 from yolact.files import require_space, require_writable
 from yolact.loss.criterion import YolactLoss
 from yolact.runtime.torch_engine import TorchEngine
-from yolact.sparsify import ModelReport, overall_sparsity, report, save_report
+from yolact.sparsify import ModelReport, count_macs, overall_sparsity, report, save_report
 from yolact.types import Batch
 
 if TYPE_CHECKING:
@@ -337,15 +337,17 @@ class Trainer:
             evaluation=evaluation,
             interrupted=interrupted,
             skipped_steps=self.stepper.skipped.total,
-            report=self._prove(path) if path is not None and not interrupted else None,
+            report=self._prove(path, final=True) if path and not interrupted else None,
         )
 
-    def _prove(self, checkpoint: Path) -> ModelReport | None:
+    def _prove(self, checkpoint: Path, *, final: bool = False) -> ModelReport | None:
         """Write beside a checkpoint of the current weights how far they follow the recipe."""
         run = self.run
         if run.driver is None:
             return None
-        result = report(run.model, run.driver.text)
+        # While the recipe runs, its hooks are in the model: operations are counted at the end.
+        macs = count_macs(run.model, run.config.model.image_size) if final else None
+        result = report(run.model, run.driver.text, macs=macs)
         save_report(result, checkpoint)
         return result
 

@@ -9,6 +9,7 @@ from yolact.sparsify.distillation import (
 )
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.gradients import GradientSamples
+from yolact.sparsify.predict import count_macs
 from yolact.sparsify.recipe import Recipe, load_recipe
 from yolact.sparsify.report import LayerReport, ModelReport, report, report_path, save_report
 from yolact.sparsify.sources import packaged_recipes
@@ -35,6 +36,7 @@ __all__ = [
     "SparsityTarget",
     "apply_structure",
     "check_against",
+    "count_macs",
     "layer_sparsity",
     "load_recipe",
     "missed_targets",

@@ -20,6 +20,7 @@ from yolact.sparsify._compat import (
     QuantizationScheme,
     ScheduledModifierManager,
 )
+from yolact.sparsify.distillation import what_it_distils
 from yolact.sparsify.document import Document, Entry, dump, entry_lists, stages
 from yolact.sparsify.refusals import refuse_kind, refuse_values
 from yolact.sparsify.thinning import require_alone
@@ -35,8 +36,9 @@ def build_manager(document: Document, label: str) -> Any:
     built: dict[str, list[Any]] = {}
     for name, stage in stages(document).items():
         items = [item for items in entry_lists(stage).values() for item in items]
-        built[name] = [_build(item, label) for item in items]
-    if not any(built.values()):
+        if items:  # sparseml fails on a stage without modifiers
+            built[name] = [_build(item, label) for item in items]
+    if not built:
         raise RecipeError(
             f"{label} contains no modifiers",
             hint="list !Modifier entries under keys like training_modifiers, pruning_modifiers",
@@ -75,6 +77,7 @@ def _build(item: Any, label: str) -> Any:
             hint=_hint_for_values(item),
         )
     refuse_values(modifier, label)
+    what_it_distils(modifier, label)
     return modifier
 
 

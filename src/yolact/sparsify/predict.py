@@ -175,6 +175,16 @@ def _quantized_names(model: nn.Module, rows: Sequence[ModifierRow]) -> set[str]:
     return {name for name, conv in convolutions(twin).items() if hasattr(conv, "weight_fake_quant")}
 
 
+def count_macs(model: nn.Module, image_size: int) -> int:
+    """Multiply-accumulate operations of a network's convolutions for one image.
+
+    Args:
+        model: Quantized or not; it is not changed, and nothing is computed.
+        image_size: Side of the image in pixels.
+    """
+    return sum(look.macs for look in _look(weightless(model), image_size).values())
+
+
 def _look(twin: nn.Module, image_size: int) -> dict[str, _Look]:
     """Every convolution of a network without weights; its fake quantizers are lost."""
     found = convolutions(twin)

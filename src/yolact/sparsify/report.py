@@ -10,7 +10,7 @@
 | ``missed`` | every broken promise of the recipe, in words |
 | ``sparsity``, ``weights``, ``zeros`` | of all convolution weights together |
 | ``parameters`` | of the whole network |
-| ``macs`` | multiply-accumulates for one image, or null where they were not counted |
+| ``macs`` | multiply-accumulates for one image; null beside the best checkpoint |
 | ``convolutions``, ``quantized`` | how many layers there are, and how many have INT8 weights |
 | ``layers`` | a list, one record per convolution (below) |
 | ``together`` | targets of several layers together: ``name``, ``target``, ``sparsity``, ``met`` |

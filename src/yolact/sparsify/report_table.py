@@ -34,7 +34,7 @@ def summary(result: ModelReport) -> str:
         f"{result.parameters / 1e6:.2f} M parameters",
     ]
     if result.macs is not None:
-        parts.append(f"{result.macs / 1e9:.2f} GMACs")
+        parts.append(f"{result.macs / 1e9:.3g} GMACs")
     together = [
         f"{target.name}: sparsity {target.actual:.4f}, target {target.wanted:.4f}"
         for target in result.together
