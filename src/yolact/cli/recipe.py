@@ -96,13 +96,16 @@ def check(source: str, **given: Any) -> None:
     if subject.earlier is not None:
         click.echo(f"the checkpoint went through {_history(subject.earlier)}\n")
     click.echo(describe_check(draft.variables, report, outlook, verbose=given["verbose"]))
+    wrote = []
     if given["plot"] is not None and outlook is not None:
         plot_schedule(outlook.curves, f"{report.label}, for {subject.name}", given["plot"])
-        click.echo(f"\nwrote {given['plot']}")
+        wrote.append(given["plot"])
     if given["json_file"] is not None:
         content = check_json(draft.variables, report, outlook)
         write_text(given["json_file"], json.dumps(content, indent=1) + "\n")
-        click.echo(f"\nwrote {given['json_file']}")
+        wrote.append(given["json_file"])
+    if wrote:
+        click.echo("\n" + "\n".join(f"wrote {path}" for path in wrote))
     _end(report, strict=given["strict"])
 
 

@@ -178,13 +178,25 @@ def _prediction(prediction: Prediction) -> str:
 def _totals(totals: Totals) -> list[str]:
     return [
         f"{totals.sparsity:.4f}",
-        f"{totals.parameters / 1e6:.2f} M",
-        f"{totals.macs / 1e9:.2f} G",
-        f"{totals.nonzero_macs / 1e9:.2f} G",
+        _scaled(totals.parameters),
+        _scaled(totals.macs),
+        _scaled(totals.nonzero_macs),
         "INT8" if totals.int8 else "FP32",
-        f"{totals.size / 1e6:.1f} MB",
-        f"{totals.compressed / 1e6:.1f} MB",
+        f"{_scaled(totals.size)}B",
+        f"{_scaled(totals.compressed)}B",
     ]
+
+
+def _scaled(number: float) -> str:
+    """A number with its thousands in a letter.
+
+    >>> _scaled(77_354_652_032), _scaled(1_200)
+    ('77.4 G', '1.2 k')
+    """
+    for letter, factor in (("G", 1e9), ("M", 1e6)):
+        if number >= factor:
+            return f"{number / factor:.1f} {letter}"
+    return f"{number / 1e3:.1f} k"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], aligned: str) -> str:

@@ -63,7 +63,9 @@ def plot_schedule(curves: Curves, title: str, path: Path) -> None:
             axis.axvspan(phase.begin, phase.end, color="#3182bd", alpha=0.05, linewidth=0)
     axes[-1].set_xlabel("epoch", color=_INK)
     axes[-1].set_xlim(0, curves.epochs[-1])
-    figure.align_ylabels(axes)
+    figure.align_ylabels(
+        [axis for axis, panel in zip(axes, panels, strict=True) if panel in _HEIGHTS]
+    )
     figure.get_layout_engine().set(hspace=0.06, h_pad=0.06, w_pad=0.08)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
@@ -108,7 +110,7 @@ def _prepare(axis: Any) -> None:
 
 def _draw_groups(axis: Any, curves: Curves) -> None:
     for index, group in enumerate(curves.groups):
-        label = f"{group_label(group.names)}: {group.final:.0%} of {_count(len(group.names))}"
+        label = f"{group_label(group.names)} ({_count(len(group.names))}): {group.final:.1%}"
         axis.plot(
             curves.epochs,
             [level * 100 for level in group.levels],

@@ -51,7 +51,7 @@ def clashes(rows: Sequence[ModifierRow], end: RunEnd | None) -> Iterator[Problem
         rows: Its modifiers.
         end: Of the run; None leaves out what depends on it.
     """
-    if not any(row.kind == "length" for row in rows) and end is None:
+    if rows and end is None and not any(row.kind == "length" for row in rows):
         yield Problem(
             "warning",
             "no EpochRangeModifier says how long the run is",
