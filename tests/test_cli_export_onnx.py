@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import cv2
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
@@ -12,6 +14,9 @@ from click.testing import CliRunner, Result
 from onnx_models import CLASSES, QUANTIZATION, quantized_model, save, small_model
 from yolact.cli.export_onnx import export_onnx, input_side, onnx_path
 from yolact.errors import CheckpointError, ConfigError, DataError, RecipeError
+from yolact.onnx import export as export_module
+from yolact.onnx.compress import Compression, compressed_size
+from yolact.onnx.metadata import ModelMetadata
 from yolact.onnx.weights import graph_sparsity
 from yolact.runtime import load_engine
 
@@ -32,7 +37,7 @@ def test_the_file_appears_beside_the_checkpoint(checkpoint: Path) -> None:
     path = checkpoint.with_suffix(".onnx")
     lines = result.stdout.splitlines()
     assert lines[0] == f"wrote {path}"
-    assert re.fullmatch(r"size \d\.\d\d MB, compressed \d\.\d\d MB", lines[1])
+    assert re.fullmatch(r"size \d\.\d\d MB, compressed gz \d\.\d\d MB, zst \d\.\d\d MB", lines[1])
     assert lines[2] == "FP32, opset 14, 0.00% of the convolution weights are zero"
     assert lines[3] == "input input [batch, 3, 96, 96]"
     assert re.fullmatch(r"output loc \[batch, 582, 4\] max difference \d\.\d\de-\d\d", lines[4])
@@ -84,15 +89,35 @@ def test_options_reach_the_file(checkpoint: Path, tmp_path: Path) -> None:
     result = invoke(
         *("--checkpoint", checkpoint, "-S", 3, 128, 128, "-b", 2, "--static", "--opset", 17),
         *("--name", "deploy", "--save-dir", tmp_path / "out", "--compress", "gz"),
+        *("--compress", "xz", "--compress", "zst"),
     )
     assert result.exit_code == 0, result.output
     path = tmp_path / "out" / "deploy" / "model.onnx"
     engine = load_engine(path)
     assert (engine.image_size, engine.batch_size) == ((128, 128), 2)
     assert onnx.load(str(path)).opset_import[0].version == 17
-    packed = path.with_name("model.onnx.gz")
-    assert result.stdout.splitlines()[-1] == f"wrote {packed}"
-    assert load_engine(packed).classes == CLASSES
+    endings = ("gz", "xz", "zst")
+    packed = [path.with_name(f"model.onnx.{ending}") for ending in endings]
+    lines = result.stdout.splitlines()
+    assert lines[:4] == [f"wrote {file}" for file in (path, *packed)]
+    sizes = [f"{e} {f.stat().st_size / 1e6:.2f} MB" for e, f in zip(endings, packed, strict=True)]
+    assert lines[4].endswith(f" MB, compressed {', '.join(sizes)}")
+    for file in packed:
+        assert load_engine(file).classes == CLASSES
+
+
+def test_nothing_is_compressed_twice(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+
+    def count(path: Path, kind: Compression) -> int:
+        counted.append(kind)
+        return compressed_size(path, kind)
+
+    monkeypatch.setattr(export_module, "compressed_size", count)
+    assert invoke("--checkpoint", checkpoint, "--compress", "gz").exit_code == 0
+    assert counted == ["zst"]
 
 
 def test_dashes_and_underscores_are_one(checkpoint: Path) -> None:
@@ -142,19 +167,95 @@ def test_a_pruning_recipe_can_be_applied_in_one_shot(checkpoint: Path, tmp_path:
     weights = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
     assert (weights["proto_net.0.weight"] == 0).mean() == pytest.approx(0.75, abs=0.001)
     assert 0.4 < graph_sparsity(graph) < 0.75
+    assert re.search(r"^one shot: \d+ layers pruned$", result.stdout, re.MULTILINE)
     assert "GMPruningModifier" in {p.key: p.value for p in graph.metadata_props}["recipe"]
 
 
-def test_quantizing_in_one_shot_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return draw(tmp_path / "pictures", "abc")
+
+
+def draw(folder: Path, letters: str) -> Path:
+    """Pictures whose content depends on their name only, written in the order of ``letters``."""
+    folder.mkdir()
+    for letter in letters:
+        picture = np.random.default_rng(ord(letter)).integers(0, 255, (9, 12, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{letter}.png"), cv2.resize(picture, (120, 90)))
+    return folder
+
+
+def test_quantizing_in_one_shot_takes_images(checkpoint: Path, pictures: Path) -> None:
+    result = invoke(
+        *("--checkpoint", checkpoint, "-o", "yolact.one_shot_int8"),
+        *("--calibration-images", pictures, "--calibration-count", 2),
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""  # the progress bar is for terminals
+    lines = result.stdout.splitlines()
+    assert re.fullmatch(r"INT8, opset 14, \d\.\d\d% of the convolution weights are zero", lines[2])
+    assert lines[3] == "one shot: 102 ranges from 2 images"
+    assert re.fullmatch(r"output loc .* max difference \S+, SQNR \d+\.\d dB", lines[5])
+    metadata = ModelMetadata.from_props(
+        {p.key: p.value for p in onnx.load(str(checkpoint.with_suffix(".onnx"))).metadata_props}
+    )
+    assert metadata.one_shot == "one shot: 102 ranges from 2 images"
+    assert metadata.recipe is not None and "strategy: channel" in metadata.recipe
+
+
+def test_the_same_images_give_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    files = []
+    for index, letters in enumerate(("abc", "cab")):
+        folder = draw(tmp_path / str(index), letters)
+        name = tmp_path / f"{index}.onnx"
+        result = invoke(
+            *("--checkpoint", checkpoint, "-o", "yolact.one_shot_int8", "--name", name),
+            *("--calibration_images", folder if index else f"{folder}/*.png"),
+        )
+        assert result.exit_code == 0, result.output
+        files.append(name.read_bytes())
+    assert files[0] == files[1]
+
+
+def test_quantizing_in_one_shot_without_images_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(QUANTIZATION)
     result = invoke("--checkpoint", checkpoint, "-o", recipe)
     assert result.exit_code == ConfigError.exit_code
-    assert re.fullmatch(
-        r"error: \S+ quantizes, which cannot be done in one shot\nhint: train it .+\n",
-        result.stderr,
+    assert result.stderr == (
+        f"error: {recipe} quantizes, and the ranges of activations are found on images\n"
+        "hint: give --calibration_images a folder of about a hundred that are like those the "
+        "model will see\n"
     )
     assert not checkpoint.with_suffix(".onnx").exists()
+
+
+def test_calibration_images_without_a_recipe_are_refused(checkpoint: Path, pictures: Path) -> None:
+    result = invoke("--checkpoint", checkpoint, "--calibration_images", pictures)
+    assert result.exit_code == ConfigError.exit_code
+    assert result.stderr == (
+        "error: --calibration_images has no use without --one-shot\n"
+        "hint: add --one-shot yolact.one_shot_int8, or another recipe that quantizes\n"
+    )
+
+
+def test_unreadable_calibration_images_are_named(checkpoint: Path, pictures: Path) -> None:
+    (pictures / "b.png").write_bytes(b"")
+    result = invoke(
+        *("--checkpoint", checkpoint, "-o", "yolact.quantized", "--calibration_images", pictures)
+    )
+    assert result.exit_code == DataError.exit_code
+    assert result.stderr == (
+        "error: 1 of 3 calibration images cannot be read: "
+        f"cannot decode image {pictures / 'b.png'}\nhint: replace or remove these files\n"
+    )
+    assert not checkpoint.with_suffix(".onnx").exists()
+
+
+def test_no_calibration_images_is_not_a_number_of_them(checkpoint: Path, pictures: Path) -> None:
+    result = invoke("--checkpoint", checkpoint, "--calibration_count", 0)
+    assert result.exit_code == ConfigError.exit_code
+    assert "Invalid value for '--calibration_count': 0 is not in the range x>=1" in result.stderr
 
 
 def test_a_missing_checkpoint_reads_as_two_lines(tmp_path: Path) -> None:

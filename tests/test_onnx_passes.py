@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -19,7 +20,13 @@ from onnx import TensorProto, helper, numpy_helper
 from yolact.config import named_config
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError
-from yolact.onnx.compress import compress_file, compressed_size
+from yolact.onnx.compress import (
+    FORMATS,
+    Compression,
+    compress_file,
+    compressed_size,
+    unpack,
+)
 from yolact.onnx.metadata import ModelMetadata
 from yolact.onnx.parity import compare, require_parity, sqnr
 from yolact.onnx.passes import QUANTIZE, run_passes
@@ -289,12 +296,52 @@ def test_compressed_size_is_that_of_gzip(tmp_path: Path) -> None:
     assert compressed_size(path) < 0.2 * len(data)
 
 
-def test_compressed_files_unpack_and_do_not_depend_on_the_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", FORMATS)
+def test_compressed_files_unpack_and_do_not_depend_on_the_time(
+    kind: Compression, tmp_path: Path
+) -> None:
     path = tmp_path / "weights.onnx"
     path.write_bytes(b"weights" * 1000)
-    packed = compress_file(path, "gz")
-    assert packed.name == "weights.onnx.gz"
+    size = compressed_size(path, kind)
+    packed = compress_file(path, kind)
+    assert packed.name == f"weights.onnx.{kind}"
     first = packed.read_bytes()
-    assert gzip.decompress(first) == path.read_bytes()
-    assert compress_file(path, "gz").read_bytes() == first
+    assert len(first) == size < 700
+    assert unpack(packed) == path.read_bytes()
+    assert compress_file(path, kind).read_bytes() == first
+    assert compressed_size(packed) == size, "what is compressed counts as it is"
+
+
+def test_other_tools_read_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "weights.onnx"
+    path.write_bytes(b"weights" * 1000)
+    assert gzip.decompress(compress_file(path, "gz").read_bytes()) == path.read_bytes()
     assert lzma.decompress(compress_file(path, "xz").read_bytes()) == path.read_bytes()
+    packed = compress_file(path, "zst").read_bytes()
+    assert zstandard.ZstdDecompressor().decompress(packed) == path.read_bytes()
+
+
+def test_zstandard_files_of_other_tools_may_not_say_how_long_they_are(tmp_path: Path) -> None:
+    packer = zstandard.ZstdCompressor(write_content_size=False)
+    path = tmp_path / "weights.onnx.zst"
+    path.write_bytes(packer.compress(b"weights" * 1000))
+    assert unpack(path) == b"weights" * 1000
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("gz", "Not a gzipped file (b'no')"),
+        ("xz", "Input format not supported by decoder"),
+        ("zst", "zstd decompressor error: Unknown frame descriptor"),
+    ],
+)
+def test_files_that_are_not_what_their_ending_says_are_named(
+    kind: Compression, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"weights.onnx.{kind}"
+    path.write_bytes(b"not compressed at all")
+    with pytest.raises(CheckpointError) as caught:
+        unpack(path)
+    assert str(caught.value) == f"{path} is damaged: {reason}"
+    assert caught.value.hint == "copy it again"

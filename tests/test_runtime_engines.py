@@ -23,7 +23,7 @@ from onnx_models import (
 )
 from yolact.data.labels import COCO_CLASSES, Classes
 from yolact.errors import CheckpointError, ConfigError
-from yolact.onnx.compress import compress_file
+from yolact.onnx.compress import FORMATS, Compression, compress_file
 from yolact.onnx.export import export
 from yolact.runtime import Engine, load_engine
 from yolact.runtime.ort_engine import OrtEngine
@@ -84,9 +84,9 @@ def test_a_thread_limit_holds_during_the_call_only(checkpoint: Path, onnx_file: 
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("kind", ["gz", "xz"])
-def test_compressed_files_run_as_they_are(kind: str, onnx_file: Path) -> None:
-    packed = compress_file(onnx_file, kind)  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", FORMATS)
+def test_compressed_files_run_as_they_are(kind: Compression, onnx_file: Path) -> None:
+    packed = compress_file(onnx_file, kind)
     images = noise(1, seed=0)
     assert torch.equal(load_engine(packed)(images).conf, load_engine(onnx_file)(images).conf)
 
@@ -196,11 +196,17 @@ def test_a_truncated_file_is_named(onnx_file: Path, tmp_path: Path) -> None:
     half.write_bytes(onnx_file.read_bytes()[:100_000])
     with pytest.raises(CheckpointError, match="not a readable ONNX model"):
         load_engine(half)
-    packed = compress_file(onnx_file, "gz")
-    broken = tmp_path / "broken.onnx.gz"
-    broken.write_bytes(packed.read_bytes()[:100_000])
-    with pytest.raises(CheckpointError, match=r"broken\.onnx\.gz is damaged"):
-        load_engine(broken)
+    for kind in FORMATS:
+        packed = compress_file(onnx_file, kind)
+        broken = tmp_path / f"broken.onnx.{kind}"
+        broken.write_bytes(packed.read_bytes()[:100_000])
+        with pytest.raises(CheckpointError) as caught:
+            load_engine(broken)
+        assert re.fullmatch(
+            rf"{re.escape(str(broken))} is damaged: Compressed (file|data) ended before the "
+            "end-of-stream marker was reached",
+            str(caught.value),
+        )
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ class BenchmarkReport:
     size: int
     """Bytes of the file."""
     compressed: int
-    """Bytes of the file after gzip -9."""
+    """Bytes of the file after gzip; of a compressed file, its own."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with the keys that ``deepsparse.benchmark -x`` writes and a few more."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import torch
@@ -18,13 +19,14 @@ from yolact.errors import ConfigError, ExportError
 from yolact.files import atomic_path, require_space, require_writable_file
 from yolact.model.quantized import is_quantized
 from yolact.model.yolact import InferenceModel, Yolact
-from yolact.onnx.compress import compressed_size
+from yolact.onnx.compress import FORMATS, QUICK, Compression, compress_file, compressed_size
 from yolact.onnx.fuse import (
     fold_batch_norms,
     fold_quantized_batch_norms,
     freeze_observers,
 )
 from yolact.onnx.metadata import ModelMetadata
+from yolact.onnx.narrow import widen_quantizers
 from yolact.onnx.parity import OutputParity, compare, require_parity
 from yolact.onnx.passes import CLEAN, QUANTIZE, run_passes
 from yolact.onnx.picture import sample_images
@@ -32,6 +34,9 @@ from yolact.onnx.trace import OPSETS, label_outputs, trace
 from yolact.onnx.weights import graph_sparsity
 from yolact.runtime.ort_engine import OrtEngine
 from yolact.types import RawOutputs
+
+if TYPE_CHECKING:
+    from yolact.sparsify.one_shot import OneShot
 
 DEFAULT_OPSET = 14
 MOST_IMAGES = 1024
@@ -45,8 +50,10 @@ class ExportReport:
     path: Path
     size: int
     """Bytes of the file."""
-    compressed: int
-    """Bytes of the file after gzip."""
+    packed: Mapping[Compression, int]
+    """Bytes of the file compressed, by format: the quick ones, and those that were written."""
+    written: tuple[Path, ...]
+    """Compressed copies beside the file."""
     opset: int
     quantized: bool
     """Whether the graph simulates or uses integers (Q/DQ nodes)."""
@@ -56,6 +63,13 @@ class ExportReport:
     """With the label of the dynamic axis."""
     output_shapes: tuple[tuple[int | str, ...], ...]
     outputs: tuple[OutputParity, ...]
+    one_shot: OneShot | None = None
+    """What was done to the weights right before, without training."""
+
+    @property
+    def compressed(self) -> int:
+        """Bytes of the file after gzip."""
+        return self.packed["gz"]
 
 
 def export(
@@ -71,6 +85,8 @@ def export(
     config: YolactConfig | None = None,
     recipe: str | None = None,
     image: Path | None = None,
+    compress: Collection[Compression] = (),
+    one_shot: OneShot | None = None,
 ) -> ExportReport:
     """Write ``model`` to ``path`` as ONNX; the model itself is left as it was.
 
@@ -87,6 +103,8 @@ def export(
         config: Stored in the metadata; None makes one of the model's own part.
         recipe: Text of the recipe that made the weights, for the metadata.
         image: Picture to compare the outputs on; None for a generated one.
+        compress: Formats to write the file in as well, beside it.
+        one_shot: What was done to ``model`` without training, for the report and the metadata.
 
     Raises:
         ConfigError: A size or the opset is out of range.
@@ -113,20 +131,32 @@ def export(
         image_size=(side, side),
         recipe=recipe,
         sparsity=sparsity,
+        one_shot=None if one_shot is None else str(one_shot),
     )
     onnx.helper.set_model_props(graph, metadata.to_props())
     parity = _write(graph, path, images, expected, unquantized)
+    written = {kind: compress_file(path, kind) for kind in compress}
     return ExportReport(
         path=path,
         size=path.stat().st_size,
-        compressed=compressed_size(path),
+        packed=_packed_sizes(path, written),
+        written=tuple(written.values()),
         opset=opset,
         quantized=unquantized is not None,
         sparsity=sparsity,
         input_shape=_shape(graph.graph.input[0]),
         output_shapes=tuple(_shape(output) for output in graph.graph.output),
         outputs=parity,
+        one_shot=one_shot,
     )
+
+
+def _packed_sizes(path: Path, written: Mapping[Compression, Path]) -> dict[Compression, int]:
+    return {
+        kind: written[kind].stat().st_size if kind in written else compressed_size(path, kind)
+        for kind in FORMATS
+        if kind in written or kind in QUICK
+    }
 
 
 def _check_options(batch_size: int, opset: int) -> None:
@@ -154,6 +184,7 @@ def _prepare(
     if convert_qat or not quantized:
         fold_quantized_batch_norms(network)
         fold_batch_norms(network)
+    widen_quantizers(network)
     return network, expected, unquantized
 
 

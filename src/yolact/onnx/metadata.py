@@ -33,6 +33,8 @@ class ModelMetadata:
     """Text of the recipe that made the weights."""
     sparsity: float | None = None
     """Share of zeros among the exported convolution weights, 0..1."""
+    one_shot: str | None = None
+    """What was done to the weights without training, in words."""
     version: str | None = __version__
     """Version of this package that wrote the file."""
 
@@ -51,6 +53,8 @@ class ModelMetadata:
             props["recipe"] = self.recipe
         if self.sparsity is not None:
             props["sparsity"] = f"{self.sparsity:.6f}"
+        if self.one_shot is not None:
+            props["one_shot"] = self.one_shot
         if self.version is not None:
             props["version"] = self.version
         return props
@@ -69,6 +73,7 @@ class ModelMetadata:
                 image_size=_image_size(props),
                 recipe=props.get("recipe"),
                 sparsity=float(props["sparsity"]) if "sparsity" in props else None,
+                one_shot=props.get("one_shot"),
                 version=props.get("version"),
             )
         except (ValueError, TypeError, AttributeError, YolactError) as error:

@@ -13,7 +13,7 @@ __all__ = ["ENGINES", "Engine", "engine_for", "load_engine"]
 
 ENGINES = {
     "torch": (".pth",),
-    "onnxruntime": (".onnx", ".onnx.gz", ".onnx.xz"),
+    "onnxruntime": (".onnx", ".onnx.gz", ".onnx.xz", ".onnx.zst"),
 }
 """Engine names and the file endings each one reads."""
 
@@ -33,7 +33,8 @@ def load_engine(
     """Load a model file into the engine that runs it.
 
     Args:
-        path: A ``.pth`` checkpoint or an ``.onnx`` file, which may be compressed (.gz, .xz).
+        path: A ``.pth`` checkpoint or an ``.onnx`` file, which may be compressed (.gz, .xz,
+            .zst).
         engine: A name of :data:`ENGINES`, or ``ort``; None lets the file's ending decide.
         device: Where the torch engine runs; ONNX Runtime always uses the CPU here.
         num_cores: Threads one inference may use; None leaves the choice to the engine.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from torch import Tensor
 
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError
+from yolact.onnx.compress import compression_of, unpack
 from yolact.onnx.metadata import ModelMetadata
 from yolact.runtime.base import check_images
 from yolact.types import RawOutputs
@@ -34,7 +32,7 @@ class OrtEngine:
     come from the file's metadata; a file without them gets :meth:`Classes.assumed`.
 
     Args:
-        model: Path of the file (``.onnx``, ``.onnx.gz``, ``.onnx.xz``), or its bytes.
+        model: Path of the file (``.onnx``, or that compressed: .gz, .xz, .zst), or its bytes.
         num_cores: Threads one inference may use; None lets ONNX Runtime decide.
 
     Raises:
@@ -112,15 +110,14 @@ def _model_source(path: Path) -> str | bytes:
         raise CheckpointError(f"model not found: {path}", hint="check the path")
     if not path.stat().st_size:
         raise CheckpointError(f"{path} is not a readable ONNX model: it is empty", hint=_HINT)
-    unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix.lower())
     try:
-        if unpack is not None:
-            return unpack(path.read_bytes())
+        if compression_of(path) is not None:
+            return unpack(path)
         with path.open("rb"):
             return str(path)  # by path, so that files with external data find it
     except PermissionError as error:
         raise CheckpointError(f"no permission to read {path}", hint="check its mode") from error
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except OSError as error:
         raise CheckpointError(f"{path} is damaged: {error}", hint="copy it again") from error
 
 
