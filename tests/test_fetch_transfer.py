@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -471,10 +470,8 @@ def test_a_disk_without_room_is_noticed_before_the_first_byte(
 def test_a_disk_that_fills_up_is_a_storage_error(
     server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @contextmanager
-    def full(*_: Any) -> Iterator[Any]:
+    def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        yield
 
     monkeypatch.setattr(Part, "writer", full)
     with pytest.raises(StorageError, match="no space left to write"):

@@ -14,6 +14,7 @@ from yolact.errors import DownloadError
 _REGULAR = (0, stat.S_IFREG)
 """File types in a member's mode; 0 where the archive was not made on Unix."""
 _ENCRYPTED = 0x1
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ def _objection(info: zipfile.ZipInfo, rules: Rules) -> str | None:
         return f"is not of the form {rules.folder}/*{rules.suffix}"
     if info.flag_bits & _ENCRYPTED:
         return "is encrypted"
+    if info.compress_type not in _METHODS:
+        return "is compressed in an unusual way"
+    if info.header_offset < 0:
+        return "begins before the archive does"
     if not info.file_size:  # zipfile would not look at its CRC
         return "is empty"
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import threading
 import zipfile
 import zlib
@@ -23,6 +24,11 @@ from yolact.files import storage_errors
 _BLOCK = 1 << 20
 _BATCH = 1 << 22
 """Bytes that a thread unpacks before it looks for more to do."""
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(EOFError, NotImplementedError, UnicodeDecodeError),
+)
+"""What :mod:`zipfile` raises about archives that are not sound."""
 
 
 class Unpacked(NamedTuple):
@@ -81,7 +87,7 @@ def unpack(
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise DownloadError(
             f"{path} is damaged: {error}", hint="remove it and run the command again"
         ) from error
