@@ -21,7 +21,7 @@ from yolact.config import named_config
 from yolact.data.calibration import calibration_images, spread
 from yolact.data.images import read_rgb
 from yolact.data.transforms import preprocess
-from yolact.errors import ConfigError, DataError, RecipeError, TargetMissedError
+from yolact.errors import CheckpointError, ConfigError, DataError, RecipeError, TargetMissedError
 from yolact.model.yolact import Yolact
 from yolact.onnx.export import export
 from yolact.onnx.weights import conv_weights
@@ -267,6 +267,20 @@ pruning_modifiers:
     )
     assert caught.value.hint == (
         "use !GMPruningModifier, or train with sparseml.yolact.train --recipe"
+    )
+
+
+def test_weights_that_are_not_finite_are_an_error() -> None:
+    model = small_model()
+    model.get_parameter("proto_net.0.weight").data[0] = float("nan")
+    with pytest.raises(CheckpointError) as caught:
+        apply_at_once(model, load_recipe(QUANTIZATION), IMAGES)
+    assert str(caught.value) == (
+        "values that are not finite arrive at proto_net.0.module.weight_fake_quant: "
+        "no range can hold them"
+    )
+    assert caught.value.hint == (
+        "the weights are damaged, or training diverged; use an earlier checkpoint"
     )
 
 

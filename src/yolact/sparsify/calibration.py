@@ -29,6 +29,8 @@ from torch.ao.quantization import (
 )
 from tqdm import tqdm
 
+from yolact.errors import CheckpointError
+
 _PER_CHANNEL = (torch.per_channel_symmetric, torch.per_channel_affine)
 
 
@@ -55,6 +57,9 @@ def calibrate(model: nn.Module, images: Inputs) -> int:
 
     Returns:
         How many quantizers got a range; those of layers that inference skips do not.
+
+    Raises:
+        CheckpointError: Weights or activations are not finite.
     """
     observers = {
         module: _observer(module, weights=name.endswith("weight_fake_quant"))
@@ -63,7 +68,7 @@ def calibrate(model: nn.Module, images: Inputs) -> int:
     }
     training = model.training
     model.eval()
-    with _watched(observers):
+    with _watched(observers, {module: name for name, module in model.named_modules()}):
         for image in tqdm(images, desc="calibrating", unit="image", disable=None):
             model(image)
     model.train(training)
@@ -87,13 +92,15 @@ def _observer(quantizer: FakeQuantize, *, weights: bool) -> Any:
 
 
 @contextmanager
-def _watched(observers: Mapping[FakeQuantize, Any]) -> Iterator[None]:
+def _watched(
+    observers: Mapping[FakeQuantize, Any], names: Mapping[nn.Module, str]
+) -> Iterator[None]:
     """Let observers see what quantizers are fed, while these let it through unchanged."""
     hooks = []
     for quantizer, observer in observers.items():
         quantizer.disable_observer()
         quantizer.disable_fake_quant()
-        hooks.append(quantizer.register_forward_pre_hook(_feeding(observer)))
+        hooks.append(quantizer.register_forward_pre_hook(_feeding(observer, names[quantizer])))
     try:
         yield
     finally:
@@ -103,8 +110,13 @@ def _watched(observers: Mapping[FakeQuantize, Any]) -> Iterator[None]:
             quantizer.enable_fake_quant()
 
 
-def _feeding(observer: Any) -> Any:
+def _feeding(observer: Any, name: str) -> Any:
     def feed(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not inputs[0].isfinite().all():
+            raise CheckpointError(
+                f"values that are not finite arrive at {name}: no range can hold them",
+                hint="the weights are damaged, or training diverged; use an earlier checkpoint",
+            )
         observer(inputs[0])
 
     return feed
