@@ -148,7 +148,7 @@ def test_a_checkpoint_brings_its_network_its_zeros_and_its_recipes() -> None:
     config = tiny_config().with_model(num_classes=6)
     model = Yolact(config.model)
     with torch.no_grad():
-        model.proto_net[0].weight[:4] = 0
+        model.get_parameter("proto_net.0.weight")[:4] = 0
     earlier = load_recipe(RECIPE).text
     save_checkpoint(
         Path("tiny.pth"), Checkpoint(model_state=model.state_dict(), config=config, recipe=earlier)

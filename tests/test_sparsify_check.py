@@ -306,8 +306,8 @@ def test_a_run_cut_short_by_the_command_line_is_a_warning(tiny: Yolact) -> None:
 def test_zeros_that_no_modifier_keeps_are_a_warning() -> None:
     model = Yolact(tiny_config().model)
     with torch.no_grad():
-        model.proto_net[0].weight.zero_()
-        model.proto_net[2].weight.zero_()
+        model.get_parameter("proto_net.0.weight").zero_()
+        model.get_parameter("proto_net.2.weight").zero_()
     assert found(LENGTH, model) == [
         (
             "warning",
@@ -409,7 +409,7 @@ def test_a_thinned_network_is_predicted_with_the_layers_it_will_have() -> None:
 def test_zeros_of_today_last_where_they_are_held() -> None:
     model = Yolact(tiny_config().model)
     with torch.no_grad():
-        model.proto_net[0].weight[:2] = 0
+        model.get_parameter("proto_net.0.weight")[:2] = 0
     hold = "- !ConstantPruningModifier {params: [proto_net.0.weight]}\n"
     for text, expected in ((LENGTH + hold, 0.25), (LENGTH, 0.0), (LENGTH + PRUNE, 0.8)):
         prediction = outlook_of(text, tiny_config(), model).prediction
@@ -592,7 +592,8 @@ def test_a_report_in_words() -> None:
         "not pruned (33): "
     )
     assert (
-        "\n\n   group      layers  weights  pruned\n2  proto_net       1      576  0.8000\n" in text
+        "\n\n   group      layers  weights  pruned\n2  proto_net       1      576  0.8000  zeros\n"
+        in text
     )
     assert text.endswith("\n\nno problems found")
     verbose = describe_check(draft.variables, report, outlook, verbose=True)
@@ -651,7 +652,7 @@ def modifiers(draw: st.DrawFn) -> Entry:
         "update_frequency": draw(st.floats(0.01, 20)),
         "mask_type": draw(st.sampled_from(["unstructured", [1, 4], [0, 1], "2:4", "block4"])),
     }
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "EpochRangeModifier": window,
         "LearningRateFunctionModifier": {**window, **lr, "lr_func": function},
         "SetLearningRateModifier": {"start_epoch": begin, "learning_rate": lr["init_lr"]},

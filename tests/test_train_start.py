@@ -367,3 +367,36 @@ def test_a_disk_that_fills_up_ends_the_run_and_keeps_what_was_saved(
     with pytest.raises(StorageError, match="no space left to write .*tiny_0_3.pth"):
         train(tiny_settings(tiny_shapes, tmp_path))
     assert names(tmp_path / "weights") == ["tiny_0_1.pth", "tiny_0_2.pth"]
+
+
+SLOW = """
+- !EpochRangeModifier {start_epoch: 0, end_epoch: 1}
+- !GMPruningModifier {params: [proto_net.0.weight], start_epoch: 0, end_epoch: 0.5,
+                      init_sparsity: 0.2, final_sparsity: 0.8, update_frequency: 1}
+"""
+"""A recipe that gives one warning."""
+
+
+def test_a_recipe_is_checked_before_the_first_step_and_warned_of_once(
+    tiny_shapes: Path, tmp_path: Path, package_log: pytest.LogCaptureFixture
+) -> None:
+    train(tiny_settings(tiny_shapes, tmp_path, recipe=SLOW))
+    warnings = [r.getMessage() for r in package_log.records if "updates every" in r.getMessage()]
+    assert warnings == [
+        "the recipe: GMPruningModifier: updates every 1 epochs, but lasts only 0.5: "
+        "it acts at its start and at its end alone; lower update_frequency"
+    ]
+
+
+def test_every_error_of_a_recipe_stops_a_run_before_the_first_step(
+    tiny_shapes: Path, tmp_path: Path
+) -> None:
+    wrong = SLOW.replace("end_epoch: 0.5", "end_epoch: 2").replace("net.0", "net.1")
+    with pytest.raises(RecipeError) as caught:
+        train(tiny_settings(tiny_shapes, tmp_path, recipe=wrong))
+    assert str(caught.value) == (
+        "the recipe has 2 problems: "
+        "GMPruningModifier: no parameter of the model matches 'proto_net.1.weight'; "
+        "GMPruningModifier: ends at epoch 2, after the run, which ends at 1"
+    )
+    assert not list(tmp_path.rglob("*.pth"))

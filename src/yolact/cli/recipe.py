@@ -164,8 +164,8 @@ def _look(
 
 
 def _history(earlier: str) -> str:
-    from yolact.sparsify.document import entries, parse
-    from yolact.sparsify.stages import last_epoch, stages
+    from yolact.sparsify.document import entries, parse, stages
+    from yolact.sparsify.stages import last_epoch
 
     document = parse(earlier, "the checkpoint's recipe")
     count, staged = len(list(entries(document))), len(stages(document))

@@ -153,11 +153,12 @@ def _groups(outlook: Outlook) -> str:
             str(len(group.names)),
             f"{sum(weights.get(name, 0) for name in group.names):,}",
             f"{group.final:.4f}",
+            "zeros" if group.what == "zeros" else "channels gone",
         ]
         for group in outlook.curves.groups
     ]
-    header = ["", "group", "layers", "weights", "pruned"]
-    return _table(header, cells, "><>>>") if cells else ""
+    header = ["", "group", "layers", "weights", "pruned", ""]
+    return _table(header, cells, "><>>><") if cells else ""
 
 
 def _prediction(prediction: Prediction) -> str:

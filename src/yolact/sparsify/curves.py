@@ -178,10 +178,10 @@ def _run_pruning(
     return names, levels
 
 
-def _declared(row: ModifierRow, epochs: Sequence[float]) -> tuple[Sequence[str], list[list[float]]]:
+def _declared(row: ModifierRow, epochs: Sequence[float]) -> tuple[list[str], list[list[float]]]:
     """The same for pruning that has to see weights or gradients: its target from its beginning."""
     level = declared_sparsity(row)
-    return row.parameters, [
+    return list(row.parameters), [
         [level if epoch >= row.begin else 0.0] * len(row.parameters) for epoch in epochs
     ]
 

@@ -44,6 +44,7 @@ def plot_schedule(curves: Curves, title: str, path: Path) -> None:
     # Not pyplot, which would choose a window system and remember every figure.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     lanes = list(dict.fromkeys(phase.name for phase in curves.phases))
     panels = [*(["zeros"] if curves.groups else []), "lr", "decay"]
@@ -51,7 +52,8 @@ def plot_schedule(curves: Curves, title: str, path: Path) -> None:
     if lanes:
         panels.append("phases")
         heights.append(_LANE * len(lanes) + 0.2)
-    figure = Figure(figsize=(_WIDTH, sum(heights) + 1.3), dpi=_DPI, layout="constrained")
+    layout = ConstrainedLayoutEngine(hspace=0.06, h_pad=0.06, w_pad=0.08)
+    figure = Figure(figsize=(_WIDTH, sum(heights) + 1.3), dpi=_DPI, layout=layout)
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
     axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -59,14 +61,14 @@ def plot_schedule(curves: Curves, title: str, path: Path) -> None:
     for axis, panel in zip(axes, panels, strict=True):
         _prepare(axis)
         draw[panel](axis, curves)
-        for phase in curves.phases:
-            axis.axvspan(phase.begin, phase.end, color="#3182bd", alpha=0.05, linewidth=0)
+        if curves.phases:
+            begin, end = min(p.begin for p in curves.phases), max(p.end for p in curves.phases)
+            axis.axvspan(begin, end, color="#3182bd", alpha=0.06, linewidth=0)
     axes[-1].set_xlabel("epoch", color=_INK)
     axes[-1].set_xlim(0, curves.epochs[-1])
     figure.align_ylabels(
         [axis for axis, panel in zip(axes, panels, strict=True) if panel in _HEIGHTS]
     )
-    figure.get_layout_engine().set(hspace=0.06, h_pad=0.06, w_pad=0.08)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -109,21 +111,24 @@ def _prepare(axis: Any) -> None:
 
 
 def _draw_groups(axis: Any, curves: Curves) -> None:
-    for index, group in enumerate(curves.groups):
-        label = f"{group_label(group.names)} ({_count(len(group.names))}): {group.final:.1%}"
+    alike: dict[tuple[str, tuple[float, ...]], list[str]] = {}
+    for group in curves.groups:  # one line for those that would hide each other
+        alike.setdefault((group.what, group.levels), []).extend(group.names)
+    for index, ((what, levels), names) in enumerate(alike.items()):
+        label = f"{group_label(names)} ({_count(len(names))}): {levels[-1] * 100:.4g} %"
         axis.plot(
             curves.epochs,
-            [level * 100 for level in group.levels],
+            [level * 100 for level in levels],
             color=_COLORS[index % len(_COLORS)],
             linewidth=1.8,
-            linestyle="-" if group.what == "zeros" else "--",
+            linestyle="-" if what == "zeros" else "--",
             drawstyle="steps-post",
             label=label,
         )
-    kinds = {group.what for group in curves.groups}
-    axis.set_ylabel(
-        {1: f"{next(iter(kinds))} (%)", 2: "zeros, channels gone (%)"}[len(kinds)], color=_INK
-    )
+    kinds = sorted({group.what for group in curves.groups})
+    axis.set_ylabel({"zeros": "zeros (%)", "channels": "channels gone (%)"}[kinds[-1]], color=_INK)
+    if len(kinds) > 1:
+        _note(axis, "dashed: channels gone")
     axis.set_ylim(0, 100)
     axis.legend(
         loc="lower right",
