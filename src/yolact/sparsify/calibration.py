@@ -3,8 +3,8 @@
 What sparseml puts into a model follows ranges by a moving average that gives each batch a weight
 of 0.01: right for thousands of training steps, far off after a hundred images. Here every image
 counts the same. Activations go into histograms, and the range of each is the one that loses least
-when values are rounded to it (torch's HistogramObserver): rare extreme values are cut off where that
-makes all others finer. Weights are few and exactly known: they keep their full range.
+when values are rounded to it (torch's HistogramObserver): rare extreme values are cut off where
+that makes all others finer. Weights are few and exactly known: they keep their full range.
 
 On the small network, trained on the sample set, with 100 images, noise against the float model in
 dB (higher is better) for boxes, mask coefficients and prototypes: histograms 33.9, 33.7, 29.0;
