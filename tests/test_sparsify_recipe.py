@@ -172,11 +172,6 @@ def test_an_unknown_variable_names_the_nearest() -> None:
     )
 
 
-def test_distillation_says_what_is_missing() -> None:
-    message, _ = failure("- !DistillationModifier\n  start_epoch: 0\n")
-    assert "needs a teacher model, which training here does not have" in message
-
-
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     card, empty, checkpoint = (tmp_path / name for name in ("a.md", "b.yaml", "c.pth"))
     card.write_text("# Only a card\n")
