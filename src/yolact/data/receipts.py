@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from yolact.data.archives import Archive
+from yolact.fetch.record import remove_record, write_record
 from yolact.fetch.unpack import Unpacked
-from yolact.files import write_text
 
 _SAMPLE = 500
 """Files of each archive whose size is looked at; a look at all takes seconds on a cold disk."""
@@ -65,11 +65,12 @@ class DataFolder:
 
     def sign(self, archive: Archive, receipt: Receipt) -> None:
         """Write the receipt of an archive whose files are in place."""
-        write_text(self._record(archive), json.dumps({"md5": archive.md5, **vars(receipt)}))
+        self.records.mkdir(parents=True, exist_ok=True)
+        write_record(self._record(archive), json.dumps({"md5": archive.md5, **vars(receipt)}))
 
     def withdraw(self, archive: Archive) -> None:
         """Remove an archive's receipt: the next download looks at every file."""
-        self._record(archive).unlink(missing_ok=True)
+        remove_record(self._record(archive))
 
     def receipt(self, archive: Archive) -> Receipt | None:
         """The receipt of an archive, if there is one that can be read."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yolact.fetch.record import remove_record, write_record
 from yolact.fetch.spans import Span, clamp, gaps, total, union
-from yolact.files import write_text
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Part:
         with self._lock:
             self._spans, self.origin = [], None
             self.epoch += 1
-            self.record.unlink(missing_ok=True)
+            remove_record(self.record)
             self.path.write_bytes(b"")
 
     def discard(self) -> None:
         """Remove both files."""
-        self.record.unlink(missing_ok=True)
+        remove_record(self.record)
         self.path.unlink(missing_ok=True)
 
     @contextmanager
@@ -98,7 +98,7 @@ class Part:
         with self._lock:
             content = {"origin": self.origin and vars(self.origin), "spans": self._spans}
         self.flush()
-        write_text(self.record, json.dumps(content))
+        write_record(self.record, json.dumps(content))
 
     def flush(self) -> None:
         """Wait until what is there would survive a power cut."""
@@ -109,7 +109,7 @@ class Part:
         """Give the finished file its name; on the disk it is whole before that."""
         self.flush()
         os.replace(self.path, target)
-        self.record.unlink(missing_ok=True)
+        remove_record(self.record)
 
 
 def _parse(content: Any) -> tuple[Origin, list[Span]]:
