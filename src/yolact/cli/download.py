@@ -71,7 +71,7 @@ def download(
     What is there already is left alone, and an interrupted download goes on where it stopped.
     """
     setup_logging()
-    _refuse_idle_options(dataset, weights, data_dir, options)
+    _refuse_idle_options(dataset, weights, data_dir, dry_run, options)
     if weights != _NONE and not options["verify"]:
         _weights(weights, options["mirror"], dry_run)
     if dataset == _SHAPES:
@@ -81,7 +81,7 @@ def download(
 
 
 def _refuse_idle_options(
-    dataset: str, weights: str, data_dir: Path | None, options: dict[str, Any]
+    dataset: str, weights: str, data_dir: Path | None, dry_run: bool, options: dict[str, Any]
 ) -> None:
     """An option that would be ignored is a mistake."""
     if dataset == _NONE and weights == _NONE:
@@ -91,6 +91,8 @@ def _refuse_idle_options(
             "--verify is for COCO; weights are checked whenever they are used",
             hint="leave --weights out",
         )
+    if options["verify"] and dry_run:
+        raise ConfigError("--verify and --dry-run exclude each other", hint="leave one of them out")
     if dataset == _NONE and data_dir:
         raise ConfigError("--data_dir is for a data set", hint="leave it or --dataset none out")
     for name in _OF_SHAPES if dataset != _SHAPES else ():
