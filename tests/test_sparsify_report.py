@@ -217,7 +217,7 @@ def test_layers_say_how_they_are_quantized() -> None:
         assert layer.weight_quantizer.scheme == "symmetric per tensor"
         assert layer.input_quantizer.scheme == "asymmetric per tensor"
     assert second.weight_quantizer is not None
-    assert second.weight_quantizer.scale == (pytest.approx(2 / 255), pytest.approx(2 / 255))
+    assert second.weight_quantizer.scale == pytest.approx((2 / 255, 2 / 255))
     assert report(model(), None).layers[0].batch_norm == "separate"
 
 
@@ -227,7 +227,7 @@ def test_ranges_are_those_of_the_values_seen() -> None:
     net["b"](net["a"](torch.tensor([-1.0, 3.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)))
     quantizer = report(net, None).layers[0].input_quantizer
     assert quantizer is not None
-    assert quantizer.range == (pytest.approx(-1, abs=0.02), pytest.approx(3, abs=0.02))
+    assert quantizer.range == pytest.approx((-1, 3), abs=0.02)
 
 
 def test_quantization_that_never_came_is_missed() -> None:

@@ -11,7 +11,7 @@
 | 6 | ExportError | the exported graph does not reproduce the PyTorch model |
 | 7 | DownloadError | something could not be fetched or verified |
 | 8 | StorageError | no permission or no space to write |
-| 9 | TargetMissedError | the run ended, but a stated target (sparsity, mAP) was not met |
+| 9 | TargetMissedError | the run ended, but a stated target (sparsity, bits, mAP) was not met |
 | 130 | | interrupted by Ctrl-C or SIGTERM; state was saved |
 """
 

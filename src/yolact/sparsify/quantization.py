@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,12 +138,12 @@ def _by_submodule(modifier: Any, name: str, kind: str) -> WantedQuantization | N
     return WantedQuantization(WantedQuantizer(bits, symmetric=True, per_channel=False), None)
 
 
-def _match(name: str, kind: str, names_or_kinds: Any) -> str | None:
+def _match(name: str, kind: str, names_or_kinds: Collection[str]) -> str | None:
     """As sparseml matches: the longest beginning of the name, else the class."""
-    beginnings = [text for text in names_or_kinds or [] if name.startswith(text)]
+    beginnings = [text for text in names_or_kinds if name.startswith(text)]
     if beginnings:
         return max(beginnings, key=len)
-    return kind if kind in (names_or_kinds or []) else None
+    return kind if kind in names_or_kinds else None
 
 
 def _wanted(arguments: Any) -> WantedQuantizer | None:

@@ -242,8 +242,8 @@ def _layer(
         *([] if bool(weight.isfinite().all()) else [f"{name} has weights that are not finite"]),
         *([] if wish is None else _sparsity_problems(name, conv, zeros, wish)),
         *([f"{name} has {broken} broken groups of mask {_text(wish)}"] if wish and broken else []),
-        *_quantization_problems(name, "weights", weights, wanted and wanted.weights),
-        *_quantization_problems(name, "inputs", inputs, wanted and wanted.inputs),
+        *_quantization_problems(name, "weights", weights, wanted.weights if wanted else None),
+        *_quantization_problems(name, "inputs", inputs, wanted.inputs if wanted else None),
     ]
     return LayerReport(
         name=name,

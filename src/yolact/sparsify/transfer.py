@@ -47,7 +47,7 @@ def learn_ranges(model: nn.Module, layers: Sequence[str]) -> None:
     """
     for name, module in model.named_modules():
         if f"{name}.".startswith(tuple(layers)) and isinstance(module, FakeQuantizeBase):
-            module.enable_observer()  # type: ignore[no-untyped-call]
+            module.enable_observer()
 
 
 def _without(entry: Entry, parameters: Sequence[str], kept: Sequence[str]) -> Entry | None:
