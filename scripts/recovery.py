@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,7 +68,6 @@ class Result:
     mask_map: float
     onnx_bytes: int
     compressed_bytes: int
-    train_minutes: float
 
 
 class Recovery:
@@ -85,9 +83,9 @@ class Recovery:
         """Everything that is not done yet, ``jobs`` trainings at a time."""
         if not (self.data / "annotations").exists():
             call("download", "--dataset", "shapes", "--data_dir", self.data)
+        tasks = [(seed, variant) for seed in seeds for variant in variants]
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(self.baseline, seeds))
-            tasks = [(seed, variant) for variant in variants for seed in seeds]
             return list(pool.map(lambda task: self.result(*task), tasks))
 
     def baseline(self, seed: int) -> Path:
@@ -104,12 +102,10 @@ class Recovery:
         record = folder / "result.json"
         if record.exists():
             return Result(**json.loads(record.read_text()))
-        began = time.monotonic()
-        length = ["--recipe_args", f"num_epochs={EPOCHS}"]
-        self.train(
-            *(folder, seed, "--ckpt", self.baseline(seed), "--recipe", variant.recipe), *length
-        )
-        minutes = (time.monotonic() - began) / 60
+        if not list(folder.glob("*[0-9].pth")):
+            start = ["--ckpt", self.baseline(seed)]
+            recipe = ["--recipe", variant.recipe, "--recipe_args", f"num_epochs={EPOCHS}"]
+            self.train(folder, seed, *start, *recipe)
         model = folder / f"{variant.name}.onnx"
         call("export_onnx", "--checkpoint", newest(folder), "--name", model, "--compress", "gz")
         output = call(
@@ -123,7 +119,6 @@ class Recovery:
             mask_map=table_value(output, "mask"),
             onnx_bytes=model.stat().st_size,
             compressed_bytes=model.with_name(f"{model.name}.gz").stat().st_size,
-            train_minutes=minutes,
         )
         record.write_text(json.dumps(asdict(result), indent=1))
         return result
