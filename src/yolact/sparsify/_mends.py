@@ -20,6 +20,10 @@ What each piece mends:
 * :func:`_movement_step`: movement scores become NaN at the first gradient that overflows.
 * :class:`_GradSampler`: samples of gradients erase the gradients of the step, draw a progress bar
   and take the outputs of evaluation mode, in which there is no loss of the semantic branch.
+* :func:`_enable_legacy`: observers and batch norms of a submodule that quantization replaces, a
+  single layer, are not stopped when their epoch comes.
+* :func:`_freeze_statistics`, :func:`_update_statistics`: a batch norm that is not fused is wrapped
+  twice when it is quantized, and freezing reaches the wrapper only.
 * ``tqdm``: SparsificationLoggingModifier draws a progress bar for every line it logs.
 """
 
@@ -43,6 +47,10 @@ from sparseml.pytorch.sparsification.pruning import (
 from sparseml.pytorch.sparsification.pruning.mask_params import ModuleParamPruningMask
 from sparseml.pytorch.sparsification.pruning.modifier_pruning_movement import (
     MovementPruningParamsScorer,
+)
+from sparseml.pytorch.sparsification.quantization import helpers
+from sparseml.pytorch.sparsification.quantization.legacy_modifier_quantization import (
+    QuantizationModifier as LegacyQuantizationModifier,
 )
 from sparseml.pytorch.sparsification.training.modifier_lr import (
     LearningRateFunctionModifier,
@@ -198,7 +206,33 @@ class _GradSampler(GradSampler):  # type: ignore[misc]
             parameter.grad = gradient
 
 
+_enable_as_given = LegacyQuantizationModifier._enable_module_qat
+
+
+def _enable_legacy(self: Any, module: nn.Module) -> None:
+    _enable_as_given(self, module)
+    self._modules_to_quantize = [
+        part._replace(module=module.get_submodule(part.name or ""))
+        for part in self._modules_to_quantize
+    ]
+
+
+def _freeze_statistics(self: Any) -> Any:
+    self.freeze_bn = True
+    self.bn.eval()
+    return self
+
+
+def _update_statistics(self: Any) -> Any:
+    self.freeze_bn = False
+    self.bn.train()
+    return self
+
+
 mask_creator.NMPruningMaskCreator = _NMMasks
+LegacyQuantizationModifier._enable_module_qat = _enable_legacy
+helpers._BNWrapper.freeze_bn_stats = _freeze_statistics
+helpers._BNWrapper.update_bn_stats = _update_statistics
 mask_creator.BlockMaskCreator = _BlockMasks
 modifier_pruning_base.interpolate = _interpolate
 LearningRateFunctionModifier._linear = _linear

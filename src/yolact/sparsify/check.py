@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from yolact.sparsify.document import Entry, entries, parse
+from yolact.sparsify.layers import layer_problems
 from yolact.sparsify.patterns import matches
 from yolact.sparsify.problems import Problem, raise_errors
 from yolact.sparsify.recipe import Recipe
@@ -58,12 +59,14 @@ def check_against(recipe: Recipe, model: nn.Module) -> None:
     """Check that a recipe's parameter names and mask shapes fit ``model``.
 
     Raises:
-        RecipeError: A name or regular expression matches no parameter, or a block of the mask
-            does not divide a parameter it is for. The message names all of them.
+        RecipeError: A name or regular expression matches no parameter, a block of the mask does
+            not divide a parameter it is for, or a layer to quantize does not exist. The message
+            names all of them.
     """
     parameters = Parameters.of(model)
-    items = enumerate(entries(parse(recipe.text, recipe.label)), 1)
+    items = list(enumerate(entries(parse(recipe.text, recipe.label)), 1))
     problems = [p for number, entry in items for p in misfits(entry, number, parameters)]
+    problems += [p for number, entry in items for p in layer_problems(entry, number, model)]
     raise_errors(problems, recipe.label)
 
 

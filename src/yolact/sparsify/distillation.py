@@ -96,11 +96,23 @@ def distillation_schedule(
     _name_idle_fields(document, label)
     windows = []
     for modifier in modifiers:
-        if isinstance(modifier, DistillationModifier):
-            windows.append(_window(modifier, _outputs(modifier, label)))
-        elif isinstance(modifier, PerLayerDistillationModifier):
-            windows.append(_window(modifier, _layers(modifier, label)))
+        what = what_it_distils(modifier, label)
+        if what is not None:
+            windows.append(_window(modifier, what))
     return DistillationSchedule(tuple(windows))
+
+
+def what_it_distils(modifier: Any, label: str) -> Distilled | None:
+    """A modifier of distillation as a record; None for any other modifier.
+
+    Raises:
+        RecipeError: A field has a value that cannot be.
+    """
+    if isinstance(modifier, DistillationModifier):
+        return _outputs(modifier, label)
+    if isinstance(modifier, PerLayerDistillationModifier):
+        return _layers(modifier, label)
+    return None
 
 
 def _name_idle_fields(document: Document, label: str) -> None:

@@ -13,6 +13,7 @@ from yolact.errors import RecipeError
 from yolact.sparsify.check import Parameters, misfits
 from yolact.sparsify.curves import Curves, trace_curves
 from yolact.sparsify.document import Entry, entries, parse
+from yolact.sparsify.layers import layer_problems
 from yolact.sparsify.predict import Prediction, predict
 from yolact.sparsify.problems import Problem, from_error, raise_errors
 from yolact.sparsify.recipe import Recipe
@@ -80,6 +81,7 @@ def examine(
     end = run_end(rows, epochs)
     for row in rows:
         problems += misfits(row.entry, row.number, parameters)
+        problems += layer_problems(row.entry, row.number, model)
         problems += _values(row)
         if row.name.endswith("DistillationModifier") and not teacher:
             problems.append(_no_teacher(row))

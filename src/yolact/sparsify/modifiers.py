@@ -56,8 +56,10 @@ def _build(item: Any, label: str) -> Any:
             hint="entries begin with !, like - !GMPruningModifier",
         )
     _check(item, label)
+    # sparseml would demand a loader of calibration images; ranges are calibrated here otherwise.
+    fields = {k: v for k, v in item.fields.items() if k != "num_calibration_steps"}
     # The tag of sparseml's own constructors; each picks among classes of one name by their fields.
-    text = dump({"modifier": Entry(f"pytorch.{item.name}", item.fields)})
+    text = dump({"modifier": Entry(f"pytorch.{item.name}", fields)})
     try:
         modifier = yaml.safe_load(text)["modifier"]
     except (

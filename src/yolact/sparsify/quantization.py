@@ -121,10 +121,16 @@ def _kinds(model: nn.Module) -> dict[nn.Module, str]:
 def _by_scheme(modifier: Any, name: str, kind: str) -> WantedQuantization | None:
     if _match(name, kind, modifier.ignore):
         return None
-    override = _match(name, kind, modifier.scheme_overrides)
-    scheme = modifier.scheme if override is None else modifier.scheme_overrides[override]
-    weights, inputs = _wanted(scheme.weights), _wanted(scheme.input_activations)
+    # Beside a ReLU alone, the convolution inside the fused layer says how its weights are rounded.
+    own_kind = "Conv2d" if kind == "ConvReLU2d" else kind
+    weights = _wanted(_scheme(modifier, name, own_kind).weights)
+    inputs = _wanted(_scheme(modifier, name, kind).input_activations)
     return WantedQuantization(weights, inputs) if weights or inputs else None
+
+
+def _scheme(modifier: Any, name: str, kind: str) -> Any:
+    override = _match(name, kind, modifier.scheme_overrides)
+    return modifier.scheme if override is None else modifier.scheme_overrides[override]
 
 
 def _by_submodule(modifier: Any, name: str, kind: str) -> WantedQuantization | None:
