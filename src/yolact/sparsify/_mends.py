@@ -24,14 +24,12 @@ What each piece mends:
   single layer, are not stopped when their epoch comes.
 * :func:`_freeze_statistics`, :func:`_update_statistics`: a batch norm that is not fused is wrapped
   twice when it is quantized, and freezing reaches the wrapper only.
-* ``tqdm``: SparsificationLoggingModifier draws a progress bar for every line it logs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -57,10 +55,9 @@ from sparseml.pytorch.sparsification.training.modifier_lr import (
     LearningRateModifier,
 )
 from sparseml.pytorch.sparsification.training.modifier_params import GradualParamModifier
-from sparseml.pytorch.utils import GradSampler, sparsification
+from sparseml.pytorch.utils import GradSampler
 from sparseml.utils import interpolate
 from torch import Tensor, nn
-from tqdm import tqdm
 
 
 class _NMMasks(mask_creator.NMPruningMaskCreator):  # type: ignore[misc]
@@ -247,4 +244,3 @@ MovementPruningParamsScorer.pre_optim_step_update = _movement_step
 modifier_pruning_obs.GradSampler = _GradSampler
 modifier_pruning_mfac.GradSampler = _GradSampler
 modifier_pruning_rigl.GradSampler = _GradSampler
-sparsification.tqdm = partial(tqdm, disable=True)

@@ -130,6 +130,17 @@ def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
             )
 
 
+def _larger_kernels(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
+    # Blocks are of input channels, but sparseml's update takes neighbours in memory for them.
+    for name in matched(entry, parameters):
+        shape = parameters.shapes[name]
+        if any(side > 1 for side in shape[2:]):
+            yield (
+                f"block4 of OBS needs kernels of 1 x 1, unlike those of {name} {list(shape)}",
+                "use mask_type: unstructured, or GMPruningModifier",
+            )
+
+
 def _frozen(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
     if entry.name != "TrainableParamsModifier" or entry.fields.get("trainable"):
         return
@@ -139,6 +150,8 @@ def _frozen(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
 
 def _uneven(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
     block = entry.fields.get("mask_type")
+    if (entry.name, block) == ("OBSPruningModifier", "block4"):
+        yield from _larger_kernels(entry, parameters)
     if ratio := nm_of(block):
         block = [1, ratio[1]]  # groups lie along the input channels
     if not isinstance(block, list):

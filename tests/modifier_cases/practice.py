@@ -1,0 +1,125 @@
+"""A short training run of the tiny network, watched after every step."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from training import make_shapes, tiny_settings
+from yolact.engine.logs import TrainLog
+from yolact.engine.start import Run, prepare
+from yolact.engine.stop import GracefulStop
+from yolact.engine.train import Trainer
+from yolact.errors import RecipeError
+from yolact.sparsify import RecipeDriver, load_recipe
+
+STEPS = 3
+"""Of an epoch, with the seven images of the tiny data set in batches of two."""
+
+
+def recipe(*modifiers: str, epochs: float = 2) -> str:
+    """A recipe of some epochs with ``modifiers``, each without its dash."""
+    lines = [f"!EpochRangeModifier {{start_epoch: 0, end_epoch: {epochs}}}", *modifiers]
+    return "modifiers:\n" + "".join(f"- {line}\n" for line in lines)
+
+
+@cache
+def _home() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="modifiers-")
+    make_shapes(Path(folder.name) / "shapes")
+    return folder
+
+
+@dataclass
+class Practice:
+    """A finished run."""
+
+    run: Run
+    seen: list[Any]
+    """What the watcher returned after each step."""
+    first: dict[str, Tensor]
+    """The network before the first step."""
+    missed: tuple[str, ...]
+    """Sparsity targets that were missed."""
+    checkpoint: Path
+    """What the run saved at its end."""
+
+    def weight(self, name: str) -> Tensor:
+        """A parameter after the run."""
+        return self.run.model.get_parameter(name).detach()
+
+
+def practice(text: str, watch: Callable[[Run], Any] = lambda run: None, **changes: Any) -> Practice:
+    """Train as the train command does.
+
+    Args:
+        text: The recipe.
+        watch: Called after every step.
+        changes: Of :func:`training.tiny_settings`.
+    """
+    home = Path(_home().name)
+    out = Path(tempfile.mkdtemp(dir=home))
+    settings = tiny_settings(home / "shapes", out, recipe=text, **changes)
+    run = prepare(replace(settings, save=replace(settings.save, interval=10**6)))
+    first = {name: value.clone() for name, value in run.model.state_dict().items()}
+    seen: list[Any] = []
+
+    class Watched(Trainer):
+        def _step(self, *arguments: Any) -> None:
+            super()._step(*arguments)
+            seen.append(watch(run))
+
+    with TrainLog(settings.log, run.config.name, asdict(settings)) as log, GracefulStop() as stop:
+        result = Watched(run, log, stop).train()
+    assert result.checkpoint is not None and not result.skipped_steps
+    return Practice(run, seen, first, result.missed, result.checkpoint)
+
+
+def lr(run: Run) -> float:
+    """The learning rate of the step just taken."""
+    return float(run.optimizer.param_groups[0]["lr"])
+
+
+def zeros(*values: Tensor) -> float:
+    """Fraction of zeros in all of ``values``."""
+    flat = torch.cat([value.detach().reshape(-1) for value in values])
+    return float((flat == 0).float().mean())
+
+
+def sparsity(names: Sequence[str]) -> Callable[[Run], float]:
+    """Watches the fraction of zeros in some parameters together."""
+    return lambda run: zeros(*(run.model.get_parameter(name) for name in names))
+
+
+def pattern(names: Sequence[str]) -> Callable[[Run], list[Tensor]]:
+    """Watches which weights of some parameters are zero."""
+    return lambda run: [run.model.get_parameter(name).detach() == 0 for name in names]
+
+
+def refused(message: str, hint: str) -> Callable[[str], None]:
+    """Checks that a recipe is refused before anything is trained, with these words."""
+
+    def check(text: str) -> None:
+        with pytest.raises(RecipeError) as caught:
+            RecipeDriver(load_recipe(text))
+        assert (str(caught.value), caught.value.hint) == (f"the recipe: {message}", hint)
+
+    return check
+
+
+def in_turn(*checks: Callable[[str], None]) -> Callable[[str], None]:
+    """All of ``checks``, one after the other."""
+
+    def check(text: str) -> None:
+        for each in checks:
+            each(text)
+
+    return check
