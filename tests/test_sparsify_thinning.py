@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -40,8 +41,8 @@ modifiers:
 QUANTIZING = f"{THINNING}- !QuantizationModifier {{start_epoch: 2}}\n"
 
 
-def modifier(**changes: object) -> ChannelThinningModifier:
-    fields: dict[str, object] = {
+def modifier(**changes: Any) -> ChannelThinningModifier:
+    fields: dict[str, Any] = {
         "params": "proto_net.0.weight",
         "start_epoch": 1.0,
         "end_epoch": 3.0,

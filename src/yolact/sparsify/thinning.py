@@ -38,7 +38,7 @@ _SLACK = 1e-9
 """Of a comparison of epochs, which are sums and quotients of floats."""
 
 
-@PyTorchModifierYAML()  # type: ignore[untyped-decorator]
+@PyTorchModifierYAML()
 class ChannelThinningModifier(ScheduledUpdateModifier):  # type: ignore[misc]
     """Removes channels from convolutions and from everything that reads them.
 
@@ -131,7 +131,8 @@ class ChannelThinningModifier(ScheduledUpdateModifier):  # type: ignore[misc]
         if self.update_frequency > 0:
             passed = math.floor(passed / self.update_frequency + _SLACK) * self.update_frequency
         left = (1 - passed / length) ** 3
-        return self._final_width + (self._init_width - self._final_width) * left
+        width: float = self._final_width + (self._init_width - self._final_width) * left
+        return width
 
     def initialize(
         self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
@@ -152,8 +153,9 @@ class ChannelThinningModifier(ScheduledUpdateModifier):  # type: ignore[misc]
             RecipeError: There are none, or the channels are not free.
         """
         if not isinstance(module, Yolact):
+            kind = type(module).__name__
             raise RecipeError(
-                f"ChannelThinningModifier knows the channels of YOLACT, not of {type(module).__name__}",
+                f"ChannelThinningModifier knows the channels of YOLACT, not of {kind}",
                 hint="use StructuredPruningModifier and LayerThinningModifier",
             )
         groups = channel_groups(module.config)
