@@ -23,8 +23,15 @@ def fold_batch_norms(model: nn.Module) -> None:
         for index in range(len(module) - 1):
             conv, norm = module[index], module[index + 1]
             if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-                module[index] = fuse_conv_bn_eval(conv, norm)
+                module[index] = _positive_zeros(fuse_conv_bn_eval(conv, norm))
                 module[index + 1] = nn.Identity()
+
+
+@torch.no_grad()
+def _positive_zeros(conv: nn.Conv2d) -> nn.Conv2d:
+    """Zeros times a negative scale are -0.0: as good to compute with, but not to compress."""
+    conv.weight.add_(0.0)
+    return conv
 
 
 def fold_quantized_batch_norms(model: nn.Module) -> None:

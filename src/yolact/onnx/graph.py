@@ -63,6 +63,12 @@ class Graph:
                 if name == old:
                     node.input[index] = new
 
+    def remove(self, node: onnx.NodeProto) -> None:
+        """Drop ``node``; something else makes what it made, or nothing reads it."""
+        self._nodes = [other for other in self._nodes if other is not node]
+        for output in node.output:
+            self._producers.pop(output, None)
+
     def insert_before(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
         """Put ``new`` in front of ``node``, which reads what it makes."""
         position = next(i for i, other in enumerate(self._nodes) if other is node)

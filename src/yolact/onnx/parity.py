@@ -12,7 +12,7 @@ from torch import Tensor
 from yolact.errors import ExportError
 from yolact.types import RawOutputs
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 """Largest difference of any output value of a float graph."""
 
 SQNR_SLACK = 6.0

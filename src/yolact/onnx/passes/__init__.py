@@ -9,17 +9,19 @@ from collections.abc import Callable, Sequence
 
 import onnx
 
+from yolact.onnx.passes.constants import store_constants
 from yolact.onnx.passes.duplicates import merge_duplicates
 from yolact.onnx.passes.identities import remove_identities
 from yolact.onnx.passes.int8_weights import store_weights_as_int8
 from yolact.onnx.passes.reshapes import simplify_reshapes
 from yolact.onnx.passes.scalars import make_scales_scalar
+from yolact.onnx.passes.sizes import write_sizes
 from yolact.onnx.passes.unsigned import make_activations_unsigned
 
 Pass = Callable[[onnx.ModelProto], None]
 
-CLEAN: Sequence[Pass] = (remove_identities, simplify_reshapes)
-"""Run on every export; results stay bit for bit the same."""
+CLEAN: Sequence[Pass] = (remove_identities, store_constants, simplify_reshapes, write_sizes)
+"""Run on every export; results stay the same."""
 
 QUANTIZE: Sequence[Pass] = (
     make_activations_unsigned,
