@@ -58,7 +58,7 @@ def unpack(
         path: The zip file.
         folder: Made if need be.
         rules: What the archive may hold.
-        workers: Threads.
+        workers: Threads; at most one for each CPU, because more only wait for the folder's lock.
         stop: Set by another thread to make the call end early.
 
     Raises:
@@ -144,7 +144,7 @@ def _run(job: _Job, members: list[Member], workers: int, name: str) -> None:
     total = sum(member.info.file_size for member in members)
     with (
         tqdm(desc=f"unpacking {name}", total=total, unit="B", unit_scale=True, disable=None) as bar,
-        ThreadPoolExecutor(max(1, workers), f"unpack {name}") as pool,
+        ThreadPoolExecutor(max(1, min(workers, os.cpu_count() or 1))) as pool,
     ):
         futures = [pool.submit(job.unpack, batch, bar) for batch in _batches(members)]
         try:
