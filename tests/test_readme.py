@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
@@ -16,6 +17,7 @@ from conftest import ROOT
 from yolact.cli.main import COMMANDS, command
 
 README = (ROOT / "README.md").read_text()
+RECIPES = (ROOT / "recipes" / "README.md").read_text()
 SHORTER = {
     "download": ["--train_size", "8", "--val_size", "4"],
     "benchmark": ["-t", "0.2", "-w", "0"],
@@ -54,11 +56,17 @@ def shortened(words: list[str]) -> list[str]:
     return [*words, *extra]
 
 
-def test_every_command_line_in_the_readme_parses() -> None:
-    found = [words for block in blocks("bash") for words in commands(block)]
+def test_every_command_line_in_the_readmes_parses() -> None:
+    found = [
+        words
+        for text in (README, RECIPES)
+        for block in blocks("bash", text)
+        for words in commands(block)
+    ]
     assert len(found) > 8
     for program, *arguments in found:
-        parsed = command(program.rpartition(".")[2])
+        name = arguments.pop(0) if program == "sparseml.yolact" else program.rpartition(".")[2]
+        parsed = command(name)
         with parsed.make_context(program, list(arguments)) as context:
             assert isinstance(context, click.Context)
 
@@ -79,8 +87,8 @@ def test_every_exit_code_is_documented() -> None:
 
 def test_every_packaged_recipe_is_listed() -> None:
     for path in sorted((ROOT / "recipes").glob("*.md")):
-        if path.name != "README.md":
-            assert f"(recipes/{path.name})" in README
+        assert f"(recipes/{path.name})" in README
+        assert path.name == "README.md" or f"({path.name})" in RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +119,30 @@ def test_the_python_of_the_readme_runs(toured: Path) -> None:
 
 def test_the_quickstart_numbers_are_those_of_the_script() -> None:
     """The README's table has the shape that scripts/quickstart.py writes."""
-    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "scripts" / "quickstart.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["quickstart"] = module
-    spec.loader.exec_module(module)
-    head = module.to_markdown([]).splitlines()
+    head = script("quickstart").to_markdown([]).splitlines()
     found = re.search(r"<!-- quickstart results -->\n(.*?)<!-- end", README, flags=re.DOTALL)
     assert found and found[1].strip().splitlines()[: len(head)] == head
     assert "Measured in" in found[1]
+
+
+def test_the_costs_of_recipes_are_those_of_the_script() -> None:
+    """The table of recipes/README.md has the rows that scripts/recovery.py writes."""
+    script("quickstart")  # which the other imports
+    recovery = script("recovery")
+    found = re.search(r"<!-- recovery results -->\n(.*?)<!-- end", RECIPES, flags=re.DOTALL)
+    assert found
+    lines = found[1].strip().splitlines()
+    assert lines[:2] == recovery.to_markdown([]).splitlines()
+    names = [line.split("|")[1].strip() for line in lines[2:] if line.startswith("|")]
+    assert names == [variant.name for variant in recovery.VARIANTS]
+    assert "Measured on" in found[1]
+
+
+def script(name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
