@@ -134,7 +134,7 @@ class RecipeDriver:
         """Reach the targets of pruning that ends with the run itself, and let go of the model."""
         epoch = self._steps / self._steps_per_epoch
         for modifier in self._masking():
-            if modifier.started and not modifier.ended and 0 <= modifier.end_epoch <= epoch:
+            if not modifier.ended and 0 <= modifier.end_epoch <= epoch:
                 self._update(modifier, model, None, epoch)
         self._manager.finalize(model)
 
