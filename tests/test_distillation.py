@@ -116,7 +116,7 @@ def test_gradients_reach_the_student_only() -> None:
     theirs = [t.requires_grad_() for t in answers[:3]] + [answers.proto.requires_grad_()]
     with torch.no_grad():
         fixed = NetworkOutputs._make(t if t is None else t.clone() for t in answers)
-    distillation_loss(student, fixed, CONFIG).backward()
+    distillation_loss(student, fixed, CONFIG).backward()  # type: ignore[no-untyped-call]
     assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in ours)
     assert all(t.grad is None for t in theirs)
 
@@ -177,7 +177,7 @@ def test_a_teacher_that_sees_nothing_leaves_boxes_and_masks_alone() -> None:
     student = outputs(2)
     student.loc.requires_grad_()
     loss = distillation_loss(student, blind, CONFIG, terms=["box", "mask"])
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert loss == 0 and student.loc.grad is not None and not student.loc.grad.any()
 
 

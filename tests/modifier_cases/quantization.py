@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.ao.nn.intrinsic import qat
 from torch.ao.quantization import FakeQuantize, QuantWrapper
 
-from modifier_cases import Case
+from modifier_cases import Case, Verdict
 from modifier_cases.practice import in_turn, practice, recipe
 from training import differences, make_shapes, resume, tiny_settings
 from yolact.checkpoint import build_model, classes_of, load_checkpoint
@@ -179,7 +179,7 @@ def qat_from_1(fields: str) -> str:
 
 
 def _case(variant: str, fields: str, why: str, *checks: Callable[[str], None]) -> Case:
-    verdict = "mended" if why else "works"
+    verdict: Verdict = "mended" if why else "works"
     return Case("QuantizationModifier", variant, qat_from_1(fields), verdict, why, in_turn(*checks))
 
 

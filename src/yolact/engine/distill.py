@@ -152,7 +152,7 @@ class Distillation(nn.Module):
                 cost = self._of_outputs(what, outputs, answers)
                 learned = (1 - what.hardness) * learned + what.hardness * cost
                 share *= 1 - what.hardness
-        return DistilledLosses(*(share * term for term in task), distillation=learned)
+        return DistilledLosses._make([*(share * term for term in task), learned])
 
     def _of_outputs(
         self, what: OutputDistillation, outputs: NetworkOutputs, answers: NetworkOutputs

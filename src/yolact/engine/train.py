@@ -314,7 +314,7 @@ class Trainer:
             seed=run.seed,
             stage_recipe=run.stage_recipe,
             earlier_recipe=run.earlier_recipe,
-            distillation=run.distillation and run.distillation.state(),
+            distillation=None if run.distillation is None else run.distillation.state(),
         )
         return Checkpoint(
             model_state=run.model.state_dict(),

@@ -193,8 +193,8 @@ def feature_distillation(
 
 def _wide(outputs: NetworkOutputs) -> NetworkOutputs:
     """At least float32; ``segm``, which a teacher does not have, is left out."""
-    wide = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in outputs[:5])
-    return NetworkOutputs(*wide, segm=None)
+    wide = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in outputs[:5]]
+    return NetworkOutputs._make([*wide, None])
 
 
 def _mask_term(

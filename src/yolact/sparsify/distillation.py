@@ -22,7 +22,7 @@ from yolact.sparsify.document import Document, entries
 
 logger = logging.getLogger(__name__)
 
-_TERM_OF = {
+_TERM_OF: dict[str | int, str] = {
     **{"loc": "box", "conf": "classification", "mask": "mask", "proto": "mask"},
     **{0: "box", 1: "classification", 2: "mask", 4: "mask"},
 }
