@@ -29,7 +29,7 @@ def plan_of(images: int, batch: int, accumulate: int, epochs: float) -> Plan:
 
 def begin(
     recipe: str, step: int, per_epoch: int
-) -> tuple[RecipeDriver, nn.Module, torch.optim.SGD]:
+) -> tuple[RecipeDriver, nn.Sequential, torch.optim.SGD]:
     """A driver at a step of a run."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 10, 1))
@@ -37,6 +37,11 @@ def begin(
     driver = RecipeDriver(load_recipe(recipe))
     driver.start(model, optimizer, step / per_epoch, per_epoch)
     return driver, model, optimizer
+
+
+def zeros_of(model: nn.Module) -> int:
+    """Zeros among its 20 weights."""
+    return int(model.get_parameter("0.weight").eq(0).sum())
 
 
 def due(epoch: float, per_epoch: int) -> int:
@@ -79,7 +84,7 @@ def test_what_a_recipe_times_in_epochs_happens_at_the_loops_step(
         begun = step >= due(start, per_epoch)
         assert (group["weight_decay"] == 0.25) == begun
         assert group["lr"] == pytest.approx(0.1 * (1 - done) if begun else 0.5)
-        zeros = int((model[0].weight == 0).sum())
+        zeros = zeros_of(model)
         assert abs(zeros - 20 * (0.2 + 0.6 * done)) <= 0.51 if begun else zeros == 0
         if step >= due(end, per_epoch):
             assert (group["lr"], zeros) == (0.0, 16)
@@ -93,7 +98,7 @@ def test_what_a_recipe_times_in_epochs_happens_at_the_loops_step(
             assert (one.started, one.ended) == (two.started, two.ended)
     driver.finish(model)
     if plan.total_steps >= due(end, per_epoch):  # also if the window lies within the last step
-        assert int((model[0].weight == 0).sum()) == 16
+        assert zeros_of(model) == 16
 
 
 def test_seven_images_two_a_batch_two_batches_a_step() -> None:

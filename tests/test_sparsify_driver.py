@@ -480,7 +480,7 @@ def test_pruning_by_gradients_works_with_one_step_an_epoch() -> None:
     for step in range(3):
         driver.before_forward(model, optimizer, step)
         optimizer.zero_grad()
-        loss(step).backward()
+        loss(step).backward()  # type: ignore[no-untyped-call]
         gradient = model.a[0].weight.grad.clone()
         driver.before_step(model, optimizer, step)
         assert torch.equal(model.a[0].weight.grad, gradient)  # samples leave the step's own alone

@@ -20,6 +20,7 @@ from yolact.engine.stop import GracefulStop
 from yolact.engine.train import Trainer
 from yolact.errors import RecipeError
 from yolact.sparsify import RecipeDriver, load_recipe
+from yolact.sparsify._compat import Modifier
 
 STEPS = 3
 """Of an epoch, with the seven images of the tiny data set in batches of two."""
@@ -81,6 +82,14 @@ def practice(text: str, watch: Callable[[Run], Any] = lambda run: None, **change
         result = Watched(run, log, stop).train()
     assert result.checkpoint is not None and not result.skipped_steps
     return Practice(run, seen, first, result.missed, result.checkpoint)
+
+
+def modifier_class(name: str) -> Any:
+    """A modifier of sparseml, which is never imported but through this package's door."""
+    kinds = [Modifier]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return next(kind for kind in kinds if kind.__name__ == name)
 
 
 def lr(run: Run) -> float:

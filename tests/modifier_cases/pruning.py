@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from modifier_cases import Case
 from modifier_cases.practice import (
     in_turn,
+    modifier_class,
     pattern,
     practice,
     recipe,
@@ -21,6 +24,7 @@ from modifier_cases.practice import (
 )
 from training import tiny_config
 from yolact.checkpoint import build_model, load_checkpoint
+from yolact.engine.settings import StartSettings
 from yolact.engine.start import Run
 from yolact.errors import RecipeError
 from yolact.model.yolact import Yolact
@@ -135,8 +139,6 @@ def keeps_zeros(text: str) -> None:
     """Of a run before it, which is where constant pruning comes from."""
     before = practice(recipe(f"!GMPruningModifier {{{GRADUAL}}}"))
     zero = [before.weight(name) == 0 for name in NAMES]
-    from yolact.engine.settings import StartSettings
-
     after = practice(text, start=StartSettings(checkpoint=before.checkpoint))
     for name, mask in zip(NAMES, zero, strict=True):
         assert torch.equal(after.weight(name) == 0, mask)
@@ -240,7 +242,7 @@ def removes_a_block(text: str) -> None:
     done = practice(text, lambda run: len(list(run.model.parameters())))
     assert done.seen == [84, 84, 84, 78, 78, 78]
     loaded = build_model(load_checkpoint(done.checkpoint))
-    assert not list(loaded.backbone.layers[2][1].parameters())
+    assert not list(loaded.get_submodule("backbone.layers.2.1").parameters())
 
 
 def blocks_are_others(text: str) -> None:
@@ -284,8 +286,7 @@ HEAD = {
 
 def thins_but_cannot_be_rebuilt(text: str) -> None:
     """Follows residual sums and the shared head, but no recipe leads to the same shapes again."""
-    from sparseml.pytorch.sparsification import LayerThinningModifier
-
+    thinning = modifier_class("LayerThinningModifier")
     torch.manual_seed(0)
     model = Yolact(tiny_config().model).eval()
     dependencies = {**RESIDUAL, **HEAD}
@@ -297,16 +298,14 @@ def thins_but_cannot_be_rebuilt(text: str) -> None:
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         before = model(image)
-        modifier = LayerThinningModifier(dependencies, update_epochs=[1.0])
+        modifier = thinning(dependencies, update_epochs=[1.0])
         modifier.apply(model, loggers=quiet_loggers())
         after = model(image)
     torch.testing.assert_close(after.proto, before.proto)
     torch.testing.assert_close(after.conf, before.conf)
     assert model.get_parameter("backbone.layers.1.0.0.weight").shape == (6, 4, 3, 3)
     again = Yolact(tiny_config().model)
-    LayerThinningModifier(dependencies, update_epochs=[1.0]).apply_structure(
-        again, 2.0, quiet_loggers()
-    )
+    thinning(dependencies, update_epochs=[1.0]).apply_structure(again, 2.0, quiet_loggers())
     assert again.get_parameter("backbone.layers.1.0.0.weight").shape == (8, 4, 3, 3)
 
 
@@ -318,21 +317,17 @@ def removes_channels(text: str) -> None:
 
 def renames(text: str) -> None:
     """In the middle of its window, a checkpoint has names that no network has; and it prints."""
-    import contextlib
-    import io
-
-    from sparseml.pytorch.sparsification import PowerpropagationModifier
-
     model = nn.Sequential(nn.Conv2d(1, 1, 1))
-    modifier = PowerpropagationModifier(0, 2, ["0.weight"], alpha=1.5)
+    modifier = modifier_class("PowerpropagationModifier")(0, 2, ["0.weight"], alpha=1.5)
     modifier.initialize(model, 0, quiet_loggers())
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         modifier.scheduled_update(model, None, epoch=0, steps_per_epoch=3)
     assert set(model.state_dict()) == {"0.alpha", "0.layer.weight", "0.layer.bias"}
     assert printed.getvalue()
-    model[0].layer.weight.data.zero_()
+    weight = model.get_parameter("0.layer.weight")
+    weight.data.zero_()
     model(torch.ones(1, 1, 1, 1)).sum().backward()
-    assert torch.isnan(model[0].layer.weight.grad).all()
+    assert weight.grad is not None and weight.grad.isnan().all()
 
 
 def gm(*more: str) -> str:

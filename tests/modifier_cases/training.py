@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from modifier_cases import Case
-from modifier_cases.practice import in_turn, lr, practice, recipe, refused
+from modifier_cases.practice import in_turn, lr, modifier_class, practice, recipe, refused
 from training import tiny_config
 from yolact.model.yolact import Yolact
 from yolact.sparsify._compat import quiet_loggers
@@ -96,11 +96,9 @@ def logs(text: str) -> None:
 
 def has_no_tag(text: str) -> None:
     """And is undefined: before its first epoch there is nothing to add to the loss."""
-    from sparseml.pytorch.sparsification.pruning.modifier_as import ASRegModifier
-
     assert "!pytorch.ASRegModifier" not in yaml.SafeLoader.yaml_constructors
     model = Yolact(tiny_config().model)
-    modifier = ASRegModifier(layers=["proto_net.0"], alpha=0.1, start_epoch=1.0)
+    modifier = modifier_class("ASRegModifier")(layers=["proto_net.0"], alpha=0.1, start_epoch=1.0)
     modifier.initialize(model, 0, quiet_loggers())
     with pytest.raises(KeyError):
         modifier.loss_update(torch.zeros(()), model, None, 0.0, 3)
