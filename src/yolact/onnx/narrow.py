@@ -43,10 +43,10 @@ class _Limited(nn.Module):
         super().__init__()
         self.quantizer = quantizer
         self.limits = low, high
+        self.single = (float(low), float(high)) if low.numel() == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        low, high = self.limits
-        limited = x.clamp(float(low), float(high)) if low.numel() == 1 else x.clamp(low, high)
+        limited = x.clamp(*self.limits) if self.single is None else x.clamp(*self.single)
         quantized: Tensor = self.quantizer(limited)
         return quantized
 
