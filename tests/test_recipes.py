@@ -21,8 +21,8 @@ from yolact.sparsify import (
     overall_sparsity,
     packaged_recipes,
 )
-from yolact.sparsify.document import Entry, entry_lists, parse
-from yolact.sparsify.sources import read_source
+from yolact.sparsify.text.document import Entry, entry_lists, parse
+from yolact.sparsify.text.sources import read_source
 
 ONE_SHOT = "yolact.one_shot_int8"
 PUBLISHED = ["yolact.pruned", "yolact.pruned_quant", "yolact.quantized"]

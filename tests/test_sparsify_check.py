@@ -21,12 +21,12 @@ from yolact.model.yolact import Yolact
 from yolact.onnx.compress import compressed_size
 from yolact.onnx.export import export
 from yolact.sparsify import Recipe, RecipeDriver, load_recipe, overall_sparsity
-from yolact.sparsify.check_text import check_json, describe_check
-from yolact.sparsify.document import Entry
-from yolact.sparsify.draft import read_draft
-from yolact.sparsify.examine import Outlook, RecipeReport, examine, look_ahead, require_sound
-from yolact.sparsify.plot import group_label, plot_schedule
-from yolact.sparsify.twin import solid, weightless
+from yolact.sparsify.check.draft import read_draft
+from yolact.sparsify.check.examine import Outlook, RecipeReport, examine, look_ahead, require_sound
+from yolact.sparsify.check.plot import group_label, plot_schedule
+from yolact.sparsify.check.twin import solid, weightless
+from yolact.sparsify.check.words import check_json, describe_check
+from yolact.sparsify.text.document import Entry
 
 LENGTH = "- !EpochRangeModifier {start_epoch: 0, end_epoch: 10}\n"
 PRUNE = (

@@ -13,8 +13,8 @@ from torch import nn
 
 from yolact.errors import RecipeError
 from yolact.sparsify import check_against, load_recipe, packaged_recipes, parse_recipe_args
-from yolact.sparsify.document import Entry, dump, entries, parse
-from yolact.sparsify.stages import compose, last_epoch, last_stage_begins
+from yolact.sparsify.text.document import Entry, dump, entries, parse
+from yolact.sparsify.text.stages import compose, last_epoch, last_stage_begins
 
 RECIPE = """\
 num_epochs: 4

@@ -26,9 +26,9 @@ from yolact.sparsify import (
     sparsity_targets,
 )
 from yolact.sparsify._compat import get_mask_creator_default
-from yolact.sparsify.report import to_json
-from yolact.sparsify.report_table import table
-from yolact.sparsify.sparsity import Mask, broken_groups
+from yolact.sparsify.proof.report import to_json
+from yolact.sparsify.proof.sparsity import Mask, broken_groups
+from yolact.sparsify.proof.table import table
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reduce_range")
 
@@ -316,7 +316,7 @@ def test_a_report_is_json_of_the_documented_schema(tmp_path: Path) -> None:
         **{"batch_norm": "fused", "quantized": True},
         "problems": ["a.0.weight has 1 broken groups of mask [1, 2]"],
     }
-    documented = importlib.import_module("yolact.sparsify.report").__doc__ or ""
+    documented = importlib.import_module("yolact.sparsify.proof.report").__doc__ or ""
     for key in (*content, *layers[0], *ranges):
         assert f"``{key}``" in documented, key
 

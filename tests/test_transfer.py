@@ -36,10 +36,10 @@ from yolact.model.quantized import is_quantized
 from yolact.onnx.export import export
 from yolact.runtime.ort_engine import OrtEngine
 from yolact.sparsify import layer_sparsity, load_recipe, report, report_path
-from yolact.sparsify.document import entries, parse
 from yolact.sparsify.modifiers import build_manager
-from yolact.sparsify.sparsity import convolutions
-from yolact.sparsify.stages import compose
+from yolact.sparsify.proof.sparsity import convolutions
+from yolact.sparsify.text.document import entries, parse
+from yolact.sparsify.text.stages import compose
 from yolact.sparsify.transfer import forget_layers
 
 pytestmark = [

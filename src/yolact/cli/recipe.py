@@ -16,8 +16,8 @@ from yolact.zoo import Kind
 if TYPE_CHECKING:
     from yolact.config import YolactConfig
     from yolact.model.yolact import Yolact
-    from yolact.sparsify.draft import Draft
-    from yolact.sparsify.examine import Outlook, RecipeReport
+    from yolact.sparsify.check.draft import Draft
+    from yolact.sparsify.check.examine import Outlook, RecipeReport
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def check(source: str, **given: Any) -> None:
     """
     setup_logging(int(given["verbose"]))
     from yolact.files import require_writable_file, write_text
-    from yolact.sparsify.arguments import parse_recipe_args
-    from yolact.sparsify.check_text import check_json, describe_check
-    from yolact.sparsify.draft import read_draft
-    from yolact.sparsify.plot import plot_schedule
+    from yolact.sparsify.check.draft import read_draft
+    from yolact.sparsify.check.plot import plot_schedule
+    from yolact.sparsify.check.words import check_json, describe_check
+    from yolact.sparsify.text.arguments import parse_recipe_args
 
     for path in (given["plot"], given["json_file"]):
         if path is not None:
@@ -151,7 +151,7 @@ def _look(
     """The report with every problem in it, and what the recipe will do."""
     from dataclasses import replace
 
-    from yolact.sparsify.examine import examine, look_ahead
+    from yolact.sparsify.check.examine import examine, look_ahead
 
     report = examine(draft.entries, subject.model, draft.label, epochs=epochs)
     if draft.problem is not None and not report.errors:
@@ -164,8 +164,8 @@ def _look(
 
 
 def _history(earlier: str) -> str:
-    from yolact.sparsify.document import entries, parse, stages
-    from yolact.sparsify.stages import last_epoch
+    from yolact.sparsify.text.document import entries, parse, stages
+    from yolact.sparsify.text.stages import last_epoch
 
     document = parse(earlier, "the checkpoint's recipe")
     count, staged = len(list(entries(document))), len(stages(document))

@@ -208,8 +208,8 @@ def train(**given: Any) -> None:
     if result.evaluation is not None:
         click.echo(result.evaluation.table())
     if result.report is not None and result.checkpoint is not None:
-        from yolact.sparsify.report import report_path
-        from yolact.sparsify.report_table import table
+        from yolact.sparsify.proof.report import report_path
+        from yolact.sparsify.proof.table import table
 
         click.echo(f"{table(result.report)}\nreport: {report_path(result.checkpoint)}")
     if result.missed:
@@ -222,7 +222,7 @@ def train(**given: Any) -> None:
 
 def _settings(given: dict[str, Any]) -> TrainSettings:
     from yolact.engine.settings import LogSettings, SaveSettings, TrainSettings
-    from yolact.sparsify.arguments import parse_recipe_args
+    from yolact.sparsify.text.arguments import parse_recipe_args
 
     config = _config(given)
     return TrainSettings(

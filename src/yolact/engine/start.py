@@ -36,9 +36,9 @@ from yolact.loss.criterion import YolactLoss
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.sparsify import Recipe, RecipeDriver, load_recipe
-from yolact.sparsify.examine import require_sound
-from yolact.sparsify.stages import until
+from yolact.sparsify.check.examine import require_sound
 from yolact.sparsify.structure import recipe_names
+from yolact.sparsify.text.stages import until
 from yolact.sparsify.transfer import forget_layers, learn_ranges
 
 logger = logging.getLogger(__name__)

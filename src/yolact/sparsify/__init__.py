@@ -1,7 +1,7 @@
 """Recipes: pruning and quantization while a model trains. The one room that imports sparseml."""
 
-from yolact.sparsify.arguments import parse_recipe_args
-from yolact.sparsify.check import check_against
+from yolact.sparsify.check.fit import check_against
+from yolact.sparsify.check.predict import count_macs
 from yolact.sparsify.distillation import (
     DistillationSchedule,
     LayerDistillation,
@@ -9,11 +9,8 @@ from yolact.sparsify.distillation import (
 )
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.gradients import GradientSamples
-from yolact.sparsify.predict import count_macs
-from yolact.sparsify.recipe import Recipe, load_recipe
-from yolact.sparsify.report import LayerReport, ModelReport, report, report_path, save_report
-from yolact.sparsify.sources import packaged_recipes
-from yolact.sparsify.sparsity import (
+from yolact.sparsify.proof.report import LayerReport, ModelReport, report, report_path, save_report
+from yolact.sparsify.proof.sparsity import (
     LayerSparsity,
     SparsityTarget,
     layer_sparsity,
@@ -21,7 +18,10 @@ from yolact.sparsify.sparsity import (
     overall_sparsity,
     sparsity_targets,
 )
+from yolact.sparsify.recipe import Recipe, load_recipe
 from yolact.sparsify.structure import apply_structure
+from yolact.sparsify.text.arguments import parse_recipe_args
+from yolact.sparsify.text.sources import packaged_recipes
 
 __all__ = [
     "DistillationSchedule",

@@ -1,7 +1,7 @@
 """The one door to sparseml: quiet, offline and mended for the torch this package pins.
 
 sparseml 1.8.0 is the last release and was written for an older torch. What each line mends here
-(``_mends_pruning``, ``_mends_quantization`` and ``_mends_schedules`` mend single modifiers):
+(the modules of ``mends`` do the same for single modifiers):
 
 * ``NM_DISABLE_ANALYTICS``: importing sparseml would post usage data, after asking ident.me and a
   geolocation service for this machine's country, without a timeout (sparsezoo/analytics.py).
@@ -77,8 +77,9 @@ with warnings.catch_warnings():
     from sparseml.pytorch.utils import LambdaLogger, LoggerManager
     from sparseml.sparsification import SparsificationTypes
 
-    from yolact.sparsify import _mends_quantization, _mends_schedules  # noqa: F401
-    from yolact.sparsify._mends_pruning import lift_masks
+    import yolact.sparsify.mends.quantization
+    import yolact.sparsify.mends.schedules  # noqa: F401
+    from yolact.sparsify.mends.pruning import lift_masks
 torch.compile = _compile
 logging.getLogger("__main__").handlers = _main_handlers
 logging.getLogger("sparseml").handlers = []

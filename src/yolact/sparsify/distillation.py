@@ -18,7 +18,7 @@ from typing import Any
 from yolact.errors import RecipeError
 from yolact.loss.distillation import TERMS
 from yolact.sparsify._compat import DistillationModifier, PerLayerDistillationModifier
-from yolact.sparsify.document import Document, entries
+from yolact.sparsify.text.document import Document, entries
 
 logger = logging.getLogger(__name__)
 

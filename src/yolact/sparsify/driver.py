@@ -15,17 +15,17 @@ from yolact.sparsify._compat import (
     LayerPruningModifier,
     lift_masks,
 )
-from yolact.sparsify.check import check_against
+from yolact.sparsify.check.fit import check_against
+from yolact.sparsify.check.refusals import SAMPLED
+from yolact.sparsify.check.removal import rehearse_removal
 from yolact.sparsify.distillation import distillation_schedule
-from yolact.sparsify.document import parse
 from yolact.sparsify.gradients import GradientSamples
 from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.refusals import SAMPLED
-from yolact.sparsify.removal import rehearse_removal
 from yolact.sparsify.resume import bring_to
-from yolact.sparsify.stages import compose, last_epoch
 from yolact.sparsify.structure import rehearse
+from yolact.sparsify.text.document import parse
+from yolact.sparsify.text.stages import compose, last_epoch
 
 
 class RecipeDriver:

@@ -20,9 +20,9 @@ from yolact.sparsify._compat import (
     QuantizationScheme,
     ScheduledModifierManager,
 )
+from yolact.sparsify.check.refusals import refuse_kind, refuse_values
 from yolact.sparsify.distillation import what_it_distils
-from yolact.sparsify.document import Document, Entry, dump, entry_lists, stages
-from yolact.sparsify.refusals import refuse_kind, refuse_values
+from yolact.sparsify.text.document import Document, Entry, dump, entry_lists, stages
 from yolact.sparsify.thinning import require_alone
 
 

@@ -12,20 +12,20 @@ from torch import nn
 from yolact.errors import ConfigError, RecipeError, TargetMissedError
 from yolact.model.quantized import is_quantized
 from yolact.sparsify.calibration import Inputs, calibrate
-from yolact.sparsify.check import check_against
-from yolact.sparsify.document import dump, entries, parse
+from yolact.sparsify.check.fit import check_against
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.modifiers import build_manager
-from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.sparsity import (
+from yolact.sparsify.proof.sparsity import (
     convolutions,
     overall_sparsity,
     shared_targets,
     sparsity_targets,
     wishes_by_layer,
 )
-from yolact.sparsify.stages import compose
+from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.structure import apply_structure
+from yolact.sparsify.text.document import dump, entries, parse
+from yolact.sparsify.text.stages import compose
 
 _AT_ONCE = (
     "ChannelThinningModifier",

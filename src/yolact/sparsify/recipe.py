@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolact.errors import RecipeError
-from yolact.sparsify.document import dump, parse
 from yolact.sparsify.modifiers import build_manager
-from yolact.sparsify.sources import read_source
-from yolact.sparsify.variables import override, resolve
+from yolact.sparsify.text.document import dump, parse
+from yolact.sparsify.text.sources import read_source
+from yolact.sparsify.text.variables import override, resolve
 
 
 @dataclass(frozen=True)

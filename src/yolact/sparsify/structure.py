@@ -15,9 +15,9 @@ from torch.ao.quantization import QuantWrapper
 from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
 from yolact.sparsify._compat import quiet_loggers
-from yolact.sparsify.document import parse
 from yolact.sparsify.modifiers import build_manager
-from yolact.sparsify.stages import last_stage_begins
+from yolact.sparsify.text.document import parse
+from yolact.sparsify.text.stages import last_stage_begins
 
 FUSED = (ConvBn2d, ConvBnReLU2d, ConvReLU2d)
 """What fusing makes of a convolution and its neighbours; quantizing replaces these."""

@@ -32,7 +32,7 @@ from yolact.sparsify._compat import (
     ScheduledUpdateModifier,
     SparsificationTypes,
 )
-from yolact.sparsify.patterns import matches
+from yolact.sparsify.text.patterns import matches
 
 _SLACK = 1e-9
 """Of a comparison of epochs, which are sums and quotients of floats."""

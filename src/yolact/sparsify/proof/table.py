@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from yolact.sparsify.quantization import Quantizer
-from yolact.sparsify.report import LayerReport, ModelReport
+from yolact.sparsify.proof.quantization import Quantizer
+from yolact.sparsify.proof.report import LayerReport, ModelReport
 
 _HEAD = ("parameter", "shape", "sparsity", "target", "mask", "weights", "inputs", "batch norm", "")
 _NUMBERS = (2, 3)

@@ -34,7 +34,7 @@ from typing import Any
 from torch import nn
 
 from yolact.files import write_text
-from yolact.sparsify.quantization import (
+from yolact.sparsify.proof.quantization import (
     Quantizer,
     WantedQuantization,
     WantedQuantizer,
@@ -42,7 +42,7 @@ from yolact.sparsify.quantization import (
     wanted_quantization,
     weight_quantizer,
 )
-from yolact.sparsify.sparsity import (
+from yolact.sparsify.proof.sparsity import (
     LayerSparsity,
     Mask,
     SparsityTarget,

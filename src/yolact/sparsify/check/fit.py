@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from yolact.sparsify.document import Entry, entries, parse
-from yolact.sparsify.layers import layer_problems
-from yolact.sparsify.patterns import matches
-from yolact.sparsify.problems import Problem, raise_errors
+from yolact.sparsify.check.layers import layer_problems
+from yolact.sparsify.check.problems import Problem, raise_errors
+from yolact.sparsify.check.refusals import nm_of
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.refusals import nm_of
 from yolact.sparsify.structure import recipe_names
+from yolact.sparsify.text.document import Entry, entries, parse
+from yolact.sparsify.text.patterns import matches
 
 PRUNABLE = "__ALL_PRUNABLE__"
 

@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from yolact.errors import RecipeError
-from yolact.sparsify.arithmetic import UnknownName, evaluate
-from yolact.sparsify.document import Document, Entry, entry_lists, is_stage, stages
+from yolact.sparsify.text.arithmetic import UnknownName, evaluate
+from yolact.sparsify.text.document import Document, Entry, entry_lists, is_stage, stages
 
 _INFORMATION = ("version", "__metadata__", "recipe_metadata")
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from yolact.errors import RecipeError
 from yolact.sparsify._compat import BasePruningModifier, ConstantPruningModifier
-from yolact.sparsify.check import Parameters, matched
-from yolact.sparsify.document import Entry
+from yolact.sparsify.check.fit import Parameters, matched
+from yolact.sparsify.check.problems import Problem, from_error
 from yolact.sparsify.modifiers import build_manager
-from yolact.sparsify.problems import Problem, from_error
+from yolact.sparsify.text.document import Entry
 
 Kind = Literal["length", "lr", "pruning", "constant", "quantization", "thinning", "other"]
 """What a modifier does, as far as a check has to tell modifiers apart."""

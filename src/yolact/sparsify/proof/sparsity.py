@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from yolact.sparsify._compat import get_mask_creator_default
-from yolact.sparsify.document import Entry, entries, parse
-from yolact.sparsify.patterns import matches
 from yolact.sparsify.structure import recipe_names
+from yolact.sparsify.text.document import Entry, entries, parse
+from yolact.sparsify.text.patterns import matches
 
 Mask = str | tuple[int, ...]
 """A recipe's ``mask_type``: a name, ``N:M``, or the shape of a block."""

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from yolact.errors import RecipeError
-from yolact.sparsify.document import parse_value
+from yolact.sparsify.text.document import parse_value
 
 _HINT = "write num_epochs=2 init_lr=1e-3, or {num_epochs: 2, init_lr: 1e-3}"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from yolact.sparsify.problems import Problem, Severity
-from yolact.sparsify.rows import ModifierRow
+from yolact.sparsify.check.problems import Problem, Severity
+from yolact.sparsify.check.rows import ModifierRow
 
 _SLACK = 1e-6
 """Epochs are sums and products of floats: windows that overlap by less only touch."""

@@ -10,16 +10,16 @@ from torch import nn
 
 from yolact.config import OptimConfig
 from yolact.errors import RecipeError
-from yolact.sparsify.check import Parameters, misfits
-from yolact.sparsify.curves import Curves, trace_curves
-from yolact.sparsify.document import Entry, entries, parse
-from yolact.sparsify.layers import layer_problems
-from yolact.sparsify.predict import Prediction, predict
-from yolact.sparsify.problems import Problem, from_error, raise_errors
+from yolact.sparsify.check.curves import Curves, trace_curves
+from yolact.sparsify.check.fit import Parameters, misfits
+from yolact.sparsify.check.layers import layer_problems
+from yolact.sparsify.check.predict import Prediction, predict
+from yolact.sparsify.check.problems import Problem, from_error, raise_errors
+from yolact.sparsify.check.rows import ModifierRow, rows_of
+from yolact.sparsify.check.timetable import clashes, run_end
+from yolact.sparsify.proof.sparsity import convolutions, layer_sparsity
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.rows import ModifierRow, rows_of
-from yolact.sparsify.sparsity import convolutions, layer_sparsity
-from yolact.sparsify.timetable import clashes, run_end
+from yolact.sparsify.text.document import Entry, entries, parse
 
 _SPARSE = 0.05
 """A layer with fewer zeros than this is dense: some weights are zero by chance."""

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase
 
 from yolact.errors import RecipeError
-from yolact.sparsify.curves import Curves
-from yolact.sparsify.document import dump
-from yolact.sparsify.footprint import WeightPlan, compressed_bytes
-from yolact.sparsify.rows import ModifierRow
-from yolact.sparsify.sparsity import convolutions
+from yolact.sparsify.check.curves import Curves
+from yolact.sparsify.check.footprint import WeightPlan, compressed_bytes
+from yolact.sparsify.check.rows import ModifierRow
+from yolact.sparsify.check.twin import solid, weightless
+from yolact.sparsify.proof.sparsity import convolutions
 from yolact.sparsify.structure import apply_structure
-from yolact.sparsify.twin import solid, weightless
+from yolact.sparsify.text.document import dump
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def predict(
     """Say what the network will be when the run ends.
 
     Zeros of today last in the layers that a modifier keeps them in. How the compressed size is
-    estimated: :mod:`yolact.sparsify.footprint`.
+    estimated: :mod:`yolact.sparsify.check.footprint`.
 
     Args:
         rows: Modifiers that fit the model.

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from yolact.sparsify.examine import Outlook, RecipeReport
-from yolact.sparsify.plot import group_label
-from yolact.sparsify.predict import Prediction, Totals
-from yolact.sparsify.problems import Problem
-from yolact.sparsify.rows import ModifierRow
-from yolact.sparsify.variables import Variable
+from yolact.sparsify.check.examine import Outlook, RecipeReport
+from yolact.sparsify.check.plot import group_label
+from yolact.sparsify.check.predict import Prediction, Totals
+from yolact.sparsify.check.problems import Problem
+from yolact.sparsify.check.rows import ModifierRow
+from yolact.sparsify.text.variables import Variable
 
 _SCHEMA = 1
 _NAMES = 12

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from yolact.files import atomic_path
 
 if TYPE_CHECKING:
-    from yolact.sparsify.curves import Curves
+    from yolact.sparsify.check.curves import Curves
 
 _COLORS = ("#1b6ca8", "#d1495b", "#2a9d8f", "#e09f3e", "#6a4c93", "#577590", "#8c564b", "#4d908e")
 _INK = "#333333"

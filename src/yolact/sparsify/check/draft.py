@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolact.errors import RecipeError
-from yolact.sparsify.document import Entry, entries, parse
-from yolact.sparsify.problems import Problem, from_error
+from yolact.sparsify.check.problems import Problem, from_error
 from yolact.sparsify.recipe import load_recipe
-from yolact.sparsify.sources import read_source
-from yolact.sparsify.variables import Variable, listing, override, resolve
+from yolact.sparsify.text.document import Entry, entries, parse
+from yolact.sparsify.text.sources import read_source
+from yolact.sparsify.text.variables import Variable, listing, override, resolve
 
 
 @dataclass(frozen=True)

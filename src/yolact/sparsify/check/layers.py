@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from yolact.model.quantized import is_quantized
-from yolact.sparsify.document import Entry
-from yolact.sparsify.problems import Problem
+from yolact.sparsify.check.problems import Problem
+from yolact.sparsify.text.document import Entry
 
 _FUSED = ("ConvBn2d", "ConvBnReLU2d", "ConvReLU2d")
 """Classes that layers have by the time they are quantized."""

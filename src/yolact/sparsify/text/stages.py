@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from yolact.sparsify.document import Document, Entry, dump, entry_lists, parse, stages
+from yolact.sparsify.text.document import Document, Entry, dump, entry_lists, parse, stages
 from yolact.sparsify.thinning import ChannelThinningModifier
 
 

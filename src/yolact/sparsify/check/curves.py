@@ -18,11 +18,11 @@ from torch import nn
 from yolact.config import OptimConfig
 from yolact.engine.schedule import fitted, lr_at
 from yolact.sparsify._compat import BasePruningModifier, quiet_loggers
-from yolact.sparsify.document import Entry
+from yolact.sparsify.check.rows import ModifierRow
+from yolact.sparsify.check.twin import weightless
 from yolact.sparsify.modifiers import build_manager
-from yolact.sparsify.rows import ModifierRow
 from yolact.sparsify.structure import recipe_names
-from yolact.sparsify.twin import weightless
+from yolact.sparsify.text.document import Entry
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.ao.quantization import FakeQuantize, QuantWrapper
 
-from yolact.sparsify.document import parse
 from yolact.sparsify.modifiers import build_manager
-from yolact.sparsify.sparsity import convolutions
+from yolact.sparsify.proof.sparsity import convolutions
 from yolact.sparsify.structure import FUSED
+from yolact.sparsify.text.document import parse
 
 
 @dataclass(frozen=True)

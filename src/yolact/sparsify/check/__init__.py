@@ -1,0 +1,1 @@
+"""Checking a recipe before training: what fits, what happens when, what comes out."""

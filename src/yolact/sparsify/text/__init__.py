@@ -1,0 +1,1 @@
+"""Recipes as text: where they come from, their variables, their stages."""
