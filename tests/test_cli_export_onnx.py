@@ -230,11 +230,11 @@ def test_quantizing_in_one_shot_without_images_is_refused(checkpoint: Path, tmp_
     assert not checkpoint.with_suffix(".onnx").exists()
 
 
-def test_calibration_images_without_a_recipe_are_refused(checkpoint: Path, pictures: Path) -> None:
+def test_calibration_images_for_a_float_model_are_refused(checkpoint: Path, pictures: Path) -> None:
     result = invoke("--checkpoint", checkpoint, "--calibration_images", pictures)
     assert result.exit_code == ConfigError.exit_code
     assert result.stderr == (
-        "error: --calibration_images has no use without --one-shot\n"
+        "error: --calibration_images has no use for a model that is not quantized\n"
         "hint: add --one-shot yolact.one_shot_int8, or another recipe that quantizes\n"
     )
 

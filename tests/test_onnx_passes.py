@@ -29,7 +29,7 @@ from yolact.onnx.compress import (
 )
 from yolact.onnx.metadata import ModelMetadata
 from yolact.onnx.parity import compare, require_parity, sqnr
-from yolact.onnx.passes import QUANTIZE, run_passes
+from yolact.onnx.passes import INTEGERS, run_passes
 from yolact.onnx.passes.constants import store_constants
 from yolact.onnx.passes.duplicates import merge_duplicates
 from yolact.onnx.passes.identities import remove_identities
@@ -102,7 +102,7 @@ def quantized_convolution() -> onnx.ModelProto:
 def test_quantization_passes_change_no_result() -> None:
     model = quantized_convolution()
     expected = run(model, PICTURE)
-    run_passes(model, QUANTIZE)
+    run_passes(model, INTEGERS)
     onnx.checker.check_model(model, full_check=True)
     np.testing.assert_array_equal(run(model, PICTURE), expected)
 

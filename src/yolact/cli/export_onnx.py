@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from yolact.model.yolact import Yolact
     from yolact.onnx.compress import Compression
     from yolact.onnx.export import ExportReport
+    from yolact.onnx.integers import Layout
     from yolact.sparsify.one_shot import OneShot
     from yolact.sparsify.recipe import Recipe
 
@@ -37,7 +38,8 @@ CALIBRATION_COUNT = 100
 @click.option("-o", "--one-shot", help="Recipe to apply before the export, without training.")
 @click.option(
     "--calibration_images",
-    help="Folder or pattern of images that --one-shot finds the ranges of INT8 on.",
+    help="Folder or pattern of images: --one-shot finds the ranges of INT8 on them, and any "
+    "quantized model those of its last layers.",
 )
 @click.option(
     "--calibration_count",
@@ -48,6 +50,14 @@ CALIBRATION_COUNT = 100
 )
 @click.option(
     "-N", "--skip-qat-convert", is_flag=True, help="Write a quantized model as it was trained."
+)
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["qdq", "openvino", "deepsparse"]),
+    default="qdq",
+    show_default=True,
+    help="How a quantized model is written: for all engines, or the fastest for one of them.",
 )
 @click.option("-b", "--batch-size", type=int, default=1, show_default=True, help="Sample's size.")
 @click.option("--static", is_flag=True, help="Let the file take that batch size only.")
@@ -76,6 +86,7 @@ def export_onnx(
     calibration_images: str | None,
     calibration_count: int,
     skip_qat_convert: bool,
+    layout: Layout,
     batch_size: int,
     static: bool,
     image_shape: tuple[int, int, int] | None,
@@ -94,14 +105,10 @@ def export_onnx(
     from yolact.checkpoint import build_model, classes_of, load_checkpoint
     from yolact.config import YolactConfig, named_config
     from yolact.files import require_writable_file
+    from yolact.model.quantized import is_quantized
     from yolact.onnx.export import export
 
     setup_logging()
-    if calibration_images is not None and one_shot is None:
-        raise ConfigError(
-            "--calibration_images has no use without --one-shot",
-            hint="add --one-shot yolact.one_shot_int8, or another recipe that quantizes",
-        )
     side = input_side(image_shape, image_size)
     weights = local_path(checkpoint, Kind.CHECKPOINT)
     target = onnx_path(beside(checkpoint), name, save_dir)
@@ -113,11 +120,16 @@ def export_onnx(
     side = chosen.model.image_size if side is None else side
     model = build_model(loaded, chosen)
     done = None
+    images = _find_images(calibration_images, calibration_count, side)
     if one_shot is not None:
-        images = _find_images(calibration_images, calibration_count, side)
         done = _apply(model, one_shot, images, loaded.recipe)
         loaded = replace(loaded, recipe=done.recipe)
-        image = image or (images.paths[0] if images else None)
+    if images is not None and not is_quantized(model):
+        raise ConfigError(
+            "--calibration_images has no use for a model that is not quantized",
+            hint="add --one-shot yolact.one_shot_int8, or another recipe that quantizes",
+        )
+    image = image or (images.paths[0] if images else None)
     report = export(
         model,
         classes_of(loaded),
@@ -132,6 +144,8 @@ def export_onnx(
         image=image,
         compress=compress,
         one_shot=done,
+        layout=layout,
+        images=images,
     )
     click.echo("\n".join(report_lines(report)))
 
@@ -227,6 +241,11 @@ def report_lines(report: ExportReport) -> list[str]:
     for output, shape in zip(report.outputs, report.output_shapes, strict=True):
         line = f"output {_shaped(output.name, shape)} max difference {output.max_difference:.2e}"
         lines.append(line + (f", SQNR {output.sqnr:.1f} dB" if report.quantized else ""))
+    if report.float_outputs:
+        lines.append(
+            f"{report.float_outputs} layers put out floats: with --calibration_images they can "
+            "stay in integers"
+        )
     worst = max(output.max_difference for output in report.outputs)
     return [*lines, f"max difference from PyTorch {worst:.2e}"]
 

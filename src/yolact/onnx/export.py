@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,10 +25,12 @@ from yolact.onnx.fuse import (
     fold_quantized_batch_norms,
     freeze_observers,
 )
+from yolact.onnx.integers import Layout, to_integers
+from yolact.onnx.locate import first_wrong_layer
 from yolact.onnx.metadata import ModelMetadata
 from yolact.onnx.narrow import widen_quantizers
 from yolact.onnx.parity import OutputParity, compare, require_parity
-from yolact.onnx.passes import CLEAN, QUANTIZE, run_passes
+from yolact.onnx.passes import CLEAN, run_passes
 from yolact.onnx.picture import sample_images
 from yolact.onnx.trace import OPSETS, label_outputs, trace
 from yolact.onnx.weights import graph_sparsity
@@ -65,6 +67,8 @@ class ExportReport:
     outputs: tuple[OutputParity, ...]
     one_shot: OneShot | None = None
     """What was done to the weights right before, without training."""
+    float_outputs: int = 0
+    """Convolutions of a quantized graph whose outputs stay float: their ranges are not known."""
 
     @property
     def compressed(self) -> int:
@@ -87,6 +91,8 @@ def export(
     image: Path | None = None,
     compress: Collection[Compression] = (),
     one_shot: OneShot | None = None,
+    layout: Layout = "qdq",
+    images: Iterable[Tensor] | None = None,
 ) -> ExportReport:
     """Write ``model`` to ``path`` as ONNX; the model itself is left as it was.
 
@@ -105,6 +111,9 @@ def export(
         image: Picture to compare the outputs on; None for a generated one.
         compress: Formats to write the file in as well, beside it.
         one_shot: What was done to ``model`` without training, for the report and the metadata.
+        layout: Of a quantized graph; see :data:`yolact.onnx.integers.Layout`.
+        images: Network inputs like those the model will see, to measure the outputs of a quantized
+            network on; without any, the last convolutions put out floats.
 
     Raises:
         ConfigError: A size or the opset is out of range.
@@ -119,10 +128,13 @@ def export(
     require_writable_file(path)
     bytes_each = 1 if is_quantized(model) and convert_qat else 4
     require_space(path.parent, bytes_each * sum(p.numel() for p in model.parameters()), "the graph")
-    images = sample_images(image, side, batch_size)
-    network, expected, unquantized = _prepare(model, images, convert_qat=convert_qat)
-    graph = trace(network, images, opset=opset, static=static)
-    run_passes(graph, [*CLEAN, *(QUANTIZE if unquantized is not None and convert_qat else [])])
+    sample = sample_images(image, side, batch_size)
+    network, expected, unquantized = _prepare(model, sample, convert_qat=convert_qat)
+    graph = trace(network, sample, opset=opset, static=static)
+    run_passes(graph, CLEAN)
+    float_outputs = 0
+    if unquantized is not None and convert_qat:
+        float_outputs = to_integers(graph, network, layout, images)
     label_outputs(graph, [tuple(output.shape) for output in expected], static=static)
     sparsity = graph_sparsity(graph)
     metadata = ModelMetadata(
@@ -134,7 +146,7 @@ def export(
         one_shot=None if one_shot is None else str(one_shot),
     )
     onnx.helper.set_model_props(graph, metadata.to_props())
-    parity = _write(graph, path, images, expected, unquantized)
+    parity = _write(graph, path, network, sample, expected, unquantized)
     written = {kind: compress_file(path, kind) for kind in compress}
     return ExportReport(
         path=path,
@@ -148,6 +160,7 @@ def export(
         output_shapes=tuple(_shape(output) for output in graph.graph.output),
         outputs=parity,
         one_shot=one_shot,
+        float_outputs=float_outputs,
     )
 
 
@@ -208,6 +221,7 @@ def _without_quantization(network: nn.Module) -> Iterator[None]:
 def _write(
     graph: onnx.ModelProto,
     path: Path,
+    network: nn.Module,
     images: Tensor,
     expected: RawOutputs,
     unquantized: RawOutputs | None,
@@ -222,8 +236,17 @@ def _write(
                 hint="nothing was written; try another --opset",
             ) from error
         parity = compare(expected, OrtEngine(temporary)(images), unquantized)
-        require_parity(parity)
+        if not all(output.passed for output in parity):
+            require_parity(parity, _first_wrong(graph, network, images))
     return parity
+
+
+def _first_wrong(graph: onnx.ModelProto, network: nn.Module, images: Tensor) -> str | None:
+    unquantized = deepcopy(network) if is_quantized(network) else None
+    if unquantized is None:
+        return first_wrong_layer(graph, network, images, None)
+    with _without_quantization(unquantized):
+        return first_wrong_layer(graph, network, images, unquantized)
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:

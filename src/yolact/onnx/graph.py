@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -26,8 +27,8 @@ class Graph:
         self._arrays: dict[str, Array] = {}
 
     def nodes(self, *op_types: str) -> list[onnx.NodeProto]:
-        """Nodes of these types in execution order."""
-        return [node for node in self._nodes if node.op_type in op_types]
+        """Nodes of these types in execution order; all when none is named."""
+        return [node for node in self._nodes if not op_types or node.op_type in op_types]
 
     def producer(self, value: str, op_type: str) -> onnx.NodeProto | None:
         """The node that makes ``value``, if it is of this type."""
@@ -74,6 +75,21 @@ class Graph:
         position = next(i for i, other in enumerate(self._nodes) if other is node)
         self._nodes.insert(position, new)
         self._producers.update((output, new) for output in new.output)
+
+    def insert_after(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
+        """Put ``new`` behind ``node``, whose result it reads."""
+        position = next(i for i, other in enumerate(self._nodes) if other is node)
+        self._nodes.insert(position + 1, new)
+        self._producers.update((output, made) for made in (node, new) for output in made.output)
+
+    def replace_nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        """Put ``nodes``, in execution order, in place of all that there are."""
+        self._nodes = list(nodes)
+        self._producers = {output: node for node in self._nodes for output in node.output}
+
+    def input_names(self) -> list[str]:
+        """Names of the graph's inputs."""
+        return [value.name for value in self._graph.input]
 
     def output_names(self) -> set[str]:
         """Names of the graph's outputs."""

@@ -70,8 +70,13 @@ def compare(
     )
 
 
-def require_parity(outputs: Sequence[OutputParity]) -> None:
-    """Raise ExportError, naming the worst output, unless all of them passed."""
+def require_parity(outputs: Sequence[OutputParity], layer: str | None = None) -> None:
+    """Raise ExportError, naming the worst output, unless all of them passed.
+
+    Args:
+        outputs: The comparison.
+        layer: Where the difference begins, if that is known.
+    """
     failed = [output for output in outputs if not output.passed]
     if not failed:
         return
@@ -83,7 +88,7 @@ def require_parity(outputs: Sequence[OutputParity]) -> None:
     )
     raise ExportError(
         f"the exported graph differs from PyTorch: {worst.name} by {worst.max_difference:.3g}"
-        f" ({limit})",
+        f" ({limit}){f'; it begins at {layer}' if layer else ''}",
         hint="nothing was written; try another --opset, and check the weights for huge values",
     )
 

@@ -17,6 +17,9 @@ OUTPUTS = RawOutputs._fields
 BATCH = "batch"
 """Label of the dynamic axis. The priors do not have it: they are the same for every image."""
 
+MODEL_PREFIX = "model."
+"""Of the network's modules inside the wrapper that is traced; weights in the graph lack it."""
+
 OPSETS = range(14, 20)
 """Opsets that can be asked for: 14 is SparseML's, 19 the newest that onnx 1.14 checks."""
 
@@ -24,7 +27,7 @@ OPSETS = range(14, 20)
 class _Traced(nn.Module):
     """Names what is traced, so that weights can be given their state-dict names afterwards."""
 
-    PREFIX = "network.model."
+    PREFIX = f"network.{MODEL_PREFIX}"
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

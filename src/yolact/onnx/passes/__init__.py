@@ -6,16 +6,21 @@ To add one, write ``passes/<name>.py`` and put its function into the list it bel
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import onnx
 
+from yolact.onnx.passes.activations import quantize_activations
+from yolact.onnx.passes.biases import store_biases_as_int32
 from yolact.onnx.passes.constants import store_constants
 from yolact.onnx.passes.duplicates import merge_duplicates
 from yolact.onnx.passes.identities import remove_identities
 from yolact.onnx.passes.int8_weights import store_weights_as_int8
+from yolact.onnx.passes.ranges import Ranges
 from yolact.onnx.passes.reshapes import simplify_reshapes
 from yolact.onnx.passes.scalars import make_scales_scalar
 from yolact.onnx.passes.sizes import write_sizes
+from yolact.onnx.passes.tanh import join_tanhs
 from yolact.onnx.passes.unsigned import make_activations_unsigned
 
 Pass = Callable[[onnx.ModelProto], None]
@@ -23,13 +28,30 @@ Pass = Callable[[onnx.ModelProto], None]
 CLEAN: Sequence[Pass] = (remove_identities, store_constants, simplify_reshapes, write_sizes)
 """Run on every export; results stay the same."""
 
-QUANTIZE: Sequence[Pass] = (
+INTEGERS: Sequence[Pass] = (
     make_activations_unsigned,
     store_weights_as_int8,
     make_scales_scalar,
     merge_duplicates,
+    join_tanhs,
 )
-"""Turn simulated quantization into integers that runtimes have kernels for."""
+"""Turn simulated quantization into integers, and leave it where training has put it."""
+
+
+def quantizing_passes(
+    measured: Ranges | None = None, *, before_leaky_relu: bool = True
+) -> list[Pass]:
+    """Passes behind :data:`INTEGERS`: everything between quantized layers in integers, too.
+
+    Args:
+        measured: See :func:`yolact.onnx.passes.activations.quantize_activations`.
+        before_leaky_relu: See there.
+    """
+    activations = partial(quantize_activations, measured=measured or {})
+    return [
+        partial(activations, before_leaky_relu=before_leaky_relu),
+        store_biases_as_int32,
+    ]
 
 
 def run_passes(model: onnx.ModelProto, passes: Sequence[Pass]) -> None:

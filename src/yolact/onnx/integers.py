@@ -1,0 +1,46 @@
+"""From a traced quantization-aware network to a graph of integers, in one of three layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import onnx
+from torch import Tensor, nn
+
+from yolact.onnx.measure import measure_outputs
+from yolact.onnx.passes import INTEGERS, quantizing_passes, run_passes
+from yolact.onnx.passes.activations import missing_ranges
+
+Layout = Literal["qdq", "openvino", "deepsparse"]
+"""How a quantized graph is written.
+
+qdq: QuantizeLinear / DequantizeLinear around every node, the form that all engines read, and that
+ONNX Runtime runs in integers throughout. openvino: the same without a pair between convolution and
+LeakyReLU, which OpenVINO runs in one kernel. deepsparse: ConvInteger, as SparseML's exporter wrote.
+"""
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+
+def to_integers(
+    graph: onnx.ModelProto,
+    network: nn.Module,
+    layout: Layout = "qdq",
+    images: Iterable[Tensor] | None = None,
+) -> int:
+    """Rewrite ``graph`` in place.
+
+    Args:
+        graph: Traced from ``network``, after the passes of every export.
+        network: Run on ``images`` to measure the outputs that training has no range for.
+        layout: See :data:`Layout`.
+        images: Network inputs like those the model will see; None leaves those outputs float.
+
+    Returns:
+        How many convolutions have outputs that stay float for want of a range.
+    """
+    run_passes(graph, INTEGERS)
+    missing = missing_ranges(graph)
+    measured = {} if images is None else measure_outputs(network, missing, images)
+    run_passes(graph, quantizing_passes(measured, before_leaky_relu=layout != "openvino"))
+    return len(missing_ranges(graph)) if images is None else 0
