@@ -46,6 +46,8 @@ def test_the_lines_are_deepsparses_and_go_to_stdout(onnx_file: Path) -> None:
         "Engine",
         "Size on Disk (MB)",
         "Size on Disk Compressed (MB)",
+        "onnxruntime runs in int8",
+        "onnxruntime runs in float",
     ]
     assert re.fullmatch(r"Throughput \(items/sec\): \d+\.\d{4}", lines[3])
     assert result.stderr == f"Measuring {onnx_file} on 1 cores ...\n"

@@ -61,17 +61,17 @@ def residual_block() -> onnx.ModelProto:
     """As it is trained: x -> conv -> leaky -> conv -> leaky -> + x, and a convolution after."""
     rng = np.random.default_rng(1)
     constants: dict[str, Array] = {
-        "sx": np.float32(0.03),
-        "zx": np.uint8(128),
-        "sc": np.float32(0.02),
-        "zc": np.uint8(120),
-        "sl": np.float32(0.015),
-        "zl": np.uint8(20),
-        "ss": np.float32(0.05),
-        "zs": np.uint8(100),
-        "sw": np.float32(0.01),
-        "zw": np.int8(0),
-        "b": np.float32([0.1, -0.2]),
+        "sx": np.array(0.03, np.float32),
+        "zx": np.array(128, np.uint8),
+        "sc": np.array(0.02, np.float32),
+        "zc": np.array(120, np.uint8),
+        "sl": np.array(0.015, np.float32),
+        "zl": np.array(20, np.uint8),
+        "ss": np.array(0.05, np.float32),
+        "zs": np.array(100, np.uint8),
+        "sw": np.array(0.01, np.float32),
+        "zw": np.array(0, np.int8),
+        "b": np.array([0.1, -0.2], np.float32),
         **{f"w{i}_int8": rng.integers(-50, 50, (2, 2, 1, 1)).astype(np.int8) for i in range(3)},
     }
     nodes = [
@@ -147,11 +147,11 @@ def test_the_finest_of_several_quantizers_of_a_value_counts() -> None:
         helper.make_node("Sub", ["c0", "c1"], ["y"]),
     ]
     constants: dict[str, Array] = {
-        "wide": np.float32(0.05),
-        "fine": np.float32(0.03),
-        "zero": np.uint8(128),
-        "sw": np.float32(0.01),
-        "zw": np.int8(0),
+        "wide": np.array(0.05, np.float32),
+        "fine": np.array(0.03, np.float32),
+        "zero": np.array(128, np.uint8),
+        "sw": np.array(0.01, np.float32),
+        "zw": np.array(0, np.int8),
         **{f"w{i}_int8": np.full((2, 2, 1, 1), 7, np.int8) for i in range(2)},
     }
     model = model_of(nodes, constants)
@@ -192,7 +192,7 @@ def test_a_bias_beyond_int32_stays_float() -> None:
     model = residual_block()
     for tensor in model.graph.initializer:
         if tensor.name == "b":
-            tensor.CopyFrom(numpy_helper.from_array(np.float32([1e7, 0]), "b"))
+            tensor.CopyFrom(numpy_helper.from_array(np.array([1e7, 0], np.float32), "b"))
     quantize_activations(model)
     store_biases_as_int32(model)
     graph = Graph(model)

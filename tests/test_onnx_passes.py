@@ -223,7 +223,7 @@ def test_looking_up_another_axis_stays() -> None:
 
 
 def test_constant_nodes_become_initializers_of_their_name() -> None:
-    value = numpy_helper.from_array(np.float32([1, 2, 3, 4]), "v")
+    value = numpy_helper.from_array(np.array([1, 2, 3, 4], np.float32), "v")
     nodes = [
         helper.make_node("Constant", [], ["b"], value=value),
         helper.make_node("Add", ["x", "b"], ["y"]),

@@ -99,8 +99,8 @@ def renamed(source: Path, target: Path, *, batched_priors: bool = False) -> Path
         for values in (node.input, node.output):
             for index, name in enumerate(values):
                 values[index] = names.get(name, name)
-    for value in (*model.graph.input, *model.graph.output):
-        value.name = names[value.name]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.name = names.get(value.name, value.name)
     del model.metadata_props[:]
     if batched_priors:
         priors = model.graph.output[3]
@@ -218,7 +218,7 @@ def test_engines_are_chosen_by_name_or_by_ending(checkpoint: Path, onnx_file: Pa
     assert load_engine(onnx_file, engine="ort").name == "onnxruntime"
     with pytest.raises(ConfigError, match="unknown engine 'deepsparse'") as caught:
         load_engine(onnx_file, engine="deepsparse")
-    assert caught.value.hint == "choose torch or onnxruntime"
+    assert caught.value.hint == "choose from torch, onnxruntime, openvino"
     with pytest.raises(ConfigError, match=r"engine onnxruntime does not read small\.pth") as caught:
         load_engine(checkpoint, engine="onnxruntime")
     assert "sparseml.yolact.export_onnx" in str(caught.value.hint)

@@ -18,6 +18,7 @@ from yolact.config import YolactConfig
 from yolact.errors import ConfigError
 from yolact.onnx.compress import compressed_size
 from yolact.runtime import Engine, load_engine
+from yolact.runtime.operators import Operators, ReportsOperators
 
 Scenario = Literal["sync", "async", "elastic"]
 Pinning = Literal["none", "core", "numa"]
@@ -100,6 +101,8 @@ class BenchmarkReport:
     """Bytes of the file."""
     compressed: int
     """Bytes of the file after gzip; of a compressed file, its own."""
+    operators: Operators | None = None
+    """What the engine runs in integers; None where it cannot say."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with the keys that ``deepsparse.benchmark -x`` writes and a few more."""
@@ -120,6 +123,8 @@ class BenchmarkReport:
             "thread_pinning": options.pinning,
             "size_on_disk": self.size,
             "size_on_disk_compressed": self.compressed,
+            "operators": self.operators
+            and {"int8": self.operators.integer, "float": self.operators.floating},
             "benchmark_result": {
                 "scenario": _REPORTED[options.scenario],
                 "items_per_sec": latency.items_per_sec,
@@ -243,4 +248,5 @@ def _report(
         latency=latency,
         size=path.stat().st_size,
         compressed=compressed_size(path),
+        operators=engine.operators() if isinstance(engine, ReportsOperators) else None,
     )

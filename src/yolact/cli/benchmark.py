@@ -66,7 +66,9 @@ _FOR_LANGUAGE_MODELS = (
     show_default=True,
     help="Stay on one thread per core, on one memory node, or anywhere.",
 )
-@click.option("-e", "--engine", help="onnxruntime or torch.  [default: by the file's ending]")
+@click.option(
+    "-e", "--engine", help="onnxruntime, openvino or torch.  [default: by the file's ending]"
+)
 @click.option("--config", help="Configuration of a .pth file that carries none.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the results only.")
 @click.option("-x", "--export_path", type=FILE, help="Also write the results to this JSON file.")
@@ -139,6 +141,7 @@ def report_lines(report: BenchmarkReport) -> list[str]:
         f"Engine: {report.engine}, {report.options.cores} cores, {report.options.streams} streams",
         f"Size on Disk (MB): {report.size / 1e6:.2f}",
         f"Size on Disk Compressed (MB): {report.compressed / 1e6:.2f}",
+        *(report.operators.lines() if report.operators else ()),
     ]
 
 

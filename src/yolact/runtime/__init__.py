@@ -11,15 +11,17 @@ from yolact.runtime.base import Engine
 
 __all__ = ["ENGINES", "Engine", "engine_for", "load_engine"]
 
+_ONNX = (".onnx", ".onnx.gz", ".onnx.xz", ".onnx.zst")
 ENGINES = {
     "torch": (".pth",),
-    "onnxruntime": (".onnx", ".onnx.gz", ".onnx.xz", ".onnx.zst"),
+    "onnxruntime": _ONNX,
+    "openvino": _ONNX,
 }
-"""Engine names and the file endings each one reads."""
+"""Engine names and the file endings each one reads; the first that reads a file is its default."""
 
 MOST_CORES = 256
 """More threads are taken for a mistake, on a machine with fewer CPUs."""
-_ALIASES = {"ort": "onnxruntime", "pytorch": "torch"}
+_ALIASES = {"ort": "onnxruntime", "ov": "openvino", "pytorch": "torch"}
 
 
 def load_engine(
@@ -48,8 +50,13 @@ def load_engine(
     most = max(MOST_CORES, os.cpu_count() or 1)
     if num_cores is not None and not 1 <= num_cores <= most:
         raise ConfigError(f"number of cores is {num_cores}", hint=f"use 1 to {most}")
-    if engine_for(path, engine) == "torch":
+    chosen = engine_for(path, engine)
+    if chosen == "torch":
         return _torch_engine(path, device, num_cores, config)
+    if chosen == "openvino":
+        from yolact.runtime.openvino_engine import OpenVinoEngine
+
+        return OpenVinoEngine(path, num_cores=num_cores)
     from yolact.runtime.ort_engine import OrtEngine
 
     return OrtEngine(path, num_cores=num_cores)
@@ -64,13 +71,13 @@ def engine_for(path: Path, engine: str | None = None) -> str:
     """
     fits = [name for name, ends in ENGINES.items() if path.name.lower().endswith(ends)]
     if not fits:
-        endings = ", ".join(end for ends in ENGINES.values() for end in ends)
+        endings = ", ".join(dict.fromkeys(end for ends in ENGINES.values() for end in ends))
         raise CheckpointError(f"not a model file: {path}", hint=f"models end in {endings}")
     if engine is None:
         return fits[0]
     wanted = _ALIASES.get(engine.lower(), engine.lower())
     if wanted not in ENGINES:
-        raise ConfigError(f"unknown engine {engine!r}", hint=f"choose {' or '.join(ENGINES)}")
+        raise ConfigError(f"unknown engine {engine!r}", hint=f"choose from {', '.join(ENGINES)}")
     if wanted not in fits:
         raise ConfigError(
             f"engine {wanted} does not read {path.name}",

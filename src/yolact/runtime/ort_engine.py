@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,19 @@ from torch import Tensor
 
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError
-from yolact.onnx.compress import compression_of, unpack
 from yolact.onnx.metadata import ModelMetadata
 from yolact.runtime.base import check_images
+from yolact.runtime.contract import (
+    EXPORT_AGAIN,
+    classes_for,
+    image_input,
+    image_size_of,
+    model_source,
+    output_names,
+)
+from yolact.runtime.operators import Operators
+from yolact.runtime.ort_operators import ort_operators
 from yolact.types import RawOutputs
-
-_RANKS = (3, 3, 3, 2, 4)
-"""Axes of the outputs, in the order of :class:`RawOutputs`."""
-_HINT = "export the model again with sparseml.yolact.export_onnx"
 
 
 class OrtEngine:
@@ -44,11 +48,12 @@ class OrtEngine:
     def __init__(self, model: Path | bytes, *, num_cores: int | None = None) -> None:
         """Open the model; see the class."""
         label = "the model" if isinstance(model, bytes) else str(model)
-        self._session = _open_session(model, num_cores, label)
+        self._source = model if isinstance(model, bytes) else model_source(model)
+        self._session = _open_session(self._source, num_cores, label)
         self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map)
-        self._input = _image_input(self._session.get_inputs(), label)
-        self._outputs = _output_names(self._session.get_outputs(), label)
-        self.image_size = _image_size(self._input.shape, self.metadata, label)
+        self._input = image_input(self._session.get_inputs(), label)
+        self._outputs = output_names(self._session.get_outputs(), label)
+        self.image_size = image_size_of(self._input.shape, self.metadata, label)
         batch = self._input.shape[0]
         self.batch_size: int | None = batch if isinstance(batch, int) else None
         self.classes = self._find_classes(label)
@@ -65,26 +70,24 @@ class OrtEngine:
         # Some exporters give the priors a batch axis; they are the same for every image.
         return RawOutputs(loc, conf, mask, priors.reshape(-1, priors.shape[-2], 4)[0], proto)
 
+    def operators(self) -> Operators:
+        """What runs in integers, and what does not."""
+        return ort_operators(self._source)
+
     def _find_classes(self, label: str) -> Classes:
         by_name = {output.name: output for output in self._session.get_outputs()}
         count = by_name[self._outputs[1]].shape[-1]
         if not isinstance(count, int):
             probe = torch.zeros(self.batch_size or 1, 3, *self.image_size)
             count = self(probe).conf.shape[-1]
-        classes = self.metadata.classes or Classes.assumed(count - 1)
-        if len(classes) != count - 1:
-            raise CheckpointError(
-                f"{label} names {len(classes)} classes but predicts {count - 1}", hint=_HINT
-            )
-        return classes
+        return classes_for(self.metadata, count, label)
 
 
-def _open_session(model: Path | bytes, num_cores: int | None, label: str) -> Any:
+def _open_session(source: str | bytes, num_cores: int | None, label: str) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: they are raised, and warnings are not for users
     if num_cores is not None:
         options.intra_op_num_threads = num_cores
-    source = model if isinstance(model, bytes) else _model_source(model)
     errors = ort.capi.onnxruntime_pybind11_state
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -99,68 +102,5 @@ def _open_session(model: Path | bytes, num_cores: int | None, label: str) -> Any
         reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
         raise CheckpointError(
             f"{label} is not a readable ONNX model: {reason.partition(chr(10))[0][:300]}",
-            hint=f"the file may be truncated or of another kind; {_HINT}",
+            hint=f"the file may be truncated or of another kind; {EXPORT_AGAIN}",
         ) from error
-
-
-def _model_source(path: Path) -> str | bytes:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, not a model", hint="name the file inside it")
-    if not path.is_file():
-        raise CheckpointError(f"model not found: {path}", hint="check the path")
-    if not path.stat().st_size:
-        raise CheckpointError(f"{path} is not a readable ONNX model: it is empty", hint=_HINT)
-    try:
-        if compression_of(path) is not None:
-            return unpack(path)
-        with path.open("rb"):
-            return str(path)  # by path, so that files with external data find it
-    except PermissionError as error:
-        raise CheckpointError(f"no permission to read {path}", hint="check its mode") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} is damaged: {error}", hint="copy it again") from error
-
-
-def _image_input(inputs: Sequence[Any], label: str) -> Any:
-    found = [(i.name, i.type, i.shape) for i in inputs]
-    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] not in (3, None):
-        raise CheckpointError(
-            f"{label} is not a YOLACT model: its inputs are {found}",
-            hint="it needs one input of shape [batch, 3, height, width]",
-        )
-    if inputs[0].type != "tensor(float)":
-        raise CheckpointError(f"{label} takes {inputs[0].type}, not float32 images", hint=_HINT)
-    return inputs[0]
-
-
-def _output_names(outputs: Sequence[Any], label: str) -> list[str]:
-    by_name = {output.name: output for output in outputs}
-    named = all(field in by_name for field in RawOutputs._fields)
-    names = list(RawOutputs._fields) if named else list(by_name)
-    ranks = [len(by_name[name].shape) for name in names]
-    fits = len(names) == len(_RANKS) and all(
-        rank == wanted or (field == "priors" and rank == 3)
-        for field, rank, wanted in zip(RawOutputs._fields, ranks, _RANKS, strict=True)
-    )
-    if not fits or not _sizes_fit([by_name[name].shape[-1] for name in names]):
-        raise CheckpointError(
-            f"{label} is not a YOLACT model: its outputs are {', '.join(by_name)}",
-            hint=f"it needs {', '.join(RawOutputs._fields)}, by name or in this order",
-        )
-    return names
-
-
-def _sizes_fit(last: Sequence[Any]) -> bool:
-    """Whether boxes and priors have four numbers, masks as many as there are prototypes."""
-    loc, _, mask, priors, proto = last
-    equal = ((loc, 4), (priors, 4), (mask, proto))
-    return all(a == b for a, b in equal if isinstance(a, int) and isinstance(b, int))
-
-
-def _image_size(shape: Sequence[Any], metadata: ModelMetadata, label: str) -> tuple[int, int]:
-    height, width = shape[2:]
-    if isinstance(height, int) and isinstance(width, int):
-        return height, width
-    if metadata.image_size is None:
-        raise CheckpointError(f"{label} does not say which image size it takes", hint=_HINT)
-    return metadata.image_size

@@ -51,8 +51,9 @@ def quantize_activations(
             before, after = node.input[0], node.output[0]
             graph.replace_value(after, before)
             graph.remove(node)
-            known[before] = known[after]
-            found |= {before: known[after]} if after in found else {}
+            if before not in known or known[before].zero:  # else it is limited already
+                known[before] = known[after]
+            found |= {before: known[before]} if after in found else {}
     _insert(graph, known, found, set() if before_leaky_relu else _leaky_relu_inputs(graph))
     graph.commit()
 

@@ -60,6 +60,10 @@ def derive(graph: Graph, found: Mapping[str, Quantizer], measured: Ranges) -> di
         after = known.get(node.output[0])
         if after is not None and after.zero:  # it was learnt where negative values come by as well
             _learn(known, node.output[0], 0.0, after.high)
+    for node in graph.nodes("Resize"):  # one range on both sides, as integer kernels want it
+        before = known.get(node.input[0])
+        if before is not None and node.output[0] in known:
+            known[node.output[0]] = before
     _follow(graph, known)
     for conv, value in unknown_outputs(graph, known):
         if conv in measured:

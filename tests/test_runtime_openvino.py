@@ -1,0 +1,123 @@
+"""The OpenVINO engine, and what engines say about the operators they run in integers."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from onnx_models import CLASSES, SIDE, noise, outputs_of, quantized_model, small_model
+from yolact.errors import CheckpointError, ConfigError
+from yolact.onnx.compress import compress_file
+from yolact.onnx.export import export
+from yolact.onnx.integers import Layout
+from yolact.onnx.parity import sqnr
+from yolact.runtime import load_engine
+from yolact.runtime.openvino_engine import OpenVinoEngine
+from yolact.runtime.operators import Operators
+from yolact.runtime.ort_engine import OrtEngine
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dense") / "m.onnx"
+    export(small_model(), CLASSES, path)
+    return path
+
+
+def quantized(folder: Path, layout: Layout) -> Path:
+    path = folder / f"{layout}.onnx"
+    export(quantized_model(), CLASSES, path, images=[noise(2, 3)], layout=layout)
+    return path
+
+
+def test_it_computes_what_pytorch_computes(dense: Path) -> None:
+    engine = load_engine(dense, engine="openvino", num_cores=1)
+    assert isinstance(engine, OpenVinoEngine)
+    assert (engine.classes, engine.image_size, engine.batch_size) == (CLASSES, (SIDE, SIDE), None)
+    images = noise(2, 0)
+    for a, b in zip(outputs_of(small_model(), images), engine(images), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_compressed_files_run_as_they_are(dense: Path) -> None:
+    packed = OpenVinoEngine(compress_file(dense, "zst"), num_cores=1)
+    images = noise(1, 0)
+    for a, b in zip(OpenVinoEngine(dense, num_cores=1)(images), packed(images), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_threads_do_not_get_each_others_results(dense: Path) -> None:
+    engine = OpenVinoEngine(dense, num_cores=1)
+    batches = [noise(1, seed) for seed in range(6)]
+    alone = [engine(batch).conf for batch in batches]
+    with ThreadPoolExecutor(3) as pool:
+        together = [outputs.conf for outputs in pool.map(engine, batches)]
+    for a, b in zip(alone, together, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("layout", ["qdq", "openvino"])
+def test_all_convolutions_run_in_integers_in_openvino(layout: Layout, tmp_path: Path) -> None:
+    path = quantized(tmp_path, layout)
+    engine = OpenVinoEngine(path, num_cores=1)
+    operators = engine.operators()
+    assert operators.integer["Convolution"] == 55
+    assert "Convolution" not in operators.floating
+    images = noise(1, 3)
+    for name, a, b in zip(
+        ("loc", "conf", "mask"), OrtEngine(path)(images), engine(images), strict=False
+    ):
+        assert sqnr(a, b) > 20, name
+
+
+def test_onnxruntime_runs_all_but_softmax_and_tanh_in_integers(tmp_path: Path) -> None:
+    operators = OrtEngine(quantized(tmp_path, "qdq")).operators()
+    assert operators.floating == {"Softmax": 1, "Tanh": 1}
+    assert operators.integer == {
+        "QLinearConv": 55,
+        "QLinearLeakyRelu": 22,
+        "QLinearAdd": 10,
+        "Reshape": 15,
+        "Concat": 3,
+        "Resize": 3,
+        "Transpose": operators.integer["Transpose"],
+    }
+
+
+def test_a_dense_model_runs_in_floats(dense: Path) -> None:
+    for engine in (OrtEngine(dense), OpenVinoEngine(dense, num_cores=1)):
+        operators = engine.operators()
+        assert not operators.integer and operators.floating
+        assert operators.lines()[0] == f"{engine.name} runs in int8: nothing"
+
+
+def test_what_runs_is_listed_most_frequent_first() -> None:
+    operators = Operators("onnxruntime", {"A": 1, "C": 2, "B": 2}, {})
+    assert operators.lines() == [
+        "onnxruntime runs in int8: 2 B, 2 C, 1 A",
+        "onnxruntime runs in float: nothing",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_unreadable_files_are_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"m\.onnx is not a readable ONNX model: ") as caught:
+        OpenVinoEngine(path)
+    assert "export the model again" in str(caught.value.hint)
+
+
+def test_where_it_is_missing_the_way_to_get_it_is_named(
+    dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ConfigError, match="the engine openvino is not installed") as caught:
+        load_engine(dense, engine="openvino")
+    assert "sparseml-yolact[openvino]" in str(caught.value.hint)
