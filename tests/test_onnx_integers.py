@@ -20,6 +20,7 @@ from yolact.onnx.graph import Graph
 from yolact.onnx.integers import Layout
 from yolact.onnx.passes.activations import missing_ranges, quantize_activations
 from yolact.onnx.passes.biases import store_biases_as_int32
+from yolact.onnx.passes.conv_integer import convolve_integers
 from yolact.onnx.passes.ranges import derive, found_quantizers
 from yolact.onnx.passes.tanh import join_tanhs
 from yolact.onnx.quantizer import Quantizer
@@ -275,3 +276,56 @@ def test_batches_of_an_integer_graph_equal_single_images(tmp_path: Path) -> None
             a, b = getattr(together, name)[index], getattr(alone, name)[0]
             np.testing.assert_allclose(a, b, atol=1e-5)
     assert engine.image_size == (SIDE, SIDE)
+
+
+def test_deepsparse_gets_what_sparseml_wrote(tmp_path: Path) -> None:
+    path, plain = tmp_path / "m.onnx", tmp_path / "plain.onnx"
+    model = quantized_model()
+    report = export(model, CLASSES, path, layout="deepsparse")
+    assert all(output.passed for output in report.outputs)
+    graph = Graph(onnx.load(str(path)))
+    count = Counter(node.op_type for node in graph.nodes())
+    assert (count["ConvInteger"], count["Conv"], count["Cast"], count["Mul"]) == (55, 0, 55, 55)
+    for node in graph.nodes("ConvInteger"):
+        weights, zero = (graph.constant(node.input[index]) for index in (1, 3))
+        assert weights is not None and weights.dtype == np.uint8 and zero == 128
+        assert graph.producer(node.input[0], "QuantizeLinear") is not None
+        chain = [node]
+        for wanted in ("Add", "Cast", "Mul"):
+            (reader,) = graph.readers(chain[-1].output[0])
+            assert reader.op_type == wanted
+            chain.append(reader)
+        bias = graph.constant(chain[1].input[1])
+        assert bias is not None and bias.dtype == np.int32
+    raw = export(model, CLASSES, plain, convert_qat=False)
+    assert report.sparsity == pytest.approx(raw.sparsity, abs=2e-3)
+    assert report.size < 0.33 * raw.size
+
+
+def test_integer_convolutions_equal_those_they_replace() -> None:
+    model = residual_block()
+    expected = run(model, PICTURE)
+    convolve_integers(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert Counter(kinds(model))["ConvInteger"] == 3
+    assert nearly_all_equal(run(model, PICTURE), expected)
+
+
+def nearly_all_equal(a: Array, b: Array) -> bool:
+    """But for rounded biases, and values that another sum puts on the next step."""
+    return bool(np.quantile(np.abs(a - b), 0.9) < 1e-3)
+
+
+def test_every_channel_has_its_scale_behind_an_integer_convolution() -> None:
+    model = residual_block()
+    for tensor in model.graph.initializer:
+        if tensor.name in ("sw", "zw"):
+            dtype = np.float32 if tensor.name == "sw" else np.int8
+            values = np.array([0.01, 0.03] if tensor.name == "sw" else [0, 0], dtype)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0].endswith("_int8"):
+            node.attribute.append(helper.make_attribute("axis", 0))
+    expected = run(model, PICTURE)
+    convolve_integers(model)
+    assert nearly_all_equal(run(model, PICTURE), expected)

@@ -9,7 +9,7 @@ import onnx
 from torch import Tensor, nn
 
 from yolact.onnx.measure import measure_outputs
-from yolact.onnx.passes import INTEGERS, quantizing_passes, run_passes
+from yolact.onnx.passes import CONV_INTEGER, INTEGERS, quantizing_passes, run_passes
 from yolact.onnx.passes.activations import missing_ranges
 
 Layout = Literal["qdq", "openvino", "deepsparse"]
@@ -17,7 +17,8 @@ Layout = Literal["qdq", "openvino", "deepsparse"]
 
 qdq: QuantizeLinear / DequantizeLinear around every node, the form that all engines read, and that
 ONNX Runtime runs in integers throughout. openvino: the same without a pair between convolution and
-LeakyReLU, which OpenVINO runs in one kernel. deepsparse: ConvInteger, as SparseML's exporter wrote.
+LeakyReLU, which OpenVINO runs in one kernel. deepsparse: ConvInteger, as SparseML's exporter wrote;
+quantizers are where training has put them, and ``images`` have no use.
 """
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
@@ -40,6 +41,9 @@ def to_integers(
         How many convolutions have outputs that stay float for want of a range.
     """
     run_passes(graph, INTEGERS)
+    if layout == "deepsparse":
+        run_passes(graph, CONV_INTEGER)
+        return 0
     missing = missing_ranges(graph)
     measured = {} if images is None else measure_outputs(network, missing, images)
     run_passes(graph, quantizing_passes(measured, before_leaky_relu=layout != "openvino"))

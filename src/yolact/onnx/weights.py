@@ -9,12 +9,17 @@ from yolact.onnx.graph import Array, Graph
 
 
 def conv_weights(model: onnx.ModelProto) -> dict[str, Array]:
-    """Stored arrays by name: float32, or int8 where a DequantizeLinear reads them.
+    """Stored arrays by name: float32, or int8 where integers are stored.
 
-    A weight that several convolutions share is listed once.
+    A weight that several convolutions share is listed once. Those of ConvInteger are stored around
+    a zero point, which is taken off.
     """
     graph = Graph(model)
     weights: dict[str, Array] = {}
+    for conv in graph.nodes("ConvInteger"):
+        stored, zero = (graph.constant(conv.input[index]) for index in (1, 3))
+        if stored is not None and zero is not None:
+            weights[conv.input[1]] = (stored.astype(np.int16) - zero).astype(np.int8)
     for conv in graph.nodes("Conv"):
         name = conv.input[1]
         for op_type in ("DequantizeLinear", "QuantizeLinear"):

@@ -13,6 +13,7 @@ import onnx
 from yolact.onnx.passes.activations import quantize_activations
 from yolact.onnx.passes.biases import store_biases_as_int32
 from yolact.onnx.passes.constants import store_constants
+from yolact.onnx.passes.conv_integer import convolve_integers
 from yolact.onnx.passes.duplicates import merge_duplicates
 from yolact.onnx.passes.identities import remove_identities
 from yolact.onnx.passes.int8_weights import store_weights_as_int8
@@ -36,6 +37,10 @@ INTEGERS: Sequence[Pass] = (
     join_tanhs,
 )
 """Turn simulated quantization into integers, and leave it where training has put it."""
+
+
+CONV_INTEGER: Sequence[Pass] = (convolve_integers,)
+"""Behind :data:`INTEGERS`, for DeepSparse."""
 
 
 def quantizing_passes(
