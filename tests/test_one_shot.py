@@ -308,6 +308,13 @@ def test_recipes_for_training_work_in_one_shot_as_they_are(name: str) -> None:
     assert done.sparsity == pytest.approx(0.776 if "pruned" in name else 0, abs=0.003)
 
 
+def test_channels_go_at_once_and_the_file_is_that_much_smaller(tmp_path: Path) -> None:
+    dense = export(small_model(), CLASSES, tmp_path / "dense.onnx")
+    model = small_model()
+    apply_at_once(model, load_recipe("yolact_small.thinned"))
+    assert export(model, CLASSES, tmp_path / "thinned.onnx").size < 0.75 * dense.size
+
+
 def write_images(folder: Path, names: Sequence[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:

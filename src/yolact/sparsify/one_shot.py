@@ -151,6 +151,7 @@ def _prune(model: nn.Module, recipe: Recipe) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     driver.start(model, optimizer, epoch=0, steps_per_epoch=1)
     for epoch in _turning_points(recipe):
+        driver.before_forward(model, optimizer, epoch)
         driver.before_step(model, optimizer, epoch)
         driver.after_step(model, optimizer, epoch)
     driver.finish(model)
