@@ -14,6 +14,7 @@ from torch import Tensor
 
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError
+from yolact.hidden import hidden
 from yolact.onnx.metadata import ModelMetadata
 from yolact.runtime.base import check_images
 from yolact.runtime.contract import (
@@ -113,7 +114,8 @@ def _port(port: Any) -> _Port:
 
 def _compile(source: str | bytes, num_cores: int | None, label: str) -> tuple[Any, dict[str, str]]:
     try:
-        import openvino
+        with hidden("openvino_telemetry"):  # or importing it would report to its makers
+            import openvino
     except ImportError as error:
         raise ConfigError(
             "the engine openvino is not installed",

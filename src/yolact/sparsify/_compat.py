@@ -5,6 +5,8 @@ sparseml 1.8.0 is the last release and was written for an older torch. What each
 
 * ``NM_DISABLE_ANALYTICS``: importing sparseml would post usage data, after asking ident.me and a
   geolocation service for this machine's country, without a timeout (sparsezoo/analytics.py).
+* OpenVINO: where it is installed, importing sparseml imports it too (sparseml/onnx/utils/model.py),
+  and that reports to its makers and leaves files in ``~/intel``.
 * Handlers: sparseml logs to the console itself and also takes over the ``__main__`` logger
   (sparseml/log.py).
 * ``torch.compile``: sparseml replaces it by a function that warns (sparseml/pytorch/__init__.py).
@@ -37,10 +39,12 @@ from torch.ao.quantization import (
     QConfig,
 )
 
+from yolact.hidden import hidden
+
 os.environ["NM_DISABLE_ANALYTICS"] = "1"
 _compile = torch.compile
 _main_handlers = list(logging.getLogger("__main__").handlers)
-with warnings.catch_warnings():
+with warnings.catch_warnings(), hidden("openvino"):
     warnings.simplefilter("ignore")  # deprecations in sparseml's own imports
     from sparseml.pytorch.optim import ScheduledModifierManager
     from sparseml.pytorch.sparsification import (
