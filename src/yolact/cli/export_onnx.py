@@ -241,6 +241,8 @@ def report_lines(report: ExportReport) -> list[str]:
     for output, shape in zip(report.outputs, report.output_shapes, strict=True):
         line = f"output {_shaped(output.name, shape)} max difference {output.max_difference:.2e}"
         lines.append(line + (f", SQNR {output.sqnr:.1f} dB" if report.quantized else ""))
+    if report.agreement is not None:
+        lines.append(f"finds {report.agreement} that PyTorch finds, weighted by score")
     if report.float_outputs:
         lines.append(
             f"{report.float_outputs} layers put out floats: with --calibration_images they can "

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,13 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from yolact.config import YolactConfig
+from yolact.config import DetectConfig, YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import ConfigError, ExportError
 from yolact.files import atomic_path, require_space, require_writable_file
 from yolact.model.quantized import is_quantized
 from yolact.model.yolact import InferenceModel, Yolact
+from yolact.onnx.agreement import Agreement, agreement, require_agreement
 from yolact.onnx.compress import FORMATS, QUICK, Compression, compress_file, compressed_size
 from yolact.onnx.fuse import (
     fold_batch_norms,
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from yolact.sparsify.one_shot import OneShot
 
 DEFAULT_OPSET = 14
+MOST_COMPARED = 8
+"""Images in which detections are compared: each runs once in PyTorch."""
 MOST_IMAGES = 1024
 """In one batch; more are taken for a mistake."""
 
@@ -69,6 +73,8 @@ class ExportReport:
     """What was done to the weights right before, without training."""
     float_outputs: int = 0
     """Convolutions of a quantized graph whose outputs stay float: their ranges are not known."""
+    agreement: Agreement | None = None
+    """Of the detections in a few of the images that were given for a quantized network."""
 
     @property
     def compressed(self) -> int:
@@ -146,7 +152,8 @@ def export(
         one_shot=None if one_shot is None else str(one_shot),
     )
     onnx.helper.set_model_props(graph, metadata.to_props())
-    parity = _write(graph, path, network, sample, expected, unquantized)
+    check = _Check(network, sample, expected, unquantized, _few(images, batch_size), config.detect)
+    parity, found = _write(graph, path, check)
     written = {kind: compress_file(path, kind) for kind in compress}
     return ExportReport(
         path=path,
@@ -161,6 +168,7 @@ def export(
         outputs=parity,
         one_shot=one_shot,
         float_outputs=float_outputs,
+        agreement=found,
     )
 
 
@@ -218,14 +226,31 @@ def _without_quantization(network: nn.Module) -> Iterator[None]:
             module.enable_fake_quant()
 
 
+@dataclass(frozen=True)
+class _Check:
+    """What a graph is compared with before it replaces anything."""
+
+    network: nn.Module
+    """That was traced."""
+    sample: Tensor
+    """[B, 3, S, S]."""
+    expected: RawOutputs
+    """PyTorch's for the sample."""
+    unquantized: RawOutputs | None
+    """Of a quantized network, with its quantization off."""
+    images: tuple[Tensor, ...]
+    """Like the sample, real ones, to compare the detections of a quantized network in."""
+    detect: DetectConfig
+
+
+def _few(images: Iterable[Tensor] | None, batch_size: int) -> tuple[Tensor, ...]:
+    first = islice(images or (), MOST_COMPARED)
+    return tuple(image[:1].repeat(batch_size, 1, 1, 1) for image in first)
+
+
 def _write(
-    graph: onnx.ModelProto,
-    path: Path,
-    network: nn.Module,
-    images: Tensor,
-    expected: RawOutputs,
-    unquantized: RawOutputs | None,
-) -> tuple[OutputParity, ...]:
+    graph: onnx.ModelProto, path: Path, check: _Check
+) -> tuple[tuple[OutputParity, ...], Agreement | None]:
     with atomic_path(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
         try:
@@ -235,18 +260,31 @@ def _write(
                 f"the exported graph is not valid ONNX: {error}",
                 hint="nothing was written; try another --opset",
             ) from error
-        parity = compare(expected, OrtEngine(temporary)(images), unquantized)
+        engine = OrtEngine(temporary)
+        parity = compare(check.expected, engine(check.sample), check.unquantized)
         if not all(output.passed for output in parity):
-            require_parity(parity, _first_wrong(graph, network, images))
-    return parity
+            require_parity(parity, _first_wrong(graph, check, check.sample))
+        found = _agreement(graph, engine, check)
+    return parity, found
 
 
-def _first_wrong(graph: onnx.ModelProto, network: nn.Module, images: Tensor) -> str | None:
-    unquantized = deepcopy(network) if is_quantized(network) else None
-    if unquantized is None:
-        return first_wrong_layer(graph, network, images, None)
+@torch.no_grad()
+def _agreement(graph: onnx.ModelProto, engine: OrtEngine, check: _Check) -> Agreement | None:
+    if check.unquantized is None or not check.images:
+        return None
+    pairs = ((check.network(images), engine(images)) for images in check.images)
+    found = agreement(pairs, check.detect)
+    if not found.passed:
+        require_agreement(found, _first_wrong(graph, check, check.images[0]))
+    return found
+
+
+def _first_wrong(graph: onnx.ModelProto, check: _Check, images: Tensor) -> str | None:
+    if check.unquantized is None:
+        return first_wrong_layer(graph, check.network, images, None)
+    unquantized = deepcopy(check.network)
     with _without_quantization(unquantized):
-        return first_wrong_layer(graph, network, images, unquantized)
+        return first_wrong_layer(graph, check.network, images, unquantized)
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:

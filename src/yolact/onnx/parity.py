@@ -25,8 +25,13 @@ differ about as much as quantization costs: independent noises of equal power ar
 agreed with PyTorch to within -2 to +10 dB of that; one scale wrong by half lost 10 to 25 dB.
 """
 
-SQNR_ENOUGH = 40.0
-"""No output has to be better than this, in dB: an unquantized branch differs by float rounding."""
+SQNR_ENOUGH = 30.0
+"""No output has to be better than this, in dB.
+
+Rounding an output to 8 bits over its whole range leaves 35 to 45 dB, and a graph of integers rounds
+additions and outputs that training does not. On the small network, trained on the sample set, 29 dB
+changed the mAP of boxes by -0.3 and that of masks by +0.2, of 45 and 41.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
