@@ -71,6 +71,18 @@ CALIBRATION_COUNT = 100
 )
 @click.option("-s", "--save_dir", type=FOLDER, help="Folder that --name is relative to.")
 @click.option("--opset", type=int, default=14, show_default=True, help="ONNX opset, 14 to 19.")
+@click.option("--half", is_flag=True, help="Store the weights in 16 bits: half the file.")
+@click.option(
+    "--with-nms",
+    is_flag=True,
+    help="Detect inside the graph: boxes, scores, classes and masks instead of raw outputs.",
+)
+@click.option(
+    "--deployment",
+    is_flag=True,
+    help="Also write deployment/ beside the file: model, settings, labels, a sample and a script "
+    "that runs it with onnxruntime and OpenCV alone.",
+)
 @click.option("--image", type=FILE, help="Picture to compare the outputs on.")
 @click.option(
     "--compress",
@@ -94,18 +106,22 @@ def export_onnx(
     name: Path | None,
     save_dir: Path | None,
     opset: int,
+    half: bool,
+    with_nms: bool,
+    deployment: bool,
     image: Path | None,
     compress: tuple[Compression, ...],
 ) -> None:
     """Convert a checkpoint to ONNX, and check that it computes what PyTorch computes.
 
     The input is `input` [batch, 3, S, S], RGB in 0..1; the outputs are loc, conf, mask, priors and
-    proto.
+    proto, or with --with-nms boxes (relative x1 y1 x2 y2), scores, classes and masks.
     """
     from yolact.checkpoint import build_model, classes_of, load_checkpoint
     from yolact.config import YolactConfig, named_config
     from yolact.files import require_writable_file
     from yolact.model.quantized import is_quantized
+    from yolact.onnx.deployment import require_deployable, write_deployment
     from yolact.onnx.export import export
 
     setup_logging()
@@ -114,6 +130,8 @@ def export_onnx(
     target = onnx_path(beside(checkpoint), name, save_dir)
     loaded = load_checkpoint(weights)
     require_writable_file(target)
+    if deployment:
+        require_deployable(target)
     if recipe is not None:
         loaded = replace(loaded, recipe=_read_recipe(recipe).text)
     chosen = named_config(config) if config else loaded.config or YolactConfig()
@@ -146,8 +164,11 @@ def export_onnx(
         one_shot=done,
         layout=layout,
         images=images,
+        half=half,
+        with_nms=with_nms,
     )
-    click.echo("\n".join(report_lines(report)))
+    folder = [f"wrote {write_deployment(target, image=image)}"] if deployment else []
+    click.echo("\n".join([*folder, *report_lines(report)]))
 
 
 def beside(checkpoint: Path) -> Path:
@@ -238,9 +259,13 @@ def report_lines(report: ExportReport) -> list[str]:
         *([str(report.one_shot)] if report.one_shot else []),
         f"input {_shaped('input', report.input_shape)}",
     ]
+    place = "inside" if report.detected else "output"
     for output, shape in zip(report.outputs, report.output_shapes, strict=True):
-        line = f"output {_shaped(output.name, shape)} max difference {output.max_difference:.2e}"
-        lines.append(line + (f", SQNR {output.sqnr:.1f} dB" if report.quantized else ""))
+        line = f"{place} {_shaped(output.name, shape)} max difference {output.max_difference:.2e}"
+        lines.append(line + (f", SQNR {output.sqnr:.1f} dB" if output.floor is not None else ""))
+    lines += [f"output {_shaped(name, shape)}" for name, shape in report.detected.items()]
+    if report.detections is not None:
+        lines.append(f"finds the {report.detections} objects that PyTorch finds in the sample")
     if report.agreement is not None:
         lines.append(f"finds {report.agreement} that PyTorch finds, weighted by score")
     if report.float_outputs:

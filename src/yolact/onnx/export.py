@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ from yolact.model.quantized import is_quantized
 from yolact.model.yolact import InferenceModel, Yolact
 from yolact.onnx.agreement import Agreement, agreement, require_agreement
 from yolact.onnx.compress import FORMATS, QUICK, Compression, compress_file, compressed_size
+from yolact.onnx.contract import OUTPUT_MEANINGS
+from yolact.onnx.finish import Finish, Finished, finish, greedy
 from yolact.onnx.fuse import (
     fold_batch_norms,
     fold_quantized_batch_norms,
@@ -31,10 +33,11 @@ from yolact.onnx.integers import Layout, to_integers
 from yolact.onnx.locate import first_wrong_layer
 from yolact.onnx.metadata import ModelMetadata
 from yolact.onnx.narrow import widen_quantizers
+from yolact.onnx.nms import DETECTED
 from yolact.onnx.parity import OutputParity, compare, require_parity
 from yolact.onnx.passes import CLEAN, run_passes
 from yolact.onnx.picture import sample_images
-from yolact.onnx.trace import OPSETS, label_outputs, trace
+from yolact.onnx.trace import OPSETS, OUTPUTS, label_outputs, trace
 from yolact.onnx.weights import graph_sparsity
 from yolact.runtime.ort_engine import OrtEngine
 from yolact.types import RawOutputs
@@ -76,6 +79,11 @@ class ExportReport:
     agreement: Agreement | None = None
     """Of the detections in a few of the images that were given for a quantized network."""
 
+    detections: int | None = None
+    """Objects that detection inside the graph finds in the sample; None without it."""
+    detected: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    """Its outputs and their shapes; the file then has these instead of ``outputs``."""
+
     @property
     def compressed(self) -> int:
         """Bytes of the file after gzip."""
@@ -99,6 +107,8 @@ def export(
     one_shot: OneShot | None = None,
     layout: Layout = "qdq",
     images: Iterable[Tensor] | None = None,
+    half: bool = False,
+    with_nms: bool = False,
 ) -> ExportReport:
     """Write ``model`` to ``path`` as ONNX; the model itself is left as it was.
 
@@ -120,9 +130,11 @@ def export(
         layout: Of a quantized graph; see :data:`yolact.onnx.integers.Layout`.
         images: Network inputs like those the model will see, to measure the outputs of a quantized
             network on; without any, the last convolutions put out floats.
+        half: Store the weights of a float model in 16 bits.
+        with_nms: Detect inside the graph; see :func:`yolact.onnx.nms.detect_inside`.
 
     Raises:
-        ConfigError: A size or the opset is out of range.
+        ConfigError: A size or the opset is out of range, or ``half`` is for a quantized model.
         ExportError: The graph does not reproduce the model's outputs.
         StorageError: The file cannot be written.
     """
@@ -131,6 +143,12 @@ def export(
     config = (config or YolactConfig(model=model.config)).with_model(
         image_size=side, num_classes=len(classes)
     )
+    if half and is_quantized(model):
+        raise ConfigError(
+            "a quantized model has no float weights to halve", hint="export it without --half"
+        )
+    if with_nms:
+        config = replace(config, detect=greedy(config.detect))
     require_writable_file(path)
     bytes_each = 1 if is_quantized(model) and convert_qat else 4
     require_space(path.parent, bytes_each * sum(p.numel() for p in model.parameters()), "the graph")
@@ -150,10 +168,14 @@ def export(
         recipe=recipe,
         sparsity=sparsity,
         one_shot=None if one_shot is None else str(one_shot),
+        quantization=_quantization(unquantized is not None, convert_qat, layout),
+        outputs={name: OUTPUT_MEANINGS[name] for name in (DETECTED if with_nms else OUTPUTS)},
+        tools={"torch": torch.__version__, "onnx": onnx.__version__},
     )
     onnx.helper.set_model_props(graph, metadata.to_props())
     check = _Check(network, sample, expected, unquantized, _few(images, batch_size), config.detect)
-    parity, found = _write(graph, path, check)
+    raw_shapes = tuple(_shape(output) for output in graph.graph.output)
+    parity, found, finished = _write(graph, path, check, Finish(half=half, with_nms=with_nms))
     written = {kind: compress_file(path, kind) for kind in compress}
     return ExportReport(
         path=path,
@@ -164,12 +186,20 @@ def export(
         quantized=unquantized is not None,
         sparsity=sparsity,
         input_shape=_shape(graph.graph.input[0]),
-        output_shapes=tuple(_shape(output) for output in graph.graph.output),
-        outputs=parity,
+        output_shapes=raw_shapes,
+        outputs=finished.outputs or parity,
         one_shot=one_shot,
         float_outputs=float_outputs,
         agreement=found,
+        detections=finished.detections,
+        detected={o.name: _shape(o) for o in graph.graph.output} if with_nms else {},
     )
+
+
+def _quantization(quantized: bool, converted: bool, layout: Layout) -> str | None:
+    if not quantized:
+        return None
+    return f"int8 {layout}" if converted else "simulated"
 
 
 def _packed_sizes(path: Path, written: Mapping[Compression, Path]) -> dict[Compression, int]:
@@ -249,23 +279,31 @@ def _few(images: Iterable[Tensor] | None, batch_size: int) -> tuple[Tensor, ...]
 
 
 def _write(
-    graph: onnx.ModelProto, path: Path, check: _Check
-) -> tuple[tuple[OutputParity, ...], Agreement | None]:
+    graph: onnx.ModelProto, path: Path, check: _Check, steps: Finish
+) -> tuple[tuple[OutputParity, ...], Agreement | None, Finished]:
     with atomic_path(path) as temporary:
-        temporary.write_bytes(graph.SerializeToString())
-        try:
-            onnx.checker.check_model(str(temporary), full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise ExportError(
-                f"the exported graph is not valid ONNX: {error}",
-                hint="nothing was written; try another --opset",
-            ) from error
+        _save_valid(graph, temporary)
         engine = OrtEngine(temporary)
         parity = compare(check.expected, engine(check.sample), check.unquantized)
         if not all(output.passed for output in parity):
             require_parity(parity, _first_wrong(graph, check, check.sample))
         found = _agreement(graph, engine, check)
-    return parity, found
+        finished = Finished(None, None)
+        if steps:
+            finished = finish(graph, steps, check.detect, check.sample, check.expected)
+            _save_valid(graph, temporary)
+    return parity, found, finished
+
+
+def _save_valid(graph: onnx.ModelProto, path: Path) -> None:
+    path.write_bytes(graph.SerializeToString())
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the exported graph is not valid ONNX: {error}",
+            hint="nothing was written; try another --opset",
+        ) from error
 
 
 @torch.no_grad()

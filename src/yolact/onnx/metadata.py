@@ -35,6 +35,12 @@ class ModelMetadata:
     """Share of zeros among the exported convolution weights, 0..1."""
     one_shot: str | None = None
     """What was done to the weights without training, in words."""
+    quantization: str | None = None
+    """How integers are written, such as ``int8 qdq``; None for a float graph."""
+    outputs: Mapping[str, str] | None = None
+    """Output names and what they mean."""
+    tools: Mapping[str, str] | None = None
+    """Other packages that took part, and their versions."""
     version: str | None = __version__
     """Version of this package that wrote the file."""
 
@@ -55,6 +61,12 @@ class ModelMetadata:
             props["sparsity"] = f"{self.sparsity:.6f}"
         if self.one_shot is not None:
             props["one_shot"] = self.one_shot
+        if self.quantization is not None:
+            props["quantization"] = self.quantization
+        if self.outputs is not None:
+            props["outputs"] = json.dumps(dict(self.outputs))
+        if self.tools is not None:
+            props["tools"] = json.dumps(dict(self.tools))
         if self.version is not None:
             props["version"] = self.version
         return props
@@ -74,6 +86,9 @@ class ModelMetadata:
                 recipe=props.get("recipe"),
                 sparsity=float(props["sparsity"]) if "sparsity" in props else None,
                 one_shot=props.get("one_shot"),
+                quantization=props.get("quantization"),
+                outputs=_texts(props, "outputs"),
+                tools=_texts(props, "tools"),
                 version=props.get("version"),
             )
         except (ValueError, TypeError, AttributeError, YolactError) as error:
@@ -95,6 +110,13 @@ def _config(props: Mapping[str, str]) -> YolactConfig | None:
     if "config" not in props or "config_name" not in props:
         return None
     return YolactConfig.from_dict(json.loads(props["config"]))
+
+
+def _texts(props: Mapping[str, str], key: str) -> dict[str, str] | None:
+    # As with "config": the key alone does not mark the property as ours.
+    if key not in props or "config_name" not in props:
+        return None
+    return {str(name): str(text) for name, text in json.loads(props[key]).items()}
 
 
 def _image_size(props: Mapping[str, str]) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 import torch
 from torch import Tensor
@@ -81,6 +82,22 @@ class OrtEngine:
             probe = torch.zeros(self.batch_size or 1, 3, *self.image_size)
             count = self(probe).conf.shape[-1]
         return classes_for(self.metadata, count, label)
+
+
+def run_graph(model: Path | bytes, images: Tensor) -> dict[str, npt.NDArray[Any]]:
+    """All outputs of a graph by name, whatever they are; see :class:`OrtEngine` for ``model``.
+
+    Args:
+        model: With one input.
+        images: What that takes.
+    """
+    label = "the model" if isinstance(model, bytes) else str(model)
+    source = model if isinstance(model, bytes) else model_source(model)
+    session = _open_session(source, None, label)
+    feed = np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
+    arrays = session.run(None, {session.get_inputs()[0].name: feed})
+    names = (output.name for output in session.get_outputs())
+    return dict(zip(names, arrays, strict=True))
 
 
 def _open_session(source: str | bytes, num_cores: int | None, label: str) -> Any:

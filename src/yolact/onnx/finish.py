@@ -1,0 +1,111 @@
+"""What is done to a graph that is known to be right: smaller weights, detection inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from yolact.config import DetectConfig
+from yolact.detect import detect
+from yolact.errors import ExportError
+from yolact.onnx.nms import detect_inside
+from yolact.onnx.parity import SQNR_ENOUGH, OutputParity, compare, require_parity
+from yolact.onnx.passes.half import store_weights_as_half
+from yolact.postprocess import low_masks
+from yolact.runtime.ort_engine import OrtEngine, run_graph
+from yolact.types import RawOutputs
+
+_CLOSE = 1e-4
+"""Largest difference of scores, relative boxes and mask probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """Which of the steps to take."""
+
+    half: bool = False
+    """Store weights in 16 bits."""
+    with_nms: bool = False
+    """Put boxes, scores, classes and masks out instead of raw outputs."""
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return self.half or self.with_nms
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How the finished graph compares."""
+
+    outputs: tuple[OutputParity, ...] | None
+    """Raw outputs against PyTorch's, where the finish changed them."""
+    detections: int | None
+    """How many objects the graph finds in the sample, all of them those that PyTorch code finds
+    in its raw outputs; None without detection inside."""
+
+
+def finish(
+    graph: onnx.ModelProto,
+    steps: Finish,
+    config: DetectConfig,
+    images: Tensor,
+    expected: RawOutputs,
+) -> Finished:
+    """Edit ``graph`` in place, and compare what it computes.
+
+    Args:
+        graph: Exported, with raw outputs.
+        steps: What to do.
+        config: Thresholds for detection inside.
+        images: [B, 3, S, S] sample.
+        expected: PyTorch's outputs for it.
+
+    Raises:
+        ExportError: The result differs by more than 16 bits or float rounding explain.
+    """
+    outputs = None
+    if steps.half:
+        store_weights_as_half(graph)
+        halved = compare(expected, OrtEngine(graph.SerializeToString())(images))
+        outputs = tuple(replace(output, floor=SQNR_ENOUGH) for output in halved)
+        require_parity(outputs)
+    if not steps.with_nms:
+        return Finished(outputs, None)
+    raw = OrtEngine(graph.SerializeToString())(images)
+    detect_inside(graph, config)
+    return Finished(outputs, _compare_detections(graph, config, images, raw))
+
+
+def greedy(config: DetectConfig) -> DetectConfig:
+    """The settings that detection inside a graph follows: classic suppression, class by class."""
+    return replace(config, fast_nms=False, cross_class_nms=False)
+
+
+def _compare_detections(
+    graph: onnx.ModelProto, config: DetectConfig, images: Tensor, raw: RawOutputs
+) -> int:
+    inside = run_graph(graph.SerializeToString(), images)
+    total = 0
+    for index, found in enumerate(detect(raw, greedy(config))):
+        count = len(found.scores)
+        wanted = [found.scores, found.boxes, low_masks(found, raw.proto[index])]
+        got = [torch.from_numpy(inside[name][index]) for name in ("scores", "boxes", "masks")]
+        same = count == int((got[0] > 0).sum()) and all(
+            _close(a.numpy(), b[:count].numpy()) for a, b in zip(wanted, got, strict=True)
+        )
+        if not same or not np.array_equal(found.labels, inside["classes"][index][:count]):
+            raise ExportError(
+                f"detection inside the graph finds something else than outside: "
+                f"{int((got[0] > 0).sum())} objects, not {count}",
+                hint="nothing was written; export without --with-nms",
+            )
+        total += count
+    return total
+
+
+def _close(expected: np.ndarray, actual: np.ndarray) -> bool:
+    return bool(np.allclose(expected, actual, rtol=_CLOSE, atol=_CLOSE))
