@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+DETECTED = ("boxes", "scores", "classes", "masks")
+"""Outputs of a graph with detection inside, in order; see :mod:`yolact.onnx.nms`."""
+
 INPUT_MEANING = "RGB image, divided by 255, resized to height x width without keeping the ratio"
 
 OUTPUT_MEANINGS = {

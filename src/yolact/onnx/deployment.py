@@ -19,9 +19,8 @@ from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import StorageError
 from yolact.files import storage_errors
-from yolact.onnx.contract import INPUT_MEANING, OUTPUT_MEANINGS
+from yolact.onnx.contract import DETECTED, INPUT_MEANING, OUTPUT_MEANINGS
 from yolact.onnx.metadata import ModelMetadata
-from yolact.onnx.nms import DETECTED
 from yolact.onnx.picture import sample_images
 from yolact.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
 from yolact.runtime.ort_engine import run_graph

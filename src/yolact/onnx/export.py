@@ -22,7 +22,7 @@ from yolact.model.quantized import is_quantized
 from yolact.model.yolact import InferenceModel, Yolact
 from yolact.onnx.agreement import Agreement, agreement, require_agreement
 from yolact.onnx.compress import FORMATS, QUICK, Compression, compress_file, compressed_size
-from yolact.onnx.contract import OUTPUT_MEANINGS
+from yolact.onnx.contract import DETECTED, OUTPUT_MEANINGS
 from yolact.onnx.finish import Finish, Finished, finish, greedy
 from yolact.onnx.fuse import (
     fold_batch_norms,
@@ -33,7 +33,6 @@ from yolact.onnx.integers import Layout, to_integers
 from yolact.onnx.locate import first_wrong_layer
 from yolact.onnx.metadata import ModelMetadata
 from yolact.onnx.narrow import widen_quantizers
-from yolact.onnx.nms import DETECTED
 from yolact.onnx.parity import OutputParity, compare, require_parity
 from yolact.onnx.passes import CLEAN, run_passes
 from yolact.onnx.picture import sample_images

@@ -11,11 +11,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from yolact.config import DetectConfig
+from yolact.onnx.contract import DETECTED
 from yolact.onnx.graph import Graph
 from yolact.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
-
-DETECTED = ("boxes", "scores", "classes", "masks")
-"""Names of the outputs, in order."""
 
 _CONVENTION_PIXELS = 550
 """Image side at which :func:`yolact.ops.nms.greedy_nms` counts both edge pixels of a box."""

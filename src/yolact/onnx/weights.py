@@ -9,7 +9,7 @@ from yolact.onnx.graph import Array, Graph
 
 
 def conv_weights(model: onnx.ModelProto) -> dict[str, Array]:
-    """Stored arrays by name: float32, or int8 where integers are stored.
+    """Stored arrays by name: float32 or float16, or int8 where integers are stored.
 
     A weight that several convolutions share is listed once. Those of ConvInteger are stored around
     a zero point, which is taken off.
@@ -22,7 +22,7 @@ def conv_weights(model: onnx.ModelProto) -> dict[str, Array]:
             weights[conv.input[1]] = (stored.astype(np.int16) - zero).astype(np.int8)
     for conv in graph.nodes("Conv"):
         name = conv.input[1]
-        for op_type in ("DequantizeLinear", "QuantizeLinear"):
+        for op_type in ("DequantizeLinear", "QuantizeLinear", "Cast"):
             node = graph.producer(name, op_type)
             name = node.input[0] if node is not None else name
         array = graph.constant(name)

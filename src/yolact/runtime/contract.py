@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError
 from yolact.onnx.compress import compression_of, unpack
+from yolact.onnx.contract import DETECTED
 from yolact.onnx.metadata import ModelMetadata
 from yolact.types import RawOutputs
 
@@ -87,6 +88,11 @@ def output_names(outputs: Sequence[Port], label: str) -> list[str]:
         CheckpointError: They are others.
     """
     by_name = {output.name: output for output in outputs}
+    if list(by_name) == list(DETECTED):
+        raise CheckpointError(
+            f"{label} detects inside the graph, and raw outputs are needed here",
+            hint="use a file exported without --with-nms; deployment/run.py runs this one",
+        )
     named = all(field in by_name for field in RawOutputs._fields)
     names = list(RawOutputs._fields) if named else list(by_name)
     ranks = [len(by_name[name].shape) for name in names]

@@ -10,24 +10,22 @@ import numpy as np
 import onnxruntime
 
 HERE = Path(__file__).parent
-CONFIG: dict[str, Any] = json.loads((HERE / "config.json").read_text("utf-8"))
 
 
-def infer(image: Any) -> list[Any]:
+def infer(image: Any, config: dict[str, Any]) -> list[Any]:
     """Outputs of the network (see config.json) for a BGR picture of any size."""
     session = onnxruntime.InferenceSession(str(HERE / "model.onnx"))
-    name, (_, _, height, width) = CONFIG["input"]["name"], CONFIG["input"]["shape"]
+    name, (_, _, height, width) = config["input"]["name"], config["input"]["shape"]
     pixels = cv2.resize(image[:, :, ::-1].astype(np.float32), (width, height))  # RGB
-    pixels = (pixels * np.float32(CONFIG["input"]["scale"])).transpose(2, 0, 1)
+    pixels = (pixels * np.float32(config["input"]["scale"])).transpose(2, 0, 1)
     batch = session.get_inputs()[0].shape[0]
     images = np.stack([pixels] * (batch if isinstance(batch, int) else 1))
-    outputs: list[Any] = session.run([o["name"] for o in CONFIG["outputs"]], {name: images})
+    outputs: list[Any] = session.run([o["name"] for o in config["outputs"]], {name: images})
     return outputs
 
 
-def detect(loc: Any, conf: Any, mask: Any, priors: Any) -> tuple[Any, Any, Any, Any]:
+def detect(loc: Any, conf: Any, mask: Any, priors: Any, rules: dict[str, Any]) -> list[Any]:
     """Relative boxes, scores, classes and mask coefficients: decode, then fast NMS per class."""
-    rules = CONFIG["detection"]
     center = priors[:, :2] + loc[:, :2] * rules["center_variance"] * priors[:, 2:]
     half = priors[:, 2:] * np.exp(loc[:, 2:] * rules["size_variance"]) / 2
     boxes, scores = np.hstack([center - half, center + half]), conf[:, 1:]  # without background
@@ -43,7 +41,7 @@ def detect(loc: Any, conf: Any, mask: Any, priors: Any) -> tuple[Any, Any, Any, 
     rows = order[ranks, classes]
     best = np.argsort(-scores[rows, classes], kind="stable")[: rules["max_detections"]]
     rows, classes = rows[best], classes[best]
-    return boxes[rows], scores[rows, classes], classes, mask[rows]
+    return [boxes[rows], scores[rows, classes], classes, mask[rows]]
 
 
 def full_mask(proto: Any, coefficients: Any, box: Any, size: tuple[int, int]) -> Any:
@@ -56,16 +54,18 @@ def full_mask(proto: Any, coefficients: Any, box: Any, size: tuple[int, int]) ->
 
 def main(source: str, target: str) -> None:
     """Print class, score and box of each object, and draw it."""
+    config = json.loads((HERE / "config.json").read_text("utf-8"))
     image: Any = cv2.imread(source)
     if image is None:
         raise SystemExit(f"cannot read {source}")
-    size, (loc, conf, mask, priors, proto) = image.shape[:2], infer(image)
-    for box, score, label, weights in zip(*detect(loc[0], conf[0], mask[0], priors), strict=True):
-        if score > CONFIG["detection"]["draw_threshold"]:
+    size, (loc, conf, mask, priors, proto) = image.shape[:2], infer(image, config)
+    found = detect(loc[0], conf[0], mask[0], priors, config["detection"])
+    for box, score, label, weights in zip(*found, strict=True):
+        if score > config["detection"]["draw_threshold"]:
             inside = full_mask(proto[0], weights, box, size)
             x1, y1, x2, y2 = (box.clip(0, 1) * np.tile(size[::-1], 2)).astype(int).tolist()
             name, color = (
-                CONFIG["classes"][label]["name"],
+                config["classes"][label]["name"],
                 np.array([37, 97, 173]) * (label + 1) % 256,
             )
             print(f"{name} {score:.4f} {x1} {y1} {x2} {y2} {inside.sum()} pixels")
