@@ -1,0 +1,192 @@
+"""Other programs read our files and find what we find: OpenCV, OpenVINO, DeepSparse.
+
+DeepSparse's packages conflict with ours; ``scripts/clients`` makes an environment for it, and
+YOLACT_DEEPSPARSE names that environment's bin folder. Without it those tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from onnx_models import CLASSES, noise, quantized_model, small_model
+from yolact.config import DetectConfig
+from yolact.detect import detect
+from yolact.onnx.deployment import write_deployment
+from yolact.onnx.export import export
+from yolact.onnx.parity import sqnr
+from yolact.onnx.picture import test_card as card
+from yolact.predict import find
+from yolact.runtime.ort_engine import OrtEngine, run_graph
+from yolact.types import Instances, RawOutputs
+
+HERE = Path(__file__).parent / "clients"
+PIPELINE_SIDE = 550
+"""DeepSparse's pipeline takes no other."""
+
+
+@pytest.fixture(scope="module")
+def deepsparse() -> Path:
+    folder = os.environ.get("YOLACT_DEEPSPARSE")
+    if not folder:
+        pytest.skip("YOLACT_DEEPSPARSE does not name an environment; see scripts/clients")
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a file once for each set of options."""
+    made: dict[str, Path] = {}
+
+    def make(*, quantized: bool = False, **options: Any) -> Path:
+        key = f"{quantized} {options}"
+        if key not in made:
+            model = quantized_model() if quantized else small_model()
+            path = tmp_path_factory.mktemp("exports") / "m.onnx"
+            made[key] = export(model, CLASSES, path, **options).path
+        return made[key]
+
+    return make
+
+
+def run_in(deepsparse: Path, script: str, *arguments: object) -> None:
+    result = subprocess.run(
+        [deepsparse / "python", HERE / script, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def assert_close(expected: dict[str, Any], actual: Any, tolerance: float) -> None:
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            actual[name], value, atol=tolerance, rtol=tolerance, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("options", [{}, {"static": True}, {"half": True}])
+def test_opencv_computes_the_float_network(
+    exports: Callable[..., Path], options: dict[str, bool]
+) -> None:
+    path = exports(**options)
+    images = noise(1, 1)
+    expected = run_graph(path, images)
+    priors = torch.from_numpy(expected.pop("priors"))  # a constant, which OpenCV does not put out
+    net = cv2.dnn.readNetFromONNX(str(path))
+    net.setInput(images.numpy())
+    outputs = dict(zip(expected, net.forward(list(expected)), strict=True))
+    assert_close(expected, outputs, 1e-4)
+    tensors = {name: torch.from_numpy(value) for name, value in outputs.items()}
+    ours = detect(OrtEngine(path)(images), DetectConfig())[0]
+    theirs = detect(RawOutputs(**tensors, priors=priors), DetectConfig())[0]
+    assert len(theirs.scores) == len(ours.scores) > 10
+    np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"), [({}, 1e-4), ({"half": True}, 1e-4), ({"with_nms": True}, 1e-4)]
+)
+def test_openvino_computes_every_float_file(
+    exports: Callable[..., Path], options: dict[str, bool], tolerance: float
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    path = exports(**options)
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    images = noise(2, 2)
+    outputs = compiled({"input": images.numpy()})
+    assert_close(run_graph(path, images), outputs, tolerance)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"half": True}, {"with_nms": True}, {"static": True, "batch_size": 2}]
+)
+def test_deepsparse_computes_every_float_file(
+    deepsparse: Path, exports: Callable[..., Path], options: dict[str, Any], tmp_path: Path
+) -> None:
+    path = exports(**options)
+    images = noise(2, 3)
+    np.savez(tmp_path / "sample.npz", input=images.numpy())
+    run_in(deepsparse, "deepsparse_run.py", path, tmp_path / "sample.npz", tmp_path / "result.npz")
+    result = np.load(tmp_path / "result.npz")
+    assert_close(run_graph(path, images), result, 1e-3)
+    assert result["supported"] > (0.8 if "with_nms" in options else 0.99)
+
+
+@pytest.mark.parametrize("layout", ["qdq", "deepsparse"])
+def test_deepsparse_computes_integers(
+    deepsparse: Path, exports: Callable[..., Path], layout: str, tmp_path: Path
+) -> None:
+    path = exports(quantized=True, layout=layout)
+    images = noise(1, 4)
+    np.savez(tmp_path / "sample.npz", input=images.numpy())
+    run_in(deepsparse, "deepsparse_run.py", path, tmp_path / "sample.npz", tmp_path / "result.npz")
+    result = np.load(tmp_path / "result.npz")
+    for name, expected in run_graph(path, images).items():
+        ratio = sqnr(torch.from_numpy(expected), torch.from_numpy(result[name]))
+        assert ratio > 15, name  # two correct runs differ by about as much as quantization costs
+
+
+@pytest.mark.parametrize(("quantized", "layout"), [(False, "qdq"), (True, "deepsparse")])
+def test_the_pipeline_of_deepsparse_finds_what_we_find(
+    deepsparse: Path,
+    exports: Callable[..., Path],
+    quantized: bool,
+    layout: str,
+    tmp_path: Path,
+) -> None:
+    path = exports(quantized=quantized, layout=layout, image_size=PIPELINE_SIDE)
+    image = card(PIPELINE_SIDE, PIPELINE_SIDE)  # of the network's size: each resizes in its own way
+    np.save(tmp_path / "image.npy", image)
+    run_in(
+        *(deepsparse, "deepsparse_pipeline.py", path),
+        *(tmp_path / "image.npy", tmp_path / "result.npz"),
+    )
+    theirs = np.load(tmp_path / "result.npz")
+    found = find(OrtEngine(path), [image], DetectConfig())[0].instances()
+    ours = Instances(*(values[: len(theirs["scores"])] for values in found))
+    assert len(ours.scores) == len(theirs["scores"]) == 50
+    np.testing.assert_allclose(theirs["scores"], ours.scores, atol=0.02 if quantized else 1e-3)
+    if not quantized:  # of an untrained network: its detections are too alike to survive noise
+        assert matched(ours, theirs) >= 48  # those at the end of the list may be one place lower
+
+
+def matched(ours: Instances, theirs: Any) -> int:
+    """How many of ours are among theirs: the class, the box within 2 px, the mask within 2 %."""
+    count = 0
+    for box, label, mask in zip(
+        ours.boxes.numpy(), ours.labels.tolist(), ours.masks.numpy(), strict=True
+    ):
+        near = (np.abs(theirs["boxes"] - box).max(1) <= 2) & (theirs["classes"] == label)
+        masks = theirs["masks"][near]
+        union = (masks | mask).sum((1, 2))
+        count += bool(((masks ^ mask).sum((1, 2)) <= 0.02 * union + 2).any())
+    return count
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_benchmark_of_deepsparse_runs_the_deployed_file(
+    deepsparse: Path, exports: Callable[..., Path], quantized: bool, tmp_path: Path
+) -> None:
+    model = write_deployment(exports(quantized=quantized, layout="deepsparse")) / "model.onnx"
+    result = subprocess.run(
+        [
+            *(deepsparse / "deepsparse.benchmark", model, "--time", "1", "--warmup_time", "0"),
+            *("--num_cores", "1", "--scenario", "sync", "--export_path", tmp_path / "b.json"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert report["engine"].startswith("deepsparse")
+    assert report["fraction_of_supported_ops"] == 1.0
+    assert report["benchmark_result"]["items_per_sec"] > 1
