@@ -13,8 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from onnx_models import CLASSES, SIDE, noise, quantized_model
+from onnx_models import (
+    CLASSES,
+    QUANTIZATION,
+    SIDE,
+    noise,
+    quantized_model,
+    with_golden_weights,
+)
 from test_onnx_passes import PICTURE, Array, kinds, model_of, run
+from yolact.config import named_config
+from yolact.data.labels import Classes
+from yolact.model.yolact import Yolact
 from yolact.onnx.export import export
 from yolact.onnx.graph import Graph
 from yolact.onnx.integers import Layout
@@ -25,6 +35,8 @@ from yolact.onnx.passes.ranges import derive, found_quantizers
 from yolact.onnx.passes.tanh import join_tanhs
 from yolact.onnx.quantizer import Quantizer
 from yolact.runtime.ort_engine import OrtEngine
+from yolact.sparsify import apply_structure
+from yolact.sparsify.calibration import calibrate
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
 
@@ -329,3 +341,16 @@ def test_every_channel_has_its_scale_behind_an_integer_convolution() -> None:
     expected = run(model, PICTURE)
     convolve_integers(model)
     assert nearly_all_equal(run(model, PICTURE), expected)
+
+
+def test_the_published_network_takes_less_than_52_mb(tmp_path: Path) -> None:
+    config = named_config("yolact_darknet53").with_model(image_size=96)
+    model = with_golden_weights(Yolact(config.model)).eval()
+    apply_structure(model, QUANTIZATION)
+    images = [noise(1, 0)]
+    calibrate(model, images)
+    path = tmp_path / "m.onnx"
+    report = export(model, Classes.numbered(80), path, config=config, images=images)
+    assert report.size < 52e6
+    count = Counter(node.op_type for node in onnx.load(str(path)).graph.node)
+    assert (count["Conv"], count["LeakyRelu"], count["Add"]) == (85, 52, 25)
