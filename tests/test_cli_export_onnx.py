@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -13,10 +16,11 @@ from click.testing import CliRunner, Result
 
 from onnx_models import CLASSES, QUANTIZATION, quantized_model, save, small_model
 from yolact.cli.export_onnx import export_onnx, input_side, onnx_path
-from yolact.errors import CheckpointError, ConfigError, DataError, RecipeError
+from yolact.errors import CheckpointError, ConfigError, DataError, RecipeError, StorageError
 from yolact.onnx import export as export_module
 from yolact.onnx.compress import Compression, compressed_size
 from yolact.onnx.metadata import ModelMetadata
+from yolact.onnx.picture import test_card as card
 from yolact.onnx.weights import graph_sparsity
 from yolact.runtime import load_engine
 
@@ -104,6 +108,54 @@ def test_options_reach_the_file(checkpoint: Path, tmp_path: Path) -> None:
     assert lines[3].endswith(f" MB, compressed {', '.join(sizes)}")
     for file in packed:
         assert load_engine(file).classes == CLASSES
+
+
+def test_a_deployment_folder_is_written_beside_the_file(checkpoint: Path, tmp_path: Path) -> None:
+    result = invoke("--checkpoint", checkpoint, "--save_dir", tmp_path / "out", "--deployment")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0] == f"wrote {tmp_path / 'out' / 'deployment'}"
+    config = json.loads((tmp_path / "out" / "deployment" / "config.json").read_text("utf-8"))
+    assert [c["name"] for c in config["classes"]] == list(CLASSES.names)
+
+
+def test_a_folder_that_is_in_use_is_refused_before_the_export(checkpoint: Path) -> None:
+    (checkpoint.parent / "deployment").mkdir()
+    (checkpoint.parent / "deployment" / "notes.txt").write_text("mine")
+    result = invoke("--checkpoint", checkpoint, "--deployment")
+    assert result.exit_code == StorageError.exit_code
+    assert result.stderr == (
+        f"error: {checkpoint.parent / 'deployment'} holds notes.txt, which no export has written\n"
+        "hint: move it away, or choose another --save-dir\n"
+    )
+    assert not checkpoint.with_suffix(".onnx").exists()
+
+
+def test_detection_inside_is_reported_output_by_output(checkpoint: Path) -> None:
+    result = invoke("--checkpoint", checkpoint, "--with-nms", "--half", "--deployment")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert re.fullmatch(
+        r"inside loc \[batch, 582, 4\] max difference \S+, SQNR \d+\.\d dB", lines[5]
+    )
+    assert lines[10:14] == [
+        "output boxes [batch, 100, 4]",
+        "output scores [batch, 100]",
+        "output classes [batch, 100]",
+        "output masks [batch, 100, 24, 24]",
+    ]
+    assert re.fullmatch(r"finds the \d+ objects that PyTorch finds in the sample", lines[14])
+    folder = checkpoint.parent / "deployment"
+    picture = folder.parent / "picture.png"
+    cv2.imwrite(str(picture), card(60, 80))
+    done = subprocess.run(
+        [sys.executable, folder / "run.py", picture, folder.parent / "result.png"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert re.fullmatch(r".+ 0\.\d{4} \d+ \d+ \d+ \d+ \d+ pixels", first)
+    assert (folder.parent / "result.png").is_file()
 
 
 def test_nothing_is_compressed_twice(

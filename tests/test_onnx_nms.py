@@ -6,16 +6,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onnx_models import CLASSES, noise, quantized_model, small_model
+from yolact.cli.annotate import annotate
 from yolact.config import DetectConfig
 from yolact.detect import detect
 from yolact.errors import CheckpointError, ExportError
@@ -23,8 +26,10 @@ from yolact.onnx import finish as finish_module
 from yolact.onnx.contract import DETECTED
 from yolact.onnx.export import export
 from yolact.onnx.nms import detect_inside
+from yolact.onnx.picture import test_card as card
 from yolact.postprocess import low_masks
-from yolact.runtime import load_engine
+from yolact.predict import find
+from yolact.runtime import load_detector, load_engine
 from yolact.runtime.ort_engine import OrtEngine, run_graph
 from yolact.types import RawOutputs
 
@@ -174,7 +179,8 @@ def test_commands_that_need_raw_outputs_say_so(tmp_path: Path) -> None:
         load_engine(path)
     assert str(caught.value) == f"{path} detects inside the graph, and raw outputs are needed here"
     assert caught.value.hint == (
-        "use a file exported without --with-nms; deployment/run.py runs this one"
+        "use a file exported without --with-nms; sparseml.yolact.annotate and deployment/run.py "
+        "run this one"
     )
 
 
@@ -189,3 +195,44 @@ def test_a_graph_that_detects_something_else_is_refused(
         export(small_model(), CLASSES, tmp_path / "m.onnx", with_nms=True)
     assert e.value.hint == "nothing was written; export without --with-nms"
     assert not list(tmp_path.iterdir())
+
+
+def test_annotations_are_those_of_the_file_of_raw_outputs(tmp_path: Path) -> None:
+    raw = export(small_model(), CLASSES, tmp_path / "raw.onnx").path
+    inside = export(small_model(), CLASSES, tmp_path / "m.onnx", with_nms=True).path
+    engines = [load_detector(path) for path in (raw, inside)]
+    image = card(150, 200)
+    ours, theirs = (find(engine, [image], GREEDY)[0].instances() for engine in engines)
+    assert engines[1].classes == CLASSES
+    assert len(theirs.scores) == len(ours.scores) > 10
+    assert torch.equal(theirs.labels, ours.labels) and torch.equal(theirs.boxes, ours.boxes)
+    torch.testing.assert_close(theirs.scores, ours.scores)
+    assert (theirs.masks ^ ours.masks).float().mean() < 1e-4
+
+
+def test_the_annotate_command_takes_the_file(tmp_path: Path) -> None:
+    path = export(small_model(), CLASSES, tmp_path / "m.onnx", with_nms=True).path
+    picture = tmp_path / "picture.png"
+    cv2.imwrite(str(picture), card(60, 80))
+    arguments = ["--model_filepath", path, "--source", picture, "--save_dir", tmp_path / "out"]
+    result = CliRunner().invoke(annotate, [*map(str, arguments), "--save_json"])
+    assert result.exit_code == 0, result.output
+    content = json.loads(next((tmp_path / "out").rglob("detections.json")).read_text())
+    assert content["annotations"]
+
+
+def test_openvino_sends_annotate_to_onnx_runtime(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    path = export(small_model(), CLASSES, tmp_path / "m.onnx", with_nms=True).path
+    with pytest.raises(CheckpointError, match="detects inside the graph"):
+        load_detector(path, engine="openvino")
+
+
+def test_a_file_without_our_metadata_does_not_guess_its_classes(tmp_path: Path) -> None:
+    path = export(small_model(), CLASSES, tmp_path / "m.onnx", with_nms=True).path
+    graph = onnx.load(str(path))
+    del graph.metadata_props[:]
+    onnx.save(graph, str(path))
+    with pytest.raises(CheckpointError) as caught:
+        load_detector(path)
+    assert str(caught.value) == f"{path} does not name its classes"

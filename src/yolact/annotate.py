@@ -26,7 +26,7 @@ from yolact.errors import DataError, StorageError
 from yolact.files import atomic_path, require_writable_file
 from yolact.postprocess import above, first
 from yolact.predict import Found, Stopwatch, find
-from yolact.runtime.base import Engine
+from yolact.runtime.base import DetectingEngine, Engine
 from yolact.sources import VIDEO_ENDINGS, Video, open_video
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Annotated(NamedTuple):
 class Annotator:
     """A model and how its detections are chosen and drawn."""
 
-    engine: Engine
+    engine: Engine | DetectingEngine
     detect: DetectConfig = field(default_factory=DetectConfig)
     style: Style = field(default_factory=Style)
     score_threshold: float = 0.3

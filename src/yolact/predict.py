@@ -17,7 +17,7 @@ from yolact.data.images import RgbImage
 from yolact.data.transforms import preprocess
 from yolact.detect import detect
 from yolact.postprocess import pixel_boxes, to_instances
-from yolact.runtime.base import Engine
+from yolact.runtime.base import DetectingEngine, Engine
 from yolact.types import Detections, Instances
 
 
@@ -61,7 +61,7 @@ class Stopwatch:
 
 
 def find(
-    engine: Engine,
+    engine: Engine | DetectingEngine,
     images: Sequence[RgbImage],
     config: DetectConfig,
     *,
@@ -74,7 +74,7 @@ def find(
     Args:
         engine: A loaded model.
         images: One batch, each [height, width, 3] uint8 RGB.
-        config: Thresholds and suppression.
+        config: Thresholds and suppression; one that detects inside its graph has its own.
         watch: Gets the stages ``preprocess``, ``network`` and ``detect``.
 
     Raises:
@@ -86,11 +86,15 @@ def find(
         if engine.batch_size is not None and len(inputs) < engine.batch_size:
             filler = inputs[-1:].expand(engine.batch_size - len(inputs), -1, -1, -1)
             inputs = torch.cat([inputs, filler])
-    with watch("network"):
-        outputs = engine(inputs)
-    with watch("detect"):
-        found = detect(outputs, config)
+    if isinstance(engine, DetectingEngine):
+        with watch("network"):
+            pairs = engine.detect(inputs)
+    else:
+        with watch("network"):
+            outputs = engine(inputs)
+        with watch("detect"):
+            pairs = list(zip(detect(outputs, config), outputs.proto, strict=True))
     return [
         Found(detections, proto, (image.shape[0], image.shape[1]))
-        for detections, proto, image in zip(found, outputs.proto, images, strict=False)
+        for (detections, proto), image in zip(pairs, images, strict=False)
     ]

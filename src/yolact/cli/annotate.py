@@ -16,7 +16,7 @@ from yolact.errors import ConfigError
 if TYPE_CHECKING:
     from yolact.annotate import Annotated, Annotator
     from yolact.data.labels import Classes
-    from yolact.runtime.base import Engine
+    from yolact.runtime.base import DetectingEngine, Engine
     from yolact.sources import Images, Pictures, Video
 
 log = logging.getLogger(__name__)
@@ -209,11 +209,11 @@ def _load(
     num_cores: int | None,
     config: str | None,
     device: str,
-) -> Engine:
+) -> Engine | DetectingEngine:
     from yolact.checkpoint import load_checkpoint
     from yolact.config import YolactConfig, named_config
     from yolact.device import resolve_device
-    from yolact.runtime import load_engine
+    from yolact.runtime import load_detector
 
     chosen = named_config(config) if config else None
     name = (chosen or YolactConfig()).name
@@ -221,7 +221,7 @@ def _load(
     if shape and path.suffix == ".pth":
         trained = chosen or load_checkpoint(path).config or YolactConfig()
         chosen = trained.with_model(image_size=shape[0])
-    loaded = load_engine(
+    loaded = load_detector(
         path,
         engine=engine,
         device=str(resolve_device(device)),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from yolact.config import YolactConfig
 from yolact.errors import CheckpointError, ConfigError
-from yolact.runtime.base import Engine
+from yolact.runtime.base import DetectingEngine, Engine
 
-__all__ = ["ENGINES", "Engine", "engine_for", "load_engine"]
+__all__ = ["ENGINES", "DetectingEngine", "Engine", "engine_for", "load_detector", "load_engine"]
 
 _ONNX = (".onnx", ".onnx.gz", ".onnx.xz", ".onnx.zst")
 ENGINES = {
@@ -60,6 +60,27 @@ def load_engine(
     from yolact.runtime.ort_engine import OrtEngine
 
     return OrtEngine(path, num_cores=num_cores)
+
+
+def load_detector(
+    path: Path,
+    *,
+    engine: str | None = None,
+    device: str = "cpu",
+    num_cores: int | None = None,
+    config: YolactConfig | None = None,
+) -> Engine | DetectingEngine:
+    """As :func:`load_engine`, and files that detect inside the graph too (ONNX Runtime only)."""
+    from yolact.runtime.contract import DetectsInside
+
+    try:
+        return load_engine(path, engine=engine, device=device, num_cores=num_cores, config=config)
+    except DetectsInside:
+        if engine_for(path, engine) != "onnxruntime":
+            raise
+        from yolact.runtime.ort_detector import OrtDetector
+
+        return OrtDetector(path, num_cores=num_cores)
 
 
 def engine_for(path: Path, engine: str | None = None) -> str:

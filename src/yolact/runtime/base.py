@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from yolact.data.labels import Classes
 from yolact.errors import ConfigError
-from yolact.types import RawOutputs
+from yolact.types import Detections, RawOutputs
 
 
 class Engine(Protocol):
@@ -44,7 +44,38 @@ class Engine(Protocol):
         """
 
 
-def check_images(engine: Engine, images: Tensor) -> None:
+@runtime_checkable
+class DetectingEngine(Protocol):
+    """A model that detects inside its graph; its properties are those of :class:`Engine`."""
+
+    @property
+    def name(self) -> str:
+        """Short name for reports."""
+
+    @property
+    def classes(self) -> Classes:
+        """What the class indices mean."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the network input, in pixels."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """The only batch size the model takes, or None where any will do."""
+
+    def detect(self, images: Tensor) -> list[tuple[Detections, Tensor]]:
+        """Find the objects of each image.
+
+        Args:
+            images: As :meth:`Engine.__call__` takes them.
+
+        Returns:
+            Detections and prototypes [h, w, k] of each image.
+        """
+
+
+def check_images(engine: Engine | DetectingEngine, images: Tensor) -> None:
     """Refuse images that ``engine`` cannot take, with a message that names both shapes.
 
     Raises:

@@ -18,6 +18,10 @@ _RANKS = (3, 3, 3, 2, 4)
 EXPORT_AGAIN = "export the model again with sparseml.yolact.export_onnx"
 
 
+class DetectsInside(CheckpointError):
+    """The file puts out detections, and is one of ours otherwise."""
+
+
 class Port(Protocol):
     """An input or output of a graph, as ONNX Runtime describes it."""
 
@@ -89,9 +93,10 @@ def output_names(outputs: Sequence[Port], label: str) -> list[str]:
     """
     by_name = {output.name: output for output in outputs}
     if list(by_name) == list(DETECTED):
-        raise CheckpointError(
+        raise DetectsInside(
             f"{label} detects inside the graph, and raw outputs are needed here",
-            hint="use a file exported without --with-nms; deployment/run.py runs this one",
+            hint="use a file exported without --with-nms; sparseml.yolact.annotate and "
+            "deployment/run.py run this one",
         )
     named = all(field in by_name for field in RawOutputs._fields)
     names = list(RawOutputs._fields) if named else list(by_name)

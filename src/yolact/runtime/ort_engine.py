@@ -50,7 +50,7 @@ class OrtEngine:
         """Open the model; see the class."""
         label = "the model" if isinstance(model, bytes) else str(model)
         self._source = model if isinstance(model, bytes) else model_source(model)
-        self._session = _open_session(self._source, num_cores, label)
+        self._session = open_session(self._source, num_cores, label)
         self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map)
         self._input = image_input(self._session.get_inputs(), label)
         self._outputs = output_names(self._session.get_outputs(), label)
@@ -93,14 +93,24 @@ def run_graph(model: Path | bytes, images: Tensor) -> dict[str, npt.NDArray[Any]
     """
     label = "the model" if isinstance(model, bytes) else str(model)
     source = model if isinstance(model, bytes) else model_source(model)
-    session = _open_session(source, None, label)
+    session = open_session(source, None, label)
     feed = np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
     arrays = session.run(None, {session.get_inputs()[0].name: feed})
     names = (output.name for output in session.get_outputs())
     return dict(zip(names, arrays, strict=True))
 
 
-def _open_session(source: str | bytes, num_cores: int | None, label: str) -> Any:
+def open_session(source: str | bytes, num_cores: int | None, label: str) -> Any:
+    """An ONNX Runtime session on the CPU.
+
+    Args:
+        source: Path of the file, or its content.
+        num_cores: Threads one inference may use; None lets ONNX Runtime decide.
+        label: What errors call the file.
+
+    Raises:
+        CheckpointError: It is no readable ONNX model.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: they are raised, and warnings are not for users
     if num_cores is not None:
