@@ -266,7 +266,7 @@ def report_lines(report: ExportReport) -> list[str]:
     lines += [f"output {_shaped(name, shape)}" for name, shape in report.detected.items()]
     if report.detections is not None:
         lines.append(f"finds the {report.detections} objects that PyTorch finds in the sample")
-    if report.agreement is not None:
+    if report.agreement is not None and report.agreement.detections:
         lines.append(f"finds {report.agreement} that PyTorch finds, weighted by score")
     if report.float_outputs:
         lines.append(
