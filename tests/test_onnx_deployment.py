@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -177,14 +178,14 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_older_one(
     export(small_model(), CLASSES, path)
     write_deployment(path)
     before = (tmp_path / "deployment" / "config.json").stat().st_ino
-    rename = deployment.os.rename
+    rename = os.rename
 
     def fail(source: Path, target: Path) -> None:
         if source.name == "new":
             raise PermissionError(13, "Permission denied", str(target))
         rename(source, target)
 
-    monkeypatch.setattr(deployment.os, "rename", fail)
+    monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(StorageError, match="no permission to write"):
         write_deployment(path)
     assert (tmp_path / "deployment" / "config.json").stat().st_ino == before

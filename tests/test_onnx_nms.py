@@ -25,6 +25,7 @@ from yolact.errors import CheckpointError, ExportError
 from yolact.onnx import finish as finish_module
 from yolact.onnx.contract import DETECTED
 from yolact.onnx.export import export
+from yolact.onnx.graph import Array
 from yolact.onnx.nms import detect_inside
 from yolact.onnx.picture import test_card as card
 from yolact.postprocess import low_masks
@@ -56,7 +57,7 @@ def detecting_graph(shapes: RawOutputs, config: DetectConfig) -> bytes:
     return serialized
 
 
-def run_inside(raw: RawOutputs, config: DetectConfig) -> dict[str, np.ndarray]:
+def run_inside(raw: RawOutputs, config: DetectConfig) -> dict[str, Array]:
     session = ort.InferenceSession(detecting_graph(raw, config))
     feed = {
         f"{name}_in": value.numpy() for name, value in zip(RawOutputs._fields, raw, strict=True)
@@ -64,7 +65,7 @@ def run_inside(raw: RawOutputs, config: DetectConfig) -> dict[str, np.ndarray]:
     return dict(zip(DETECTED, session.run(list(DETECTED), feed), strict=True))
 
 
-def assert_same(raw: RawOutputs, inside: dict[str, np.ndarray], config: DetectConfig) -> int:
+def assert_same(raw: RawOutputs, inside: dict[str, Array], config: DetectConfig) -> int:
     total = 0
     for index, found in enumerate(detect(raw, config)):
         count = len(found.scores)

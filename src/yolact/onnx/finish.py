@@ -12,6 +12,7 @@ from torch import Tensor
 from yolact.config import DetectConfig
 from yolact.detect import detect
 from yolact.errors import ExportError
+from yolact.onnx.graph import Array
 from yolact.onnx.nms import detect_inside
 from yolact.onnx.parity import OutputParity, compare, require_parity
 from yolact.onnx.passes.half import store_weights_as_half
@@ -110,5 +111,5 @@ def _compare_detections(
     return total
 
 
-def _close(expected: np.ndarray, actual: np.ndarray) -> bool:
+def _close(expected: Array, actual: Array) -> bool:
     return bool(np.allclose(expected, actual, rtol=_CLOSE, atol=_CLOSE))

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from yolact.config import DetectConfig
 from yolact.onnx.contract import DETECTED
-from yolact.onnx.graph import Graph
+from yolact.onnx.graph import Array, Graph
 from yolact.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
 
 _CONVENTION_PIXELS = 550
@@ -160,7 +160,7 @@ def _constant_name(name: str) -> str:
 
 def _constants(
     config: DetectConfig, count: int, height: int, width: int, prototypes: int
-) -> dict[str, np.ndarray]:
+) -> dict[str, Array]:
     # The next smaller number: an equal overlap suppresses here, and only a larger one in ONNX.
     iou = np.nextafter(np.float32(config.nms_iou), np.float32(0))
     whole = {
