@@ -58,7 +58,7 @@ def compressed_bytes(plan: WeightPlan, weight: Tensor | None) -> float:
     """
     sample = _sample(plan, weight)
     largest = float(sample.abs().max())
-    sample = sample * _mask(plan, sample)
+    sample = sample * _mask(plan, sample) + 0.0  # exports have no -0.0
     if plan.int8:
         scale = max(largest, 1e-12) / 127
         sample = (sample / scale).round().to(torch.int8)
