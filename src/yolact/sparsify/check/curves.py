@@ -89,7 +89,7 @@ def trace_curves(
         optim: What the run uses where the recipe says nothing.
         end: Length of the run in epochs, above 0.
     """
-    per_epoch = max(1, min(_FINEST, math.floor(_POINTS / end)))
+    per_epoch = max(1, math.floor(min(_FINEST, _POINTS / end)))
     count = max(1, math.ceil(end * per_epoch - 1e-9))
     epochs = [min(i / per_epoch, end) for i in range(count)] + [end]
     lr, decay = _optimizer_curves(rows, optim, epochs, per_epoch)
