@@ -15,14 +15,15 @@ from yolact.types import RawOutputs
 TOLERANCE = 1e-4
 """Largest difference of any output value of a float graph."""
 
-SQNR_SLACK = 6.0
+SQNR_SLACK = 10.0
 """A quantized graph may be this many dB further from PyTorch than quantization itself is.
 
 A value on the edge between two quantization steps falls on either side depending on the order of
 float additions, and the change travels through all later layers. Two correct runs therefore
-differ about as much as quantization costs: independent noises of equal power are 3 dB apart, and
-3 more are margin. On networks with random weights quantization cost 19 to 39 dB, and ONNX Runtime
-agreed with PyTorch to within -2 to +10 dB of that; one scale wrong by half lost 10 to 25 dB.
+differ about as much as quantization costs: independent noises of equal power are 3 dB apart. A
+graph of integers also rounds what training does not, at about three times as many places: 5 dB. The
+rest is margin. On small networks, trained or not, correct graphs stayed within -8 to +10 dB of what
+quantization cost; one scale wrong by half lost 10 to 25 dB.
 """
 
 SQNR_ENOUGH = 30.0

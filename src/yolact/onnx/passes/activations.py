@@ -16,6 +16,7 @@ from yolact.onnx.passes.ranges import (
     data_inputs,
     derive,
     found_quantizers,
+    plain_quantizers,
     unknown_outputs,
 )
 from yolact.onnx.quantizer import Quantizer
@@ -71,7 +72,7 @@ def missing_ranges(model: onnx.ModelProto) -> set[str]:
 
 def _strip(graph: Graph) -> None:
     """Let everything read unquantized activations again. Weights stay as they are."""
-    for quantize in graph.nodes("QuantizeLinear"):
+    for quantize in plain_quantizers(graph):
         for dequantize in graph.readers(quantize.output[0]):
             graph.replace_value(dequantize.output[0], quantize.input[0])
             graph.remove(dequantize)

@@ -38,7 +38,7 @@ def found_quantizers(graph: Graph) -> dict[str, Quantizer]:
     widest 28 and more.
     """
     found: dict[str, Quantizer] = {}
-    for node in graph.nodes("QuantizeLinear"):
+    for node in plain_quantizers(graph):
         scale, zero = (graph.constant(name) for name in node.input[1:])
         if scale is None or zero is None or zero.dtype != np.uint8 or scale.size != 1:
             continue
@@ -47,6 +47,18 @@ def found_quantizers(graph: Graph) -> dict[str, Quantizer]:
         if known is None or quantizer.scale > known.scale:
             found[node.input[0]] = quantizer
     return found
+
+
+def plain_quantizers(graph: Graph) -> list[onnx.NodeProto]:
+    """QuantizeLinear nodes with nothing but DequantizeLinear behind them.
+
+    Quantizers of fewer than 8 bits have a limit in between, and stay where they are.
+    """
+    return [
+        node
+        for node in graph.nodes("QuantizeLinear")
+        if all(r.op_type == "DequantizeLinear" for r in graph.readers(node.output[0]))
+    ]
 
 
 def derive(graph: Graph, found: Mapping[str, Quantizer], measured: Ranges) -> dict[str, Quantizer]:
