@@ -21,7 +21,7 @@ from yolact.model.quantized import is_quantized
 from yolact.model.thinning import width_of
 from yolact.model.yolact import Yolact
 from yolact.onnx.export import export
-from yolact.sparsify import apply_structure, load_recipe
+from yolact.sparsify import apply_structure, count_macs, load_recipe
 from yolact.sparsify.thinning import ChannelThinningModifier
 
 pytestmark = [
@@ -153,22 +153,7 @@ def test_packaged_recipes_leave_less_work(
     with torch.device("meta"):
         model = Yolact(config.model).eval()
     apply_structure(model, load_recipe(name).text, epoch)
-    assert multiplications(model, config.model.image_size) <= most
-
-
-def multiplications(model: nn.Module, side: int) -> float:
-    total = 0
-
-    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
-        nonlocal total
-        assert isinstance(module, nn.Conv2d)
-        total += output.shape[2] * output.shape[3] * module.weight.numel()
-
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(count)
-    model(torch.empty(1, 3, side, side, device="meta"))
-    return total
+    assert count_macs(model, config.model.image_size) <= most
 
 
 REFUSED = {

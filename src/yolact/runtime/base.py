@@ -11,8 +11,8 @@ from yolact.errors import ConfigError
 from yolact.types import Detections, RawOutputs
 
 
-class Engine(Protocol):
-    """A loaded model: images in, raw outputs out. Calls from several threads are safe."""
+class LoadedModel(Protocol):
+    """What a loaded model says of itself, whatever it puts out."""
 
     @property
     def name(self) -> str:
@@ -30,6 +30,10 @@ class Engine(Protocol):
     def batch_size(self) -> int | None:
         """The only batch size the model takes, or None where any will do."""
 
+
+class Engine(LoadedModel, Protocol):
+    """Images in, raw outputs out. Calls from several threads are safe."""
+
     def __call__(self, images: Tensor) -> RawOutputs:
         """Run the network.
 
@@ -45,24 +49,8 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class DetectingEngine(Protocol):
-    """A model that detects inside its graph; its properties are those of :class:`Engine`."""
-
-    @property
-    def name(self) -> str:
-        """Short name for reports."""
-
-    @property
-    def classes(self) -> Classes:
-        """What the class indices mean."""
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of the network input, in pixels."""
-
-    @property
-    def batch_size(self) -> int | None:
-        """The only batch size the model takes, or None where any will do."""
+class DetectingEngine(LoadedModel, Protocol):
+    """A model that detects inside its graph."""
 
     def detect(self, images: Tensor) -> list[tuple[Detections, Tensor]]:
         """Find the objects of each image.
@@ -75,7 +63,7 @@ class DetectingEngine(Protocol):
         """
 
 
-def check_images(engine: Engine | DetectingEngine, images: Tensor) -> None:
+def check_images(engine: LoadedModel, images: Tensor) -> None:
     """Refuse images that ``engine`` cannot take, with a message that names both shapes.
 
     Raises:
