@@ -5,7 +5,7 @@ have learned. Every model is exported by this package's commands, all are loaded
 run in turns, one image each, so that a slow moment of the machine hits all alike. DeepSparse takes
 part where YOLACT_DEEPSPARSE names its environment (see ``scripts/clients``).
 
-``--avx2`` measures the same CPU without AVX-512, VNNI and AMX: see ``scripts/hide_avx512.c``.
+``--avx2`` measures the same CPU without AVX-512, VNNI and AMX: see ``scripts/older_cpu.py``.
 
 The result is the table of ``recipes/onnx.md``, in ``speed/results.md`` and ``results.json``.
 """
@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import random
-import re
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from older_cpu import older_cpu
 from quickstart import call, machine
 from rich.console import Console
 from rich.progress import track
@@ -202,18 +202,6 @@ def in_deepsparse(model: Path, cores: int, images: Path) -> TimedCall:
     return timed
 
 
-def hide_avx512(folder: Path) -> None:
-    """Start this program anew on a CPU that seems to have AVX2 only; returns when it runs there."""
-    if "HIDE_CPUINFO" in os.environ:
-        return
-    library, shown = folder.resolve() / "hide_avx512.so", folder.resolve() / "cpuinfo.txt"
-    source = HERE / "hide_avx512.c"
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    shown.write_text(re.sub(r" (avx512|avx_vnni|amx_)\w*", "", Path("/proc/cpuinfo").read_text()))
-    environment = {**os.environ, "LD_PRELOAD": str(library), "HIDE_CPUINFO": str(shown)}
-    os.execve(sys.executable, [sys.executable, *sys.argv], environment)
-
-
 def to_markdown(results: list[Result]) -> str:
     """A row a file, a column an engine: milliseconds, and times as fast as the first."""
     first = results[0].median
@@ -253,8 +241,8 @@ def main() -> None:
     parser.add_argument("--avx2", action="store_true", help="hide what came after AVX2")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    if options.avx2:
-        hide_avx512(options.folder)
+    if options.avx2 and "HIDE_CPUINFO" not in os.environ:  # what is loaded here has seen the CPU
+        os.execve(sys.executable, [sys.executable, *sys.argv], older_cpu(options.folder))
     cores = len(physical_cores())
     results = Speed(options.folder, options.config).measure(options.rounds, cores)
     instructions = "AVX2 (the rest hidden)" if options.avx2 else "all instructions"

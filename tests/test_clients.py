@@ -1,7 +1,8 @@
 """Other programs read our files and find what we find: OpenCV, OpenVINO, DeepSparse.
 
-DeepSparse's packages conflict with ours; ``scripts/clients`` makes an environment for it, and
-YOLACT_DEEPSPARSE names that environment's bin folder. Without it those tests are skipped.
+DeepSparse's packages conflict with ours, and they let pip choose the newest ONNX Runtime;
+``scripts/clients`` makes an environment for both, and YOLACT_DEEPSPARSE names its bin folder.
+Without it those tests are skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from onnx_models import CLASSES, noise, quantized_model, small_model
+from onnx_models import CLASSES, SIDE, noise, quantized_model, small_model
 from yolact.config import DetectConfig
 from yolact.detect import detect
 from yolact.onnx.deployment import write_deployment
@@ -72,6 +73,12 @@ def assert_close(expected: dict[str, Any], actual: Any, tolerance: float) -> Non
         )
 
 
+def assert_alike(expected: dict[str, Any], actual: Any) -> None:
+    """Two correct runs of a quantized graph differ by about as much as quantization costs."""
+    for name, value in expected.items():
+        assert sqnr(torch.from_numpy(value), torch.from_numpy(actual[name])) > 15, name
+
+
 @pytest.mark.parametrize("options", [{}, {"static": True}, {"half": True}])
 def test_opencv_computes_the_float_network(
     exports: Callable[..., Path], options: dict[str, bool]
@@ -106,6 +113,21 @@ def test_openvino_computes_every_float_file(
     assert_close(run_graph(path, images), outputs, tolerance)
 
 
+@pytest.mark.parametrize("layout", ["qdq", "openvino"])
+def test_openvino_computes_integers(exports: Callable[..., Path], layout: str) -> None:
+    openvino = pytest.importorskip("openvino")
+    path = exports(quantized=True, layout=layout, images=[noise(1, seed) for seed in range(2)])
+    compiled = openvino.Core().compile_model(str(path), "CPU")
+    kinds = {
+        op.get_rt_info()["layerType"].astype(str): op.get_rt_info()["runtimePrecision"].astype(str)
+        for op in compiled.get_runtime_model().get_ops()
+    }
+    assert kinds["Convolution"] in ("u8", "i8")
+    images = noise(1, 4)
+    outputs = compiled({"input": images.numpy()})
+    assert_alike(run_graph(path, images), outputs)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"half": True}, {"with_nms": True}, {"static": True, "batch_size": 2}]
 )
@@ -130,9 +152,34 @@ def test_deepsparse_computes_integers(
     np.savez(tmp_path / "sample.npz", input=images.numpy())
     run_in(deepsparse, "deepsparse_run.py", path, tmp_path / "sample.npz", tmp_path / "result.npz")
     result = np.load(tmp_path / "result.npz")
-    for name, expected in run_graph(path, images).items():
-        ratio = sqnr(torch.from_numpy(expected), torch.from_numpy(result[name]))
-        assert ratio > 15, name  # two correct runs differ by about as much as quantization costs
+    assert_alike(run_graph(path, images), result)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"half": True},
+        {"with_nms": True},
+        {"image_size": PIPELINE_SIDE},
+        {"quantized": True},
+        {"quantized": True, "layout": "openvino"},
+        {"quantized": True, "layout": "deepsparse"},
+    ],
+)
+def test_the_newest_onnxruntime_computes_every_file(
+    deepsparse: Path, exports: Callable[..., Path], options: dict[str, Any], tmp_path: Path
+) -> None:
+    path = exports(**options)
+    side = options.get("image_size", SIDE)
+    images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(5))
+    np.savez(tmp_path / "sample.npz", input=images.numpy())
+    run_in(deepsparse, "onnxruntime_run.py", path, tmp_path / "sample.npz", tmp_path / "result.npz")
+    result = np.load(tmp_path / "result.npz")
+    if options.get("quantized"):
+        assert_alike(run_graph(path, images), result)
+    else:
+        assert_close(run_graph(path, images), result, 1e-4)
 
 
 @pytest.mark.parametrize(("quantized", "layout"), [(False, "qdq"), (True, "deepsparse")])
@@ -190,3 +237,26 @@ def test_the_benchmark_of_deepsparse_runs_the_deployed_file(
     assert report["engine"].startswith("deepsparse")
     assert report["fraction_of_supported_ops"] == 1.0
     assert report["benchmark_result"]["items_per_sec"] > 1
+
+
+@pytest.mark.parametrize("engine", ["deepsparse", "onnxruntime"])
+def test_the_annotate_command_of_deepsparse_draws_what_it_finds(
+    deepsparse: Path, exports: Callable[..., Path], engine: str, tmp_path: Path
+) -> None:
+    model = exports(quantized=True, layout="deepsparse", image_size=PIPELINE_SIDE)
+    picture = card(PIPELINE_SIDE, PIPELINE_SIDE)
+    cv2.imwrite(str(tmp_path / "card.png"), picture[..., ::-1])
+    result = subprocess.run(
+        [
+            *(deepsparse / "deepsparse.instance_segmentation.annotate", "--engine", engine),
+            *("--model_filepath", model, "--source", tmp_path / "card.png", "--num_cores", "1"),
+            *("--save_dir", tmp_path / "results", "--name", "drawn"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    (drawn,) = (tmp_path / "results" / "drawn").iterdir()
+    image = cv2.imread(str(drawn))
+    assert image.shape == picture.shape
+    assert np.abs(image.astype(int) - picture[..., ::-1]).max() > 100

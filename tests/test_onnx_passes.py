@@ -240,6 +240,7 @@ def test_scales_lead_to_the_size_they_are_made_for(before: int, after: int) -> N
     scale = scale_to(before, after)
     assert scale.dtype == np.float32
     assert int(np.floor(np.float32(before) * scale)) == after
+    assert int(np.floor(before * float(scale))) == after, "as ONNX Runtime computes since 1.28"
     assert scale == pytest.approx(after / before, rel=1e-6)
 
 

@@ -59,6 +59,11 @@ CALIBRATION_COUNT = 100
     show_default=True,
     help="How a quantized model is written: for all engines, or the fastest for one of them.",
 )
+@click.option(
+    "--per_channel",
+    is_flag=True,
+    help="Round the weights of a quantized model more finely: a range per output channel.",
+)
 @click.option("-b", "--batch-size", type=int, default=1, show_default=True, help="Sample's size.")
 @click.option("--static", is_flag=True, help="Let the file take that batch size only.")
 @click.option("-S", "--image-shape", type=int, nargs=3, help="3 HEIGHT WIDTH of the input.")
@@ -99,6 +104,7 @@ def export_onnx(
     calibration_count: int,
     skip_qat_convert: bool,
     layout: Layout,
+    per_channel: bool,
     batch_size: int,
     static: bool,
     image_shape: tuple[int, int, int] | None,
@@ -157,6 +163,7 @@ def export_onnx(
         static=static,
         opset=opset,
         convert_qat=not skip_qat_convert,
+        per_channel=per_channel,
         config=chosen,
         recipe=loaded.recipe,
         image=image,

@@ -68,8 +68,7 @@ def write_deployment(model: Path, *, image: Path | None = None) -> Path:
         lines = "".join(f"{name}\n" for name in classes.names)
         (folder / LABELS).write_text(lines, encoding="utf-8")
         _write_sample(graph, folder, image)
-        script = "run_detected.py" if _detects(graph) else "run.py"
-        source = importlib.resources.files("yolact.onnx.deployed").joinpath(script)
+        source = importlib.resources.files("yolact.onnx.deployed").joinpath(SCRIPT)
         (folder / SCRIPT).write_text(source.read_text("utf-8"), encoding="utf-8")
     return target
 

@@ -35,6 +35,7 @@ from yolact.onnx.metadata import ModelMetadata
 from yolact.onnx.narrow import widen_quantizers
 from yolact.onnx.parity import OutputParity, compare, require_parity
 from yolact.onnx.passes import CLEAN, run_passes
+from yolact.onnx.per_channel import quantize_per_channel
 from yolact.onnx.picture import sample_images
 from yolact.onnx.trace import OPSETS, OUTPUTS, label_outputs, trace
 from yolact.onnx.weights import graph_sparsity
@@ -99,6 +100,7 @@ def export(
     static: bool = False,
     opset: int = DEFAULT_OPSET,
     convert_qat: bool = True,
+    per_channel: bool = False,
     config: YolactConfig | None = None,
     recipe: str | None = None,
     image: Path | None = None,
@@ -121,6 +123,8 @@ def export(
         opset: One of :data:`yolact.onnx.trace.OPSETS`.
         convert_qat: Store quantized weights as int8 and fold batch norms into them; without it a
             quantization-aware model is written as it trains, float weights and all.
+        per_channel: Round the weights of a quantized model with a range per output channel, also
+            where they were trained with one range for all.
         config: Stored in the metadata; None makes one of the model's own part.
         recipe: Text of the recipe that made the weights, for the metadata.
         image: Picture to compare the outputs on; None for a generated one.
@@ -133,7 +137,8 @@ def export(
         with_nms: Detect inside the graph; see :func:`yolact.onnx.nms.detect_inside`.
 
     Raises:
-        ConfigError: A size or the opset is out of range, or ``half`` is for a quantized model.
+        ConfigError: A size or the opset is out of range, or an option does not fit a model that is
+            quantized, or that is not.
         ExportError: The graph does not reproduce the model's outputs.
         StorageError: The file cannot be written.
     """
@@ -142,17 +147,18 @@ def export(
     config = (config or YolactConfig(model=model.config)).with_model(
         image_size=side, num_classes=len(classes)
     )
-    if half and is_quantized(model):
-        raise ConfigError(
-            "a quantized model has no float weights to halve", hint="export it without --half"
-        )
+    _check_precision(
+        is_quantized(model), half=half, per_channel=per_channel, convert_qat=convert_qat
+    )
     if with_nms:
         config = replace(config, detect=greedy(config.detect))
     require_writable_file(path)
     bytes_each = 1 if is_quantized(model) and convert_qat else 4
     require_space(path.parent, bytes_each * sum(p.numel() for p in model.parameters()), "the graph")
     sample = sample_images(image, side, batch_size)
-    network, expected, unquantized = _prepare(model, sample, convert_qat=convert_qat)
+    network, expected, unquantized = _prepare(
+        model, sample, convert_qat=convert_qat, per_channel=per_channel
+    )
     graph = trace(network, sample, opset=opset, static=static)
     run_passes(graph, CLEAN)
     float_outputs = 0
@@ -167,7 +173,9 @@ def export(
         recipe=recipe,
         sparsity=sparsity,
         one_shot=None if one_shot is None else str(one_shot),
-        quantization=_quantization(unquantized is not None, convert_qat, layout),
+        quantization=_quantization(
+            unquantized is not None, converted=convert_qat, layout=layout, per_channel=per_channel
+        ),
         outputs={name: OUTPUT_MEANINGS[name] for name in (DETECTED if with_nms else OUTPUTS)},
         tools={"torch": torch.__version__, "onnx": onnx.__version__},
     )
@@ -195,10 +203,14 @@ def export(
     )
 
 
-def _quantization(quantized: bool, converted: bool, layout: Layout) -> str | None:
+def _quantization(
+    quantized: bool, *, converted: bool, layout: Layout, per_channel: bool
+) -> str | None:
     if not quantized:
         return None
-    return f"int8 {layout}" if converted else "simulated"
+    if not converted:
+        return "simulated"
+    return f"int8 {layout}" + (", weights per channel" if per_channel else "")
 
 
 def _packed_sizes(path: Path, written: Mapping[Compression, Path]) -> dict[Compression, int]:
@@ -218,8 +230,25 @@ def _check_options(batch_size: int, opset: int) -> None:
         )
 
 
+def _check_precision(quantized: bool, *, half: bool, per_channel: bool, convert_qat: bool) -> None:
+    if half and quantized:
+        raise ConfigError(
+            "a quantized model has no float weights to halve", hint="export it without --half"
+        )
+    if per_channel and not quantized:
+        raise ConfigError(
+            "--per_channel has no use for a model that is not quantized",
+            hint="add --one-shot yolact.one_shot_int8, or another recipe that quantizes",
+        )
+    if per_channel and not convert_qat:
+        raise ConfigError(
+            "--per_channel changes what --skip-qat-convert leaves as it was trained",
+            hint="give one of them",
+        )
+
+
 def _prepare(
-    model: Yolact, images: Tensor, *, convert_qat: bool
+    model: Yolact, images: Tensor, *, convert_qat: bool, per_channel: bool
 ) -> tuple[nn.Module, RawOutputs, RawOutputs | None]:
     """A copy ready for tracing, the outputs to reproduce, and those without quantization."""
     network = InferenceModel(deepcopy(model)).cpu().float().eval()
@@ -234,6 +263,8 @@ def _prepare(
     if convert_qat or not quantized:
         fold_quantized_batch_norms(network)
         fold_batch_norms(network)
+    if per_channel:
+        quantize_per_channel(network)
     widen_quantizers(network)
     return network, expected, unquantized
 

@@ -43,6 +43,8 @@ class OneShot:
 
     recipe: str
     """All stages composed, to be stored with the model."""
+    parameters: tuple[int, int]
+    """Before and after; fewer where channels were removed."""
     pruned: int
     """Layers that the recipe has a sparsity for."""
     sparsity: float
@@ -55,11 +57,14 @@ class OneShot:
     def __str__(self) -> str:
         """One line, for instance ``one shot: 21 layers pruned; 142 ranges from 100 images``."""
         parts = []
+        before, after = self.parameters
+        if after < before:
+            parts.append(f"{after / 1e6:.1f} M of {before / 1e6:.1f} M parameters left")
         if self.pruned:
             parts.append(f"{self.pruned} layers pruned")
         if self.calibrated:
             parts.append(f"{self.calibrated} ranges from {self.images} images")
-        return f"one shot: {'; '.join(parts) or 'nothing pruned or quantized'}"
+        return f"one shot: {'; '.join(parts) or 'nothing changed'}"
 
 
 def apply_at_once(
@@ -91,6 +96,7 @@ def apply_at_once(
     _require_no_training(recipe, pruning)
     _require_images_if(bool(quantizing), images, recipe.label)
     check_against(recipe, model)
+    parameters = _parameter_count(model)
     if pruning:
         _prune(model, Recipe(_only(recipe, pruning), recipe.label))
     targets = [*sparsity_targets(model, recipe.text), *shared_targets(model, recipe.text)]
@@ -108,11 +114,16 @@ def apply_at_once(
         calibrated = calibrate(model, images)
     return OneShot(
         recipe=compose(checkpoint_recipe, recipe.text),
+        parameters=(parameters, _parameter_count(model)),
         pruned=len(wishes_by_layer(list(convolutions(model)), recipe.text, math.inf)),
         sparsity=overall_sparsity(model),
         calibrated=calibrated,
         images=0 if images is None else len(images),
     )
+
+
+def _parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _require_no_training(recipe: Recipe, pruning: Collection[str]) -> None:

@@ -33,13 +33,14 @@ def write_sizes(model: onnx.ModelProto) -> None:
 def scale_to(before: int, after: int) -> np.float32:
     """The float32 s of about ``after / before`` for which floor(before * s) is ``after``.
 
-    Resize computes the size so, and the quotient rounded to float32 may be a bit too small.
+    Resize computes the size so, and the quotient rounded to float32 may be a bit too small. Some
+    engines multiply in float32 and some in float64: the exact product has to reach ``after``.
 
-    >>> [int(np.floor(np.float32(n) * scale_to(n, 69))) for n in (35, 18, 33)]
+    >>> [int(np.floor(n * float(scale_to(n, 69)))) for n in (35, 18, 33)]
     [69, 69, 69]
     """
     scale = np.float32(after / before)
-    while math.floor(np.float32(before) * scale) < after:
+    while math.floor(before * float(scale)) < after:
         scale = np.nextafter(scale, np.float32(np.inf))
     return scale
 

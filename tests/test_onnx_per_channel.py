@@ -1,0 +1,135 @@
+"""Ranges per output channel: a choice at export, or of the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+from torch.ao.quantization import FakeQuantize
+
+from onnx_models import CLASSES, QUANTIZATION, noise, quantized_model, small_model
+from yolact.errors import ConfigError
+from yolact.onnx.export import export
+from yolact.onnx.graph import Graph
+from yolact.onnx.integers import Layout
+from yolact.onnx.metadata import ModelMetadata
+from yolact.onnx.per_channel import quantize_per_channel
+from yolact.sparsify import apply_structure, load_recipe
+
+IMAGES = [noise(1, seed) for seed in range(2)]
+
+
+def weight_scales(path: Path) -> dict[str, int]:
+    """How many scales each int8 weight has."""
+    graph = Graph(onnx.load(str(path)))
+    found = {}
+    for node in graph.nodes("DequantizeLinear"):
+        weight, scale = graph.constant(node.input[0]), graph.constant(node.input[1])
+        if weight is not None and weight.ndim == 4 and scale is not None:
+            found[node.input[0]] = scale.size
+    return found
+
+
+def weight_quantizers(model: nn.Module) -> list[FakeQuantize]:
+    return [q for n, q in model.named_modules() if n.endswith("weight_fake_quant")]
+
+
+def test_weights_trained_with_one_range_get_one_per_channel_on_request(tmp_path: Path) -> None:
+    model = quantized_model()
+    one = weight_scales(export(model, CLASSES, tmp_path / "one.onnx").path)
+    report = export(model, CLASSES, tmp_path / "m.onnx", per_channel=True)
+    graph = onnx.load(str(report.path))
+    channels = {t.name: t.dims[0] for t in graph.graph.initializer if len(t.dims) == 4}
+    assert set(one.values()) == {1}
+    assert weight_scales(report.path) == channels
+    props = ModelMetadata.from_props({p.key: p.value for p in graph.metadata_props})
+    assert props.quantization == "int8 qdq, weights per channel"
+    assert all(q.scale.numel() == 1 for q in weight_quantizers(model)), "the model stays as it was"
+
+
+@pytest.mark.parametrize("layout", get_args(Layout))
+def test_every_format_takes_ranges_per_channel(layout: Layout, tmp_path: Path) -> None:
+    report = export(
+        *(quantized_model(), CLASSES, tmp_path / "m.onnx"),
+        layout=layout,
+        per_channel=True,
+        images=IMAGES,
+    )
+    assert report.float_outputs == 0
+    assert all(output.sqnr > 25 for output in report.outputs)
+
+
+def test_no_weight_is_rounded_further_than_half_a_step_of_its_channel() -> None:
+    layer = nn.Conv2d(3, 8, 3)
+    with torch.no_grad():
+        layer.weight.mul_(3.0 ** -torch.arange(8).reshape(-1, 1, 1, 1))
+        layer.weight[:, 1] = 0
+    model = nn.Sequential(layer)
+    apply_structure(model, QUANTIZATION)
+    (quantizer,) = weight_quantizers(model)
+    quantizer.enable_observer()
+    coarse = quantizer(layer.weight).detach()
+    quantize_per_channel(model)
+    (quantizer,) = weight_quantizers(model)
+    fine, weight = quantizer(layer.weight).detach(), layer.weight.detach()
+    half_steps = weight.abs().amax((1, 2, 3)) / 255
+    assert bool(((fine - weight).abs().amax((1, 2, 3)) <= 1.01 * half_steps).all())
+    assert bool((coarse[6:] == 0).all()), "one range for all loses the small ones"
+    assert bool((fine[:, 1] == 0).all())
+
+
+def test_weights_trained_with_ranges_per_channel_keep_them(tmp_path: Path) -> None:
+    recipe = load_recipe("yolact_small.quantized", {"weight_ranges": "channel"})
+    model = small_model()
+    apply_structure(model, recipe.text)
+    model.apply(torch.ao.quantization.enable_observer)
+    model(IMAGES[0])
+    files = [
+        export(model.eval(), CLASSES, tmp_path / f"{on}.onnx", per_channel=on).path
+        for on in (False, True)
+    ]
+    weights = [
+        {t.name: numpy_helper.to_array(t).tobytes() for t in onnx.load(str(path)).graph.initializer}
+        for path in files
+    ]
+    assert weights[0] == weights[1]
+    assert min(weight_scales(files[0]).values()) > 1
+
+
+@pytest.mark.parametrize(
+    "name", ["yolact.quantized", "yolact.pruned_quant", "yolact_small.thinned_quant"]
+)
+def test_recipes_quantize_as_sparseml_does_unless_told_otherwise(name: str) -> None:
+    plain, published = small_model(), small_model()
+    apply_structure(plain, QUANTIZATION)
+    apply_structure(published, load_recipe(name).text)
+    for a, b in zip(weight_quantizers(plain), weight_quantizers(published), strict=True):
+        assert (a.qscheme, a.quant_min, a.quant_max) == (b.qscheme, b.quant_min, b.quant_max)
+    finer = small_model()
+    apply_structure(finer, load_recipe(name, {"weight_ranges": "channel"}).text)
+    assert {q.qscheme for q in weight_quantizers(finer)} == {torch.per_channel_symmetric}
+
+
+def test_a_float_model_has_no_ranges(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        export(small_model(), CLASSES, tmp_path / "m.onnx", per_channel=True)
+    assert str(caught.value) == "--per_channel has no use for a model that is not quantized"
+    assert caught.value.hint == (
+        "add --one-shot yolact.one_shot_int8, or another recipe that quantizes"
+    )
+
+
+def test_what_is_written_as_trained_keeps_its_ranges(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        export(
+            *(quantized_model(), CLASSES, tmp_path / "m.onnx"), per_channel=True, convert_qat=False
+        )
+    assert str(caught.value) == (
+        "--per_channel changes what --skip-qat-convert leaves as it was trained"
+    )
+    assert caught.value.hint == "give one of them"
