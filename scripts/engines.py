@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+from commands import call, machine, table_value
 from older_cpu import older_cpu
-from quickstart import call, machine, table_value
 
 FORMATS = {"qdq": ("onnxruntime", "openvino"), "openvino": ("openvino",)}
 """Of the export, and the engines that each is for."""
@@ -26,12 +24,10 @@ def measure(
     model: Path, engine: str, data: list[object], folder: Path, environment: dict[str, str]
 ) -> tuple[float, float]:
     """Mask and box mAP of a file in an engine."""
-    program = [sys.executable, "-c", "from yolact.cli.main import main; main()", "validation"]
-    words = ["--trained_model", model, "--engine", engine, *data, "--no_bar"]
-    words += ["--ap_data_file", folder / "ap_data.json"]
-    output = subprocess.run(
-        [*program, *map(str, words)], stdout=subprocess.PIPE, text=True, check=True, env=environment
-    ).stdout
+    output = call(
+        "validation", "--trained_model", model, "--engine", engine, *data, "--no_bar",
+        "--ap_data_file", folder / "ap_data.json", environment=environment,
+    )  # fmt: skip
     return table_value(output, "mask"), table_value(output, "box")
 
 
@@ -47,7 +43,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("engines"))
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    data = ["--validation_info", options.info, "--validation_images", options.images]
+    data: list[object] = ["--validation_info", options.info, "--validation_images", options.images]
     cpus = {"": dict(os.environ)}
     if options.avx2:
         cpus[", AVX2 only"] = older_cpu(options.folder)
@@ -66,8 +62,8 @@ def main() -> None:
     lines = ["| engine and format | mask mAP | box mAP |", "|:--|--:|--:|"]
     lines += [f"| {name} | {mask:.2f} | {box:.2f} |" for name, (mask, box) in rows]
     text = "\n".join(lines)
-    print(f"\n{text}\n\nMeasured on {machine()}.")
-    (options.folder / "results.md").write_text(f"{text}\n\nMeasured on {machine()}.\n")
+    print(f"\n{text}\n\nMeasured on {machine('openvino')}.")
+    (options.folder / "results.md").write_text(f"{text}\n\nMeasured on {machine('openvino')}.\n")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from commands import call
 
 SMALLEST = 8
 """Shortest side of an object that counts, in pixels of the network input."""
@@ -36,12 +36,6 @@ def subset(coco: dict[str, Any], images: int, image_size: int) -> dict[str, Any]
         "annotations": [a for image in chosen for a in kept[image["id"]]],
         "categories": coco["categories"],
     }
-
-
-def run(command: str, *arguments: object) -> None:
-    """Run one of this package's commands with the Python that runs this script."""
-    program = [sys.executable, "-c", "from yolact.cli.main import main; main()", command]
-    subprocess.run([*program, *map(str, arguments)], check=True)
 
 
 def main() -> None:
@@ -65,7 +59,7 @@ def main() -> None:
 
     data = ["--validation_info", info, "--validation_images", options.data / "images"]
     began = time.monotonic()
-    run(
+    call(
         *("train", "--train_info", info, "--train_images", options.data / "images", *data),
         *("--image_size", options.image_size, "--no_augment", "--lr", options.lr),
         *("--clip_grad", 10),  # without ImageNet weights the first gradients can be enormous
@@ -74,7 +68,7 @@ def main() -> None:
         *(["--fp16"] if options.fp16 else []),
     )
     print(f"trained {options.steps} steps in {(time.monotonic() - began) / 60:.1f} min")
-    run("validation", "--trained_model", "latest", "--save_folder", options.out, *data)
+    call("validation", "--trained_model", "latest", "--save_folder", options.out, *data)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import cv2
+from commands import call, machine, table_value
 
 CONFIG = "yolact_darknet_small_config"
 TILES, TILE = 8, 288
@@ -34,12 +30,13 @@ class Variant:
     name: str
     folder: str
     recipe: str | None = None
+    quantized: bool = False
 
 
 VARIANTS = (
     Variant("Baseline", "base"),
     Variant("Pruned", "pruned", "yolact_small.pruned"),
-    Variant("Pruned Quantized", "pruned_quant", "yolact_small.pruned_quant"),
+    Variant("Pruned Quantized", "pruned_quant", "yolact_small.pruned_quant", quantized=True),
 )
 
 
@@ -70,13 +67,7 @@ class Quickstart:
         call("download", "--dataset", "shapes", "--data_dir", self.data)
         minutes = {variant.name: self.train(variant) for variant in VARIANTS}
         for variant in VARIANTS:
-            call(
-                "export_onnx",
-                "--checkpoint",
-                self.checkpoint(variant),
-                "--name",
-                self.onnx(variant),
-            )
+            self.export(variant)
         speeds = self.benchmark()
         rows = [
             self.measure(variant, speeds[variant.name], minutes[variant.name])
@@ -100,6 +91,12 @@ class Quickstart:
             arguments += ["--max_iter", self.steps]
         call("train", *arguments)
         return (time.monotonic() - began) / 60
+
+    def export(self, variant: Variant) -> None:
+        """Write the ONNX file; images let the last layers of a quantized one stay in integers."""
+        images = ["--calibration_images", self.data / "images"] if variant.quantized else []
+        checkpoint = self.checkpoint(variant)
+        call("export_onnx", "--checkpoint", checkpoint, "--name", self.onnx(variant), *images)
 
     def benchmark(self) -> dict[str, float]:
         """Median images per second of every variant, measured in turns."""
@@ -166,24 +163,6 @@ class Quickstart:
         return self.folder / f"{variant.folder}.onnx"
 
 
-def call(name: str, *arguments: object) -> str:
-    """Print and run one command; its stdout. Its stderr goes to the terminal."""
-    words = [str(argument) for argument in arguments]
-    print(f"\n$ sparseml.yolact.{name} {shlex.join(words)}", flush=True)
-    program = [sys.executable, "-c", "from yolact.cli.main import main; main()", name]
-    process = subprocess.run([*program, *words], stdout=subprocess.PIPE, text=True)
-    print(process.stdout, end="", flush=True)
-    if process.returncode:
-        raise SystemExit(process.returncode)
-    return process.stdout
-
-
-def table_value(output: str, kind: str) -> float:
-    """The "all" column of the ``box`` or ``mask`` row of the validation table."""
-    row = next(line for line in output.splitlines() if line.split("|")[0].strip() == kind)
-    return float(row.split("|")[1])
-
-
 def to_markdown(rows: list[Row]) -> str:
     """The tutorial's table."""
     lines = [
@@ -196,17 +175,6 @@ def to_markdown(rows: list[Row]) -> str:
             f"| {row.compressed_bytes / 1e6:.2f} MB | {row.images_per_second:.0f} |"
         )
     return "\n".join(lines)
-
-
-def machine() -> str:
-    """Processor and versions that the numbers belong to."""
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        processor = f"{len(models)} x {models[0]}" if models else processor
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "sparseml", "onnxruntime"))
-    return f"{processor}; Python {platform.python_version()}, {packages}"
 
 
 def main() -> None:

@@ -19,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from quickstart import CONFIG, call, machine, table_value
+from commands import call, machine, table_value
 
+CONFIG = "yolact_darknet_small_config"
 EPOCHS = 6
 """Further epochs of every model."""
 INIT_LR = 0.004

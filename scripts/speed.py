@@ -22,13 +22,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from commands import call, machine
 from older_cpu import older_cpu
-from quickstart import call, machine
 from rich.console import Console
 from rich.progress import track
 
@@ -38,6 +37,7 @@ from yolact.config import named_config
 from yolact.data.labels import Classes
 from yolact.model.yolact import Yolact
 from yolact.runtime import load_engine
+from yolact.runtime.operators import ReportsOperators
 
 HERE = Path(__file__).parent
 ROUNDS = 15
@@ -98,6 +98,8 @@ class Result:
     """Of the file."""
     milliseconds: tuple[float, ...]
     """Of every round."""
+    operators: tuple[str, ...]
+    """What the engine runs in integers, and what in floats."""
 
     @property
     def median(self) -> float:
@@ -149,7 +151,8 @@ class Speed:
         here = [name for name in ENGINES if name != "deepsparse" or DEEPSPARSE in os.environ]
         runs = [(file, engine) for file in FILES for engine in file.engines if engine in here]
         images = torch.rand(1, 3, *[self.config.model.image_size] * 2)
-        calls = [self.load(file, engine, images, cores) for file, engine in runs]
+        loaded = [self.load(file, engine, images, cores) for file, engine in runs]
+        calls = [call_once for call_once, _operators in loaded]
         times: list[list[float]] = [[] for _ in runs]
         for call_once in calls:
             call_once()
@@ -159,12 +162,14 @@ class Speed:
             for index in order:
                 times[index].append(calls[index]())
         return [
-            Result(file, engine, self.export(file).stat().st_size, tuple(found))
-            for (file, engine), found in zip(runs, times, strict=True)
+            Result(file, engine, self.export(file).stat().st_size, tuple(found), operators)
+            for (file, engine), found, (_call, operators) in zip(runs, times, loaded, strict=True)
         ]
 
-    def load(self, file: File, engine: str, images: torch.Tensor, cores: int) -> TimedCall:
-        """A function that runs the file once and says how many milliseconds that took."""
+    def load(
+        self, file: File, engine: str, images: torch.Tensor, cores: int
+    ) -> tuple[TimedCall, tuple[str, ...]]:
+        """A function that runs the file once, and what runs in which precision."""
         path = self.export(file)
         if engine == "deepsparse":
             np.save(self.folder / "images.npy", images.numpy())
@@ -176,10 +181,12 @@ class Speed:
             loaded(images)
             return 1e3 * (time.perf_counter() - began)
 
-        return timed
+        if isinstance(loaded, ReportsOperators):
+            return timed, tuple(loaded.operators().lines())
+        return timed, ()
 
 
-def in_deepsparse(model: Path, cores: int, images: Path) -> TimedCall:
+def in_deepsparse(model: Path, cores: int, images: Path) -> tuple[TimedCall, tuple[str, ...]]:
     """The same in a process of DeepSparse's environment, which ends with this one."""
     python = Path(os.environ[DEEPSPARSE]) / "python"
     worker = subprocess.Popen(
@@ -191,7 +198,7 @@ def in_deepsparse(model: Path, cores: int, images: Path) -> TimedCall:
     )
     assert worker.stdin is not None and worker.stdout is not None
     send, answers = worker.stdin, worker.stdout
-    while not (line := answers.readline()).startswith("ready"):
+    while not (line := answers.readline()).startswith("ready "):
         if not line:
             raise SystemExit(f"DeepSparse could not load {model}")
 
@@ -199,7 +206,7 @@ def in_deepsparse(model: Path, cores: int, images: Path) -> TimedCall:
         print(file=send, flush=True)
         return float(answers.readline())
 
-    return timed
+    return timed, (f"deepsparse has code of its own for {float(line.split()[1]):.0%} of it",)
 
 
 def to_markdown(results: list[Result]) -> str:
@@ -224,12 +231,14 @@ def to_markdown(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def other_versions(results: list[Result]) -> str:
-    """Of the engines that :func:`quickstart.machine` does not name."""
-    found = [f"openvino {version('openvino')}"]
-    if any(result.engine == "deepsparse" for result in results):
-        found.append("deepsparse 1.8.0")
-    return ", ".join(found)
+def operators_of(results: list[Result], model: str) -> str:
+    """What every engine makes of the files of a quantized model."""
+    return "\n".join(
+        f"- `{' '.join(result.file.options) or '--format qdq'}`: {line}"
+        for result in results
+        for line in result.operators
+        if result.file.model == model
+    )
 
 
 def main() -> None:
@@ -245,10 +254,13 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], older_cpu(options.folder))
     cores = len(physical_cores())
     results = Speed(options.folder, options.config).measure(options.rounds, cores)
+    deepsparse = ", deepsparse 1.8.0" if DEEPSPARSE in os.environ else ""
     instructions = "AVX2 (the rest hidden)" if options.avx2 else "all instructions"
     text = (
-        f"{to_markdown(results)}\n\nMedians of {options.rounds} runs in turns, {options.config}, "
-        f"{instructions}, on {machine()}, {other_versions(results)}.\n"
+        f"{to_markdown(results)}\n\nOperators of `pruned_quant`:\n\n"
+        f"{operators_of(results, 'pruned_quant')}\n\n"
+        f"Medians of {options.rounds} runs in turns, {options.config}, {instructions}, on "
+        f"{machine('openvino')}{deepsparse}.\n"
     )
     name = "avx2" if options.avx2 else "results"
     (options.folder / f"{name}.md").write_text(text)

@@ -18,6 +18,7 @@ from yolact.cli.main import COMMANDS, command
 
 README = (ROOT / "README.md").read_text()
 RECIPES = (ROOT / "recipes" / "README.md").read_text()
+ONNX = (ROOT / "recipes" / "onnx.md").read_text()
 SHORTER = {
     "download": ["--train_size", "8", "--val_size", "4"],
     "benchmark": ["-t", "0.2", "-w", "0"],
@@ -127,7 +128,6 @@ def test_the_quickstart_numbers_are_those_of_the_script() -> None:
 
 def test_the_costs_of_recipes_are_those_of_the_script() -> None:
     """The table of recipes/README.md has the rows that scripts/recovery.py writes."""
-    script("quickstart")  # which the other imports
     recovery = script("recovery")
     found = re.search(r"<!-- recovery results -->\n(.*?)<!-- end", RECIPES, flags=re.DOTALL)
     assert found
@@ -138,8 +138,22 @@ def test_the_costs_of_recipes_are_those_of_the_script() -> None:
     assert "Measured on" in found[1]
 
 
+def test_the_speeds_are_those_of_the_script() -> None:
+    """The tables of recipes/onnx.md have the rows that scripts/speed.py writes."""
+    speed = script("speed")
+    found = re.search(r"<!-- speed results -->\n(.*?)<!-- end", ONNX, flags=re.DOTALL)
+    assert found
+    rows = [line.split("|")[1:3] for line in found[1].splitlines() if line.startswith("| ")]
+    files = [(file.model, " ".join(file.options)) for file in speed.FILES]
+    heads = [("model", "export_onnx")]
+    assert [(a.strip(), b.strip(" `")) for a, b in rows] == 2 * (heads + files)
+    assert found[1].count("Medians of ") == 2
+
+
 def script(name: str) -> ModuleType:
     """A script as a module."""
+    if str(ROOT / "scripts") not in sys.path:  # they import each other
+        sys.path.append(str(ROOT / "scripts"))
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

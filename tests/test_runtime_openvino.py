@@ -6,16 +6,22 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import click
+import cv2
 import pytest
 import torch
+from click.testing import CliRunner
 
 from onnx_models import CLASSES, SIDE, noise, outputs_of, quantized_model, small_model
+from yolact.cli.annotate import annotate
+from yolact.cli.validation import validation
 from yolact.errors import CheckpointError, ConfigError
 from yolact.onnx.compress import compress_file
 from yolact.onnx.export import export
 from yolact.onnx.integers import Layout
 from yolact.onnx.parity import sqnr
-from yolact.runtime import load_engine
+from yolact.onnx.picture import test_card as card
+from yolact.runtime import ENGINES, load_engine
 from yolact.runtime.openvino_engine import OpenVinoEngine
 from yolact.runtime.operators import Operators
 from yolact.runtime.ort_engine import OrtEngine
@@ -43,6 +49,25 @@ def test_it_computes_what_pytorch_computes(dense: Path) -> None:
     images = noise(2, 0)
     for a, b in zip(outputs_of(small_model(), images), engine(images), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_annotate_and_validation_run_it_too(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in (annotate, validation):
+        (option,) = (o for o in command.params if o.name == "engine")
+        assert isinstance(option.type, click.Choice)
+        assert set(ENGINES) <= set(option.type.choices)
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("card.png", card(90, 120))
+    words = ["--model_filepath", str(dense), "--source", "card.png", "--score_threshold", "0.3"]
+    lines = []
+    for engine in ("openvino", "onnxruntime"):
+        result = CliRunner().invoke(annotate, [*words, "--engine", engine])
+        assert result.exit_code == 0, result.output
+        assert Path("annotation-results", f"{engine}-annotations").is_dir()
+        lines.append(result.stdout.splitlines()[0])
+    assert lines[0] == lines[1] != ""
 
 
 def test_compressed_files_run_as_they_are(dense: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yolact.cli.base import FOLDER, Command, setup_logging
-from yolact.cli.inputs import engine_name, model_kinds, model_path
+from yolact.cli.inputs import ENGINE_NAMES, engine_name, model_kinds, model_path
 from yolact.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ JSON_NAME = "detections.json"
 )
 @click.option(
     "--engine",
-    type=click.Choice(["onnxruntime", "ort", "torch", "deepsparse"]),
+    type=click.Choice(ENGINE_NAMES),
     help="What runs the model.  [default: by the file's ending]",
 )
 @click.option(

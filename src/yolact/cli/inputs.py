@@ -94,6 +94,10 @@ def model_path(text: str, save_folder: Path, config_name: str, *kinds: Kind) -> 
     return Path(text)
 
 
+ENGINE_NAMES = ("onnxruntime", "ort", "openvino", "torch", "deepsparse")
+"""What ``--engine`` takes: the engines there are, a short name, and one that has gone."""
+
+
 def engine_name(name: str | None) -> str | None:
     """Check an ``--engine`` for the one that cannot be had any more.
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from yolact.cli.base import FILE, FOLDER, Command, setup_logging
-from yolact.cli.inputs import option
+from yolact.cli.inputs import ENGINE_NAMES, option
 from yolact.errors import ConfigError
 
 _USED_BY = {
@@ -67,7 +67,7 @@ _OPTIONS = [
     ),
     click.option(
         "--engine",
-        type=click.Choice(["torch", "ort", "onnxruntime", "deepsparse"]),
+        type=click.Choice(ENGINE_NAMES),
         help="What runs the model.  [default: by the file's ending]",
     ),
     option("--cuda", default=True, help="Use a GPU if there is one."),
