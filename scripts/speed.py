@@ -55,8 +55,7 @@ class File:
     """One exported file: a row of the table."""
 
     model: str
-    recipe: str | None = None
-    """Without the prefix that names the network."""
+    """``dense``, or the recipe that makes it, without the prefix that names the network."""
     options: tuple[str, ...] = ()
     """Of the export."""
     engines: tuple[str, ...] = tuple(ENGINES)
@@ -71,19 +70,19 @@ class File:
 def quantized(model: str) -> tuple[File, ...]:
     """The files of a quantized model: one for each engine, and the usual one in OpenVINO too."""
     return (
-        File(model, model, (), ("onnxruntime", "openvino")),
-        File(model, model, ("--format", "openvino"), ("openvino",)),
-        File(model, model, ("--format", "deepsparse"), ("deepsparse",)),
+        File(model, (), ("onnxruntime", "openvino")),
+        File(model, ("--format", "openvino"), ("openvino",)),
+        File(model, ("--format", "deepsparse"), ("deepsparse",)),
     )
 
 
 FILES = (
     File("dense"),
-    File("dense", None, ("--half",), ("onnxruntime", "openvino")),
-    File("pruned", "pruned"),
-    File("thinned", "thinned"),
+    File("dense", ("--half",), ("onnxruntime", "openvino")),
+    File("pruned"),
+    File("thinned"),
     *quantized("pruned_quant"),
-    File("pruned_quant", "pruned_quant", ("--skip-qat-convert",)),
+    File("pruned_quant", ("--skip-qat-convert",)),
     *quantized("thinned_quant"),
 )
 
@@ -127,7 +126,7 @@ class Speed:
         quantizes = "quant" in file.model
         call(
             "export_onnx", "--checkpoint", self.checkpoint(), "--name", path, *file.options,
-            *(["--one-shot", f"{self.prefix}.{file.recipe}"] if file.recipe else []),
+            *(["--one-shot", f"{self.prefix}.{file.model}"] if file.model != "dense" else []),
             *(["--calibration_images", images, "--calibration_count", IMAGES] if quantizes else []),
         )  # fmt: skip
         return path

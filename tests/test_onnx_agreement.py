@@ -14,6 +14,7 @@ from onnx_models import CLASSES, SIDE, quantized_model
 from yolact.data.calibration import calibration_images
 from yolact.errors import ExportError
 from yolact.model.yolact import Yolact
+from yolact.onnx import checked
 from yolact.onnx import export as export_module
 from yolact.onnx.agreement import Agreement, agreement, require_agreement
 from yolact.onnx.export import export
@@ -111,7 +112,7 @@ def test_a_graph_that_misses_detections_is_refused(
         return count
 
     monkeypatch.setattr(export_module, "to_integers", damage)
-    monkeypatch.setattr(export_module, "compare", lambda *_: ())
+    monkeypatch.setattr(checked, "compare", lambda *_: ())
     images = calibration_images(str(require(COCO_TINY) / "images"), 2, SIDE)
     with pytest.raises(ExportError, match=r"^the exported graph finds \d+\.\d % of the \d+ detec"):
         export(decided(quantized_model()), CLASSES, tmp_path / "m.onnx", images=images)

@@ -54,10 +54,12 @@ def test_the_package_has_these_recipes() -> None:
 def test_hyperparameters_are_the_published_ones(name: str) -> None:
     published = json.loads(require(SHARED / "spec" / "recipes.json").read_text())[name]
     ours = parse(read_source(name)[0], name)
-    assert ours.keys() == published.keys()
+    assert ours.keys() - {"weight_ranges"} == published.keys()
     for key, value in published.items():
         if key.endswith("modifiers"):
             found = [{"modifier": entry.name, **entry.fields} for entry in ours[key]]
+            for entry in found:  # by default as without; tests/test_onnx_per_channel.py
+                entry.pop("scheme", None)
             assert found == value, key
         else:
             assert ours[key] == value, key

@@ -2,52 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from yolact.config import DetectConfig, YolactConfig
+from yolact.config import YolactConfig
 from yolact.data.labels import Classes
-from yolact.errors import ConfigError, ExportError
-from yolact.files import atomic_path, require_space, require_writable_file
+from yolact.errors import ConfigError
+from yolact.files import require_space, require_writable_file
 from yolact.model.quantized import is_quantized
-from yolact.model.yolact import InferenceModel, Yolact
-from yolact.onnx.agreement import Agreement, agreement, require_agreement
+from yolact.model.yolact import Yolact
+from yolact.onnx.agreement import Agreement
+from yolact.onnx.checked import prepare, write_checked
 from yolact.onnx.compress import FORMATS, QUICK, Compression, compress_file, compressed_size
 from yolact.onnx.contract import DETECTED, OUTPUT_MEANINGS
-from yolact.onnx.finish import Finish, Finished, finish, greedy
-from yolact.onnx.fuse import (
-    fold_batch_norms,
-    fold_quantized_batch_norms,
-    freeze_observers,
-)
+from yolact.onnx.finish import Finish, greedy
 from yolact.onnx.integers import Layout, to_integers
-from yolact.onnx.locate import first_wrong_layer
 from yolact.onnx.metadata import ModelMetadata
-from yolact.onnx.narrow import widen_quantizers
-from yolact.onnx.parity import OutputParity, compare, require_parity
+from yolact.onnx.parity import OutputParity
 from yolact.onnx.passes import CLEAN, run_passes
-from yolact.onnx.per_channel import quantize_per_channel
 from yolact.onnx.picture import sample_images
 from yolact.onnx.trace import OPSETS, OUTPUTS, label_outputs, trace
 from yolact.onnx.weights import graph_sparsity
-from yolact.runtime.ort_engine import OrtEngine
-from yolact.types import RawOutputs
 
 if TYPE_CHECKING:
     from yolact.sparsify.one_shot import OneShot
 
 DEFAULT_OPSET = 14
-MOST_COMPARED = 8
-"""Images in which detections are compared: each runs once in PyTorch."""
 MOST_IMAGES = 1024
 """In one batch; more are taken for a mistake."""
 
@@ -156,15 +142,15 @@ def export(
     bytes_each = 1 if is_quantized(model) and convert_qat else 4
     require_space(path.parent, bytes_each * sum(p.numel() for p in model.parameters()), "the graph")
     sample = sample_images(image, side, batch_size)
-    network, expected, unquantized = _prepare(
-        model, sample, convert_qat=convert_qat, per_channel=per_channel
-    )
-    graph = trace(network, sample, opset=opset, static=static)
+    reference = prepare(model, sample, images, convert_qat=convert_qat, per_channel=per_channel)
+    quantized = reference.unquantized is not None
+    graph = trace(reference.network, sample, opset=opset, static=static)
     run_passes(graph, CLEAN)
     float_outputs = 0
-    if unquantized is not None and convert_qat:
-        float_outputs = to_integers(graph, network, layout, images)
-    label_outputs(graph, [tuple(output.shape) for output in expected], static=static)
+    if quantized and convert_qat:
+        float_outputs = to_integers(graph, reference.network, layout, images)
+    shapes = [tuple(output.shape) for output in reference.expected]
+    label_outputs(graph, shapes, static=static)
     sparsity = graph_sparsity(graph)
     metadata = ModelMetadata(
         classes=classes,
@@ -174,15 +160,15 @@ def export(
         sparsity=sparsity,
         one_shot=None if one_shot is None else str(one_shot),
         quantization=_quantization(
-            unquantized is not None, converted=convert_qat, layout=layout, per_channel=per_channel
+            quantized, converted=convert_qat, layout=layout, per_channel=per_channel
         ),
         outputs={name: OUTPUT_MEANINGS[name] for name in (DETECTED if with_nms else OUTPUTS)},
         tools={"torch": torch.__version__, "onnx": onnx.__version__},
     )
     onnx.helper.set_model_props(graph, metadata.to_props())
-    check = _Check(network, sample, expected, unquantized, _few(images, batch_size), config.detect)
     raw_shapes = tuple(_shape(output) for output in graph.graph.output)
-    parity, found, finished = _write(graph, path, check, Finish(half=half, with_nms=with_nms))
+    steps = Finish(half=half, with_nms=with_nms)
+    parity, found, finished = write_checked(graph, path, reference, steps, config.detect)
     written = {kind: compress_file(path, kind) for kind in compress}
     return ExportReport(
         path=path,
@@ -190,7 +176,7 @@ def export(
         packed=_packed_sizes(path, written),
         written=tuple(written.values()),
         opset=opset,
-        quantized=unquantized is not None,
+        quantized=quantized,
         sparsity=sparsity,
         input_shape=_shape(graph.graph.input[0]),
         output_shapes=raw_shapes,
@@ -245,114 +231,6 @@ def _check_precision(quantized: bool, *, half: bool, per_channel: bool, convert_
             "--per_channel changes what --skip-qat-convert leaves as it was trained",
             hint="give one of them",
         )
-
-
-def _prepare(
-    model: Yolact, images: Tensor, *, convert_qat: bool, per_channel: bool
-) -> tuple[nn.Module, RawOutputs, RawOutputs | None]:
-    """A copy ready for tracing, the outputs to reproduce, and those without quantization."""
-    network = InferenceModel(deepcopy(model)).cpu().float().eval()
-    quantized = is_quantized(network)
-    freeze_observers(network)
-    with torch.no_grad():
-        expected: RawOutputs = network(images)
-        unquantized: RawOutputs | None = None
-        if quantized:
-            with _without_quantization(network):
-                unquantized = network(images)
-    if convert_qat or not quantized:
-        fold_quantized_batch_norms(network)
-        fold_batch_norms(network)
-    if per_channel:
-        quantize_per_channel(network)
-    widen_quantizers(network)
-    return network, expected, unquantized
-
-
-@contextmanager
-def _without_quantization(network: nn.Module) -> Iterator[None]:
-    quantizers = [
-        module
-        for module in network.modules()
-        if isinstance(module, torch.ao.quantization.FakeQuantizeBase)
-        and bool(module.fake_quant_enabled[0])
-    ]
-    for module in quantizers:
-        module.disable_fake_quant()
-    try:
-        yield
-    finally:
-        for module in quantizers:
-            module.enable_fake_quant()
-
-
-@dataclass(frozen=True)
-class _Check:
-    """What a graph is compared with before it replaces anything."""
-
-    network: nn.Module
-    """That was traced."""
-    sample: Tensor
-    """[B, 3, S, S]."""
-    expected: RawOutputs
-    """PyTorch's for the sample."""
-    unquantized: RawOutputs | None
-    """Of a quantized network, with its quantization off."""
-    images: tuple[Tensor, ...]
-    """Like the sample, real ones, to compare the detections of a quantized network in."""
-    detect: DetectConfig
-
-
-def _few(images: Iterable[Tensor] | None, batch_size: int) -> tuple[Tensor, ...]:
-    first = islice(images or (), MOST_COMPARED)
-    return tuple(image[:1].repeat(batch_size, 1, 1, 1) for image in first)
-
-
-def _write(
-    graph: onnx.ModelProto, path: Path, check: _Check, steps: Finish
-) -> tuple[tuple[OutputParity, ...], Agreement | None, Finished]:
-    with atomic_path(path) as temporary:
-        _save_valid(graph, temporary)
-        engine = OrtEngine(temporary)
-        parity = compare(check.expected, engine(check.sample), check.unquantized)
-        if not all(output.passed for output in parity):
-            require_parity(parity, _first_wrong(graph, check, check.sample))
-        found = _agreement(graph, engine, check)
-        finished = Finished(None, None)
-        if steps:
-            finished = finish(graph, steps, check.detect, check.sample, check.expected)
-            _save_valid(graph, temporary)
-    return parity, found, finished
-
-
-def _save_valid(graph: onnx.ModelProto, path: Path) -> None:
-    path.write_bytes(graph.SerializeToString())
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"the exported graph is not valid ONNX: {error}",
-            hint="nothing was written; try another --opset",
-        ) from error
-
-
-@torch.no_grad()
-def _agreement(graph: onnx.ModelProto, engine: OrtEngine, check: _Check) -> Agreement | None:
-    if check.unquantized is None or not check.images:
-        return None
-    pairs = ((check.network(images), engine(images)) for images in check.images)
-    found = agreement(pairs, check.detect)
-    if not found.passed:
-        require_agreement(found, _first_wrong(graph, check, check.images[0]))
-    return found
-
-
-def _first_wrong(graph: onnx.ModelProto, check: _Check, images: Tensor) -> str | None:
-    if check.unquantized is None:
-        return first_wrong_layer(graph, check.network, images, None)
-    unquantized = deepcopy(check.network)
-    with _without_quantization(unquantized):
-        return first_wrong_layer(graph, check.network, images, unquantized)
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:

@@ -1,0 +1,179 @@
+"""Write a graph only when it computes what the PyTorch model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from yolact.config import DetectConfig
+from yolact.errors import ExportError
+from yolact.files import atomic_path
+from yolact.model.quantized import is_quantized
+from yolact.model.yolact import InferenceModel, Yolact
+from yolact.onnx.agreement import Agreement, agreement, require_agreement
+from yolact.onnx.finish import Finish, Finished, finish
+from yolact.onnx.fuse import (
+    fold_batch_norms,
+    fold_quantized_batch_norms,
+    freeze_observers,
+)
+from yolact.onnx.locate import first_wrong_layer
+from yolact.onnx.narrow import widen_quantizers
+from yolact.onnx.parity import OutputParity, compare, require_parity
+from yolact.onnx.per_channel import quantize_per_channel
+from yolact.runtime.ort_engine import OrtEngine
+from yolact.types import RawOutputs
+
+MOST_COMPARED = 8
+"""Images in which detections are compared: each runs once in PyTorch."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is traced, and what its graph is compared with before it replaces anything."""
+
+    network: nn.Module
+    """A copy of the model in evaluation mode, on the CPU, with its batch norms folded."""
+    sample: Tensor
+    """[B, 3, S, S]."""
+    expected: RawOutputs
+    """Of the model for the sample, before anything was folded."""
+    unquantized: RawOutputs | None
+    """Of a quantized model, with its quantization off."""
+    images: tuple[Tensor, ...]
+    """Like the sample, real ones, to compare the detections of a quantized network in."""
+
+
+def prepare(
+    model: Yolact,
+    sample: Tensor,
+    images: Iterable[Tensor] | None,
+    *,
+    convert_qat: bool,
+    per_channel: bool,
+) -> Reference:
+    """Compute what to reproduce, and make the copy to trace; the model stays as it is.
+
+    Args:
+        model: Float, pruned or quantization-aware.
+        sample: [B, 3, S, S] input.
+        images: Network inputs; a few of them become those of the reference.
+        convert_qat: Fold the batch norms of a quantized model too.
+        per_channel: Round its weights with a range per output channel.
+    """
+    network = InferenceModel(deepcopy(model)).cpu().float().eval()
+    quantized = is_quantized(network)
+    freeze_observers(network)
+    with torch.no_grad():
+        expected: RawOutputs = network(sample)
+        unquantized: RawOutputs | None = None
+        if quantized:
+            with _without_quantization(network):
+                unquantized = network(sample)
+    if convert_qat or not quantized:
+        fold_quantized_batch_norms(network)
+        fold_batch_norms(network)
+    if per_channel:
+        quantize_per_channel(network)
+    widen_quantizers(network)
+    return Reference(network, sample, expected, unquantized, _few(images, len(sample)))
+
+
+def write_checked(
+    graph: onnx.ModelProto,
+    path: Path,
+    reference: Reference,
+    steps: Finish,
+    detect: DetectConfig,
+) -> tuple[tuple[OutputParity, ...], Agreement | None, Finished]:
+    """Write ``graph`` to ``path`` in one step, after comparing what it computes.
+
+    Args:
+        graph: Of raw outputs.
+        path: Replaced only when everything agrees.
+        reference: What to compare with.
+        steps: What is done to the graph after its raw outputs were compared, in place.
+        detect: How detections are found that are compared.
+
+    Returns:
+        How close the outputs are; how many detections are found again, of a quantized network with
+        images; and what the steps found.
+
+    Raises:
+        ExportError: It does not agree, or is no valid ONNX; the first wrong layer is named.
+        StorageError: The file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        _save_valid(graph, temporary)
+        engine = OrtEngine(temporary)
+        parity = compare(reference.expected, engine(reference.sample), reference.unquantized)
+        if not all(output.passed for output in parity):
+            require_parity(parity, _first_wrong(graph, reference, reference.sample))
+        found = _agreement(graph, engine, reference, detect)
+        finished = Finished(None, None)
+        if steps:
+            finished = finish(graph, steps, detect, reference.sample, reference.expected)
+            _save_valid(graph, temporary)
+    return parity, found, finished
+
+
+def _save_valid(graph: onnx.ModelProto, path: Path) -> None:
+    path.write_bytes(graph.SerializeToString())
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the exported graph is not valid ONNX: {error}",
+            hint="nothing was written; try another --opset",
+        ) from error
+
+
+@torch.no_grad()
+def _agreement(
+    graph: onnx.ModelProto, engine: OrtEngine, reference: Reference, detect: DetectConfig
+) -> Agreement | None:
+    if reference.unquantized is None or not reference.images:
+        return None
+    pairs = ((reference.network(images), engine(images)) for images in reference.images)
+    found = agreement(pairs, detect)
+    if not found.passed:
+        require_agreement(found, _first_wrong(graph, reference, reference.images[0]))
+    return found
+
+
+def _first_wrong(graph: onnx.ModelProto, reference: Reference, images: Tensor) -> str | None:
+    if reference.unquantized is None:
+        return first_wrong_layer(graph, reference.network, images, None)
+    unquantized = deepcopy(reference.network)
+    with _without_quantization(unquantized):
+        return first_wrong_layer(graph, reference.network, images, unquantized)
+
+
+def _few(images: Iterable[Tensor] | None, batch_size: int) -> tuple[Tensor, ...]:
+    first = islice(images or (), MOST_COMPARED)
+    return tuple(image[:1].repeat(batch_size, 1, 1, 1) for image in first)
+
+
+@contextmanager
+def _without_quantization(network: nn.Module) -> Iterator[None]:
+    quantizers = [
+        module
+        for module in network.modules()
+        if isinstance(module, torch.ao.quantization.FakeQuantizeBase)
+        and bool(module.fake_quant_enabled[0])
+    ]
+    for module in quantizers:
+        module.disable_fake_quant()
+    try:
+        yield
+    finally:
+        for module in quantizers:
+            module.enable_fake_quant()
