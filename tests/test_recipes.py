@@ -127,7 +127,9 @@ def load_value(value: Any) -> Any:
 
 def _expressions(value: Any) -> list[str]:
     if isinstance(value, Entry):
-        value = list(value.fields.values())
+        value = value.fields
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, list):
         return [text for item in value for text in _expressions(item)]
     return [value] if isinstance(value, str) and value.startswith("eval(") else []
