@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of its images")
     parser.add_argument("--calibration_images", type=Path, help="[default: the same]")
     parser.add_argument("--per_channel", action="store_true", help="as in the export")
+    parser.add_argument("--reduce_range", action="store_true", help="as in the export")
     parser.add_argument("--avx2", action="store_true", help="also without newer instructions")
     parser.add_argument("--folder", type=Path, default=Path("engines"))
     options = parser.parse_args()
@@ -53,7 +54,7 @@ def main() -> None:
         call(
             "export_onnx", "--checkpoint", options.checkpoint, "--name", model, "--format", layout,
             "--calibration_images", options.calibration_images or options.images,
-            *(["--per_channel"] if options.per_channel else []),
+            *(f"--{name}" for name in ("per_channel", "reduce_range") if getattr(options, name)),
         )  # fmt: skip
         for engine in engines:
             for note, environment in cpus.items():

@@ -58,7 +58,7 @@ def test_hyperparameters_are_the_published_ones(name: str) -> None:
     for key, value in published.items():
         if key.endswith("modifiers"):
             found = [{"modifier": entry.name, **entry.fields} for entry in ours[key]]
-            for entry in found:  # by default as without; tests/test_onnx_per_channel.py
+            for entry in found:  # by default as without; tests/test_onnx_requantize.py
                 entry.pop("scheme", None)
             assert found == value, key
         else:

@@ -64,6 +64,11 @@ CALIBRATION_COUNT = 100
     is_flag=True,
     help="Round the weights of a quantized model more finely: a range per output channel.",
 )
+@click.option(
+    "--reduce_range",
+    is_flag=True,
+    help="Round them to 7 bits: for CPUs without VNNI, which add products of 8 bits with overflow.",
+)
 @click.option("-b", "--batch-size", type=int, default=1, show_default=True, help="Sample's size.")
 @click.option("--static", is_flag=True, help="Let the file take that batch size only.")
 @click.option("-S", "--image-shape", type=int, nargs=3, help="3 HEIGHT WIDTH of the input.")
@@ -105,6 +110,7 @@ def export_onnx(
     skip_qat_convert: bool,
     layout: Layout,
     per_channel: bool,
+    reduce_range: bool,
     batch_size: int,
     static: bool,
     image_shape: tuple[int, int, int] | None,
@@ -164,6 +170,7 @@ def export_onnx(
         opset=opset,
         convert_qat=not skip_qat_convert,
         per_channel=per_channel,
+        reduce_range=reduce_range,
         config=chosen,
         recipe=loaded.recipe,
         image=image,

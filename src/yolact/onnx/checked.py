@@ -28,7 +28,7 @@ from yolact.onnx.fuse import (
 from yolact.onnx.locate import first_wrong_layer
 from yolact.onnx.narrow import widen_quantizers
 from yolact.onnx.parity import OutputParity, compare, require_parity
-from yolact.onnx.per_channel import quantize_per_channel
+from yolact.onnx.requantize import requantize_weights
 from yolact.runtime.ort_engine import OrtEngine
 from yolact.types import RawOutputs
 
@@ -59,6 +59,7 @@ def prepare(
     *,
     convert_qat: bool,
     per_channel: bool,
+    reduce_range: bool,
 ) -> Reference:
     """Compute what to reproduce, and make the copy to trace; the model stays as it is.
 
@@ -68,6 +69,7 @@ def prepare(
         images: Network inputs; a few of them become those of the reference.
         convert_qat: Fold the batch norms of a quantized model too.
         per_channel: Round its weights with a range per output channel.
+        reduce_range: Round them to 7 bits.
     """
     network = InferenceModel(deepcopy(model)).cpu().float().eval()
     quantized = is_quantized(network)
@@ -81,8 +83,7 @@ def prepare(
     if convert_qat or not quantized:
         fold_quantized_batch_norms(network)
         fold_batch_norms(network)
-    if per_channel:
-        quantize_per_channel(network)
+    requantize_weights(network, per_channel=per_channel, reduce_range=reduce_range)
     widen_quantizers(network)
     return Reference(network, sample, expected, unquantized, _few(images, len(sample)))
 

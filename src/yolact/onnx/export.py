@@ -87,6 +87,7 @@ def export(
     opset: int = DEFAULT_OPSET,
     convert_qat: bool = True,
     per_channel: bool = False,
+    reduce_range: bool = False,
     config: YolactConfig | None = None,
     recipe: str | None = None,
     image: Path | None = None,
@@ -111,6 +112,7 @@ def export(
             quantization-aware model is written as it trains, float weights and all.
         per_channel: Round the weights of a quantized model with a range per output channel, also
             where they were trained with one range for all.
+        reduce_range: Round them to 7 bits, whose products CPUs without VNNI add without overflow.
         config: Stored in the metadata; None makes one of the model's own part.
         recipe: Text of the recipe that made the weights, for the metadata.
         image: Picture to compare the outputs on; None for a generated one.
@@ -133,16 +135,22 @@ def export(
     config = (config or YolactConfig(model=model.config)).with_model(
         image_size=side, num_classes=len(classes)
     )
-    _check_precision(
-        is_quantized(model), half=half, per_channel=per_channel, convert_qat=convert_qat
-    )
+    anew = {"--per_channel": per_channel, "--reduce_range": reduce_range}
+    _check_precision(is_quantized(model), half=half, anew=anew, convert_qat=convert_qat)
     if with_nms:
         config = replace(config, detect=greedy(config.detect))
     require_writable_file(path)
     bytes_each = 1 if is_quantized(model) and convert_qat else 4
     require_space(path.parent, bytes_each * sum(p.numel() for p in model.parameters()), "the graph")
     sample = sample_images(image, side, batch_size)
-    reference = prepare(model, sample, images, convert_qat=convert_qat, per_channel=per_channel)
+    reference = prepare(
+        model,
+        sample,
+        images,
+        convert_qat=convert_qat,
+        per_channel=per_channel,
+        reduce_range=reduce_range,
+    )
     quantized = reference.unquantized is not None
     graph = trace(reference.network, sample, opset=opset, static=static)
     run_passes(graph, CLEAN)
@@ -159,9 +167,7 @@ def export(
         recipe=recipe,
         sparsity=sparsity,
         one_shot=None if one_shot is None else str(one_shot),
-        quantization=_quantization(
-            quantized, converted=convert_qat, layout=layout, per_channel=per_channel
-        ),
+        quantization=_quantization(quantized, convert_qat, layout, anew),
         outputs={name: OUTPUT_MEANINGS[name] for name in (DETECTED if with_nms else OUTPUTS)},
         tools={"torch": torch.__version__, "onnx": onnx.__version__},
     )
@@ -190,13 +196,13 @@ def export(
 
 
 def _quantization(
-    quantized: bool, *, converted: bool, layout: Layout, per_channel: bool
+    quantized: bool, converted: bool, layout: Layout, anew: Mapping[str, bool]
 ) -> str | None:
     if not quantized:
         return None
     if not converted:
         return "simulated"
-    return f"int8 {layout}" + (", weights per channel" if per_channel else "")
+    return ", ".join([f"int8 {layout}", *(name for name, given in anew.items() if given)])
 
 
 def _packed_sizes(path: Path, written: Mapping[Compression, Path]) -> dict[Compression, int]:
@@ -216,21 +222,24 @@ def _check_options(batch_size: int, opset: int) -> None:
         )
 
 
-def _check_precision(quantized: bool, *, half: bool, per_channel: bool, convert_qat: bool) -> None:
+def _check_precision(
+    quantized: bool, *, half: bool, anew: Mapping[str, bool], convert_qat: bool
+) -> None:
     if half and quantized:
         raise ConfigError(
             "a quantized model has no float weights to halve", hint="export it without --half"
         )
-    if per_channel and not quantized:
-        raise ConfigError(
-            "--per_channel has no use for a model that is not quantized",
-            hint="add --one-shot yolact.one_shot_int8, or another recipe that quantizes",
-        )
-    if per_channel and not convert_qat:
-        raise ConfigError(
-            "--per_channel changes what --skip-qat-convert leaves as it was trained",
-            hint="give one of them",
-        )
+    for option in (name for name, given in anew.items() if given):
+        if not quantized:
+            raise ConfigError(
+                f"{option} has no use for a model that is not quantized",
+                hint="add --one-shot yolact.one_shot_int8, or another recipe that quantizes",
+            )
+        if not convert_qat:
+            raise ConfigError(
+                f"{option} changes what --skip-qat-convert leaves as it was trained",
+                hint="give one of them",
+            )
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:

@@ -1,9 +1,9 @@
-"""Ranges per output channel: a choice at export, or of the recipe."""
+"""Weights rounded anew at export: with ranges per output channel, or to seven bits."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import onnx
 import pytest
@@ -18,9 +18,11 @@ from yolact.onnx.export import export
 from yolact.onnx.graph import Graph
 from yolact.onnx.integers import Layout
 from yolact.onnx.metadata import ModelMetadata
-from yolact.onnx.per_channel import quantize_per_channel
+from yolact.onnx.requantize import SEVEN_BITS, requantize_weights
 from yolact.sparsify import apply_structure, load_recipe
 
+ZERO_POINTS = {onnx.TensorProto.INT8: 0, onnx.TensorProto.UINT8: 128}
+"""Of weights, by type; DeepSparse's have the other."""
 IMAGES = [noise(1, seed) for seed in range(2)]
 
 
@@ -48,7 +50,7 @@ def test_weights_trained_with_one_range_get_one_per_channel_on_request(tmp_path:
     assert set(one.values()) == {1}
     assert weight_scales(report.path) == channels
     props = ModelMetadata.from_props({p.key: p.value for p in graph.metadata_props})
-    assert props.quantization == "int8 qdq, weights per channel"
+    assert props.quantization == "int8 qdq, --per_channel"
     assert all(q.scale.numel() == 1 for q in weight_quantizers(model)), "the model stays as it was"
 
 
@@ -74,7 +76,7 @@ def test_no_weight_is_rounded_further_than_half_a_step_of_its_channel() -> None:
     (quantizer,) = weight_quantizers(model)
     quantizer.enable_observer()
     coarse = quantizer(layer.weight).detach()
-    quantize_per_channel(model)
+    requantize_weights(model, per_channel=True)
     (quantizer,) = weight_quantizers(model)
     fine, weight = quantizer(layer.weight).detach(), layer.weight.detach()
     half_steps = weight.abs().amax((1, 2, 3)) / 255
@@ -115,21 +117,56 @@ def test_recipes_quantize_as_sparseml_does_unless_told_otherwise(name: str) -> N
     assert {q.qscheme for q in weight_quantizers(finer)} == {torch.per_channel_symmetric}
 
 
-def test_a_float_model_has_no_ranges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("layout", get_args(Layout))
+def test_products_of_seven_bits_do_not_overflow_sums_of_pairs(
+    layout: Layout, per_channel: bool, tmp_path: Path
+) -> None:
+    report = export(
+        *(quantized_model(), CLASSES, tmp_path / "m.onnx"),
+        layout=layout,
+        reduce_range=True,
+        per_channel=per_channel,
+    )
+    weights = [
+        numpy_helper.to_array(tensor).astype(int) - ZERO_POINTS[tensor.data_type]
+        for tensor in onnx.load(str(report.path)).graph.initializer
+        if len(tensor.dims) == 4 and tensor.data_type in ZERO_POINTS
+    ]
+    assert len(weights) > 20
+    assert 2 * 255 * max(abs(int(w.min())) for w in weights) < 2**15
+    assert {max(abs(int(w.min())), int(w.max())) for w in weights} <= {63, 64}
+    assert all(output.passed for output in report.outputs)
+
+
+def test_fewer_bits_than_seven_stay_as_few() -> None:
+    model = small_model()
+    apply_structure(model, QUANTIZATION + "      scheme: {weights: {num_bits: 4}}\n")
+    requantize_weights(model, reduce_range=True)
+    assert {(q.quant_min, q.quant_max) for q in weight_quantizers(model)} == {(-8, 7)}
+    assert SEVEN_BITS == (-64, 63)
+
+
+OPTIONS = ["per_channel", "reduce_range"]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_float_model_has_no_ranges(option: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {option: True}
     with pytest.raises(ConfigError) as caught:
-        export(small_model(), CLASSES, tmp_path / "m.onnx", per_channel=True)
-    assert str(caught.value) == "--per_channel has no use for a model that is not quantized"
+        export(small_model(), CLASSES, tmp_path / "m.onnx", **options)
+    assert str(caught.value) == f"--{option} has no use for a model that is not quantized"
     assert caught.value.hint == (
         "add --one-shot yolact.one_shot_int8, or another recipe that quantizes"
     )
 
 
-def test_what_is_written_as_trained_keeps_its_ranges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", OPTIONS)
+def test_what_is_written_as_trained_keeps_its_ranges(option: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {option: True}
     with pytest.raises(ConfigError) as caught:
-        export(
-            *(quantized_model(), CLASSES, tmp_path / "m.onnx"), per_channel=True, convert_qat=False
-        )
+        export(quantized_model(), CLASSES, tmp_path / "m.onnx", convert_qat=False, **options)
     assert str(caught.value) == (
-        "--per_channel changes what --skip-qat-convert leaves as it was trained"
+        f"--{option} changes what --skip-qat-convert leaves as it was trained"
     )
     assert caught.value.hint == "give one of them"
