@@ -73,6 +73,13 @@ def test_the_format_for_deepsparse_has_integer_convolutions(
     assert "put out floats" not in result.stdout
 
 
+def test_weights_are_rounded_anew_on_request(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    export("--checkpoint", checkpoint, "--name", path, "--per_channel", "--reduce_range")
+    props = {p.key: p.value for p in onnx.load(str(path)).metadata_props}
+    assert props["quantization"] == "int8 qdq, --per_channel, --reduce_range"
+
+
 def test_another_format_is_refused(checkpoint: Path) -> None:
     result = CliRunner().invoke(
         export_onnx, ["--checkpoint", str(checkpoint), "--format", "tensorrt"]
