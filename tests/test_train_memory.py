@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -242,9 +243,15 @@ def test_a_peak_is_at_least_what_was_touched_and_forgets_what_was_before() -> No
     low = peak.bytes()
     torch.ones(2**26)  # 256 MiB
     assert peak.bytes() - low > 200 * 2**20
-    peak.reset()
     if Path("/proc/self/clear_refs").exists():
-        assert peak.bytes() - low < 100 * 2**20
+        assert any(after_reset(peak) - low < 100 * 2**20 for _ in range(20))
+
+
+def after_reset(peak: PeakMemory) -> int:
+    """The kernel may take a moment to count what was given back."""
+    peak.reset()
+    time.sleep(0.05)
+    return peak.bytes()
 
 
 def test_a_run_tells_once_what_quantization_takes(
