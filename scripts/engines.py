@@ -62,9 +62,9 @@ def main() -> None:
                 rows.append((f"{engine}, {layout}{note}", found))
     lines = ["| engine and format | mask mAP | box mAP |", "|:--|--:|--:|"]
     lines += [f"| {name} | {mask:.2f} | {box:.2f} |" for name, (mask, box) in rows]
-    text = "\n".join(lines)
-    print(f"\n{text}\n\nMeasured on {machine('openvino')}.")
-    (options.folder / "results.md").write_text(f"{text}\n\nMeasured on {machine('openvino')}.\n")
+    text = "\n".join([*lines, "", f"Measured on {machine('openvino')}."])
+    print(f"\n{text}")
+    (options.folder / "results.md").write_text(f"{text}\n")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def export_onnx(
     from yolact.checkpoint import build_model, classes_of, load_checkpoint
     from yolact.config import YolactConfig, named_config
     from yolact.files import require_writable_file
-    from yolact.model.quantized import is_quantized
+    from yolact.model.quantized import require_quantized
     from yolact.onnx.deployment import require_deployable, write_deployment
     from yolact.onnx.export import export
 
@@ -154,11 +154,8 @@ def export_onnx(
     if one_shot is not None:
         done = _apply(model, one_shot, images, loaded.recipe)
         loaded = replace(loaded, recipe=done.recipe)
-    if images is not None and not is_quantized(model):
-        raise ConfigError(
-            "--calibration_images has no use for a model that is not quantized",
-            hint="add --one-shot yolact.one_shot_int8, or another recipe that quantizes",
-        )
+    if images is not None:
+        require_quantized(model, "--calibration_images")
     image = image or (images.paths[0] if images else None)
     report = export(
         model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from yolact.engine.start import Run
+from yolact.model.parameters import parameter_count
 
 
 def describe(run: Run) -> str:
@@ -10,7 +11,7 @@ def describe(run: Run) -> str:
     settings, plan, optim = run.settings, run.plan, run.optim
     images = len(run.train_data)
     validation = len(run.validation_data) if run.validation_data else 0
-    parameters = sum(p.numel() for p in run.model.parameters())
+    parameters = parameter_count(run.model)
     batch = f"{settings.batch_size}" + f" x {plan.accumulate}" * (plan.accumulate > 1)
     lr = "set by the recipe" if run.driver and run.driver.controls_lr else f"{optim.lr:g}"
     lines = [

@@ -15,7 +15,8 @@ from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import ConfigError
 from yolact.files import require_space, require_writable_file
-from yolact.model.quantized import is_quantized
+from yolact.model.parameters import parameter_count
+from yolact.model.quantized import is_quantized, require_quantized
 from yolact.model.yolact import Yolact
 from yolact.onnx.agreement import Agreement
 from yolact.onnx.checked import prepare, write_checked
@@ -136,12 +137,13 @@ def export(
         image_size=side, num_classes=len(classes)
     )
     anew = {"--per_channel": per_channel, "--reduce_range": reduce_range}
-    _check_precision(is_quantized(model), half=half, anew=anew, convert_qat=convert_qat)
+    _check_precision(model, half=half, anew=anew, convert_qat=convert_qat)
+    quantized = is_quantized(model)
     if with_nms:
         config = replace(config, detect=greedy(config.detect))
     require_writable_file(path)
-    bytes_each = 1 if is_quantized(model) and convert_qat else 4
-    require_space(path.parent, bytes_each * sum(p.numel() for p in model.parameters()), "the graph")
+    bytes_each = 1 if quantized and convert_qat else 4
+    require_space(path.parent, bytes_each * parameter_count(model), "the graph")
     sample = sample_images(image, side, batch_size)
     reference = prepare(
         model,
@@ -151,7 +153,6 @@ def export(
         per_channel=per_channel,
         reduce_range=reduce_range,
     )
-    quantized = reference.unquantized is not None
     graph = trace(reference.network, sample, opset=opset, static=static)
     run_passes(graph, CLEAN)
     float_outputs = 0
@@ -223,18 +224,14 @@ def _check_options(batch_size: int, opset: int) -> None:
 
 
 def _check_precision(
-    quantized: bool, *, half: bool, anew: Mapping[str, bool], convert_qat: bool
+    model: Yolact, *, half: bool, anew: Mapping[str, bool], convert_qat: bool
 ) -> None:
-    if half and quantized:
+    if half and is_quantized(model):
         raise ConfigError(
             "a quantized model has no float weights to halve", hint="export it without --half"
         )
     for option in (name for name, given in anew.items() if given):
-        if not quantized:
-            raise ConfigError(
-                f"{option} has no use for a model that is not quantized",
-                hint="add --one-shot yolact.one_shot_int8, or another recipe that quantizes",
-            )
+        require_quantized(model, option)
         if not convert_qat:
             raise ConfigError(
                 f"{option} changes what --skip-qat-convert leaves as it was trained",

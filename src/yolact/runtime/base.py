@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from yolact.data.labels import Classes
@@ -61,6 +63,11 @@ class DetectingEngine(LoadedModel, Protocol):
         Returns:
             Detections and prototypes [h, w, k] of each image.
         """
+
+
+def input_array(images: Tensor) -> npt.NDArray[np.float32]:
+    """``images`` as engines other than torch take them: float32, contiguous, on the CPU."""
+    return np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
 
 
 def check_images(engine: LoadedModel, images: Tensor) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError
 from yolact.hidden import hidden
 from yolact.onnx.metadata import ModelMetadata
-from yolact.runtime.base import check_images
+from yolact.runtime.base import check_images, input_array
 from yolact.runtime.contract import (
     EXPORT_AGAIN,
     classes_for,
@@ -85,7 +84,7 @@ class OpenVinoEngine:
         return Operators(self.name, dict(integer), dict(floating))
 
     def _run(self, images: Tensor) -> RawOutputs:
-        feed = np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
+        feed = input_array(images)
         if not hasattr(self._own, "request"):  # requests are not safe to share between threads
             self._own.request = self._compiled.create_infer_request()
         results = self._own.request.infer({self._input.name: feed}, share_inputs=True)

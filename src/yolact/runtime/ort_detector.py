@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from yolact.data.labels import Classes
 from yolact.errors import CheckpointError
 from yolact.onnx.contract import DETECTED
 from yolact.onnx.metadata import ModelMetadata
-from yolact.runtime.base import check_images
+from yolact.runtime.base import check_images, input_array
 from yolact.runtime.contract import EXPORT_AGAIN, image_input, image_size_of, model_source
 from yolact.runtime.ort_engine import open_session
 from yolact.types import Detections
@@ -56,7 +55,7 @@ class OrtDetector:
         other files are. ``prior_index`` is -1: the graph does not tell.
         """
         check_images(self, images)
-        feed = np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
+        feed = input_array(images)
         results = self._session.run(list(DETECTED), {self._input.name: feed})
         return [_found(*rows) for rows in zip(*results, strict=True)]
 

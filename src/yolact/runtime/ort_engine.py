@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError
 from yolact.onnx.metadata import ModelMetadata
-from yolact.runtime.base import check_images
+from yolact.runtime.base import check_images, input_array
 from yolact.runtime.contract import (
     EXPORT_AGAIN,
     classes_for,
@@ -62,7 +61,7 @@ class OrtEngine:
     def __call__(self, images: Tensor) -> RawOutputs:
         """Run the network; see :class:`yolact.runtime.base.Engine`. Outputs are on the CPU."""
         check_images(self, images)
-        feed = np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
+        feed = input_array(images)
         try:
             arrays = self._session.run(self._outputs, {self._input.name: feed})
         except ort.capi.onnxruntime_pybind11_state.RuntimeException as error:
@@ -94,7 +93,7 @@ def run_graph(model: Path | bytes, images: Tensor) -> dict[str, npt.NDArray[Any]
     label = "the model" if isinstance(model, bytes) else str(model)
     source = model if isinstance(model, bytes) else model_source(model)
     session = open_session(source, None, label)
-    feed = np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
+    feed = input_array(images)
     arrays = session.run(None, {session.get_inputs()[0].name: feed})
     names = (output.name for output in session.get_outputs())
     return dict(zip(names, arrays, strict=True))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from yolact.errors import ConfigError, RecipeError, TargetMissedError
+from yolact.model.parameters import parameter_count
 from yolact.model.quantized import is_quantized
 from yolact.sparsify.calibration import Inputs, calibrate
 from yolact.sparsify.check.fit import check_against
@@ -96,7 +97,7 @@ def apply_at_once(
     _require_no_training(recipe, pruning)
     _require_images_if(bool(quantizing), images, recipe.label)
     check_against(recipe, model)
-    parameters = _parameter_count(model)
+    parameters = parameter_count(model)
     if pruning:
         _prune(model, Recipe(_only(recipe, pruning), recipe.label))
     targets = [*sparsity_targets(model, recipe.text), *shared_targets(model, recipe.text)]
@@ -114,16 +115,12 @@ def apply_at_once(
         calibrated = calibrate(model, images)
     return OneShot(
         recipe=compose(checkpoint_recipe, recipe.text),
-        parameters=(parameters, _parameter_count(model)),
+        parameters=(parameters, parameter_count(model)),
         pruned=len(wishes_by_layer(list(convolutions(model)), recipe.text, math.inf)),
         sparsity=overall_sparsity(model),
         calibrated=calibrated,
         images=0 if images is None else len(images),
     )
-
-
-def _parameter_count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _require_no_training(recipe: Recipe, pruning: Collection[str]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase
 
 from yolact.errors import RecipeError
+from yolact.model.parameters import parameter_count
 from yolact.sparsify.check.curves import Curves
 from yolact.sparsify.check.footprint import WeightPlan, compressed_bytes
 from yolact.sparsify.check.rows import ModifierRow
@@ -232,7 +233,7 @@ def _totals(layers: Sequence[LayerPrediction], network: nn.Module) -> Totals:
     weights = sum(layer.weights for layer in layers)
     exported = [layer for layer in layers if layer.macs]
     return Totals(
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        parameters=parameter_count(network),
         macs=sum(layer.macs for layer in layers),
         nonzero_macs=sum(layer.macs * (1 - layer.sparsity) for layer in layers),
         sparsity=sum(layer.weights * layer.sparsity for layer in layers) / max(1, weights),

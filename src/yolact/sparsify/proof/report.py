@@ -34,6 +34,7 @@ from typing import Any
 from torch import nn
 
 from yolact.files import write_text
+from yolact.model.parameters import parameter_count
 from yolact.sparsify.proof.quantization import (
     Quantizer,
     WantedQuantization,
@@ -174,7 +175,7 @@ def report(
             for name, conv in convs.items()
         ),
         together=tuple(shared_targets(model, recipe_text, epoch=epoch) if recipe_text else ()),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameter_count(model),
         macs=macs,
     )
 
