@@ -219,6 +219,37 @@ def test_a_full_disk_is_noticed_beforehand(
     assert server.log == []
 
 
+def test_nobody_is_told_to_take_the_smallest_set_instead_of_itself(
+    server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1_000_000_000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(StorageError) as error:
+        get(server, tmp_path, *DATASETS["coco2017-val"])
+    assert str(error.value.hint) == "free some space, choose another --data_dir"
+
+
+def test_offline_is_said_before_a_full_disk(
+    server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLACT_OFFLINE", "1")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 0}))
+    with pytest.raises(DownloadError) as error:
+        get(server, tmp_path, *DATASETS["coco2017-val"])
+    assert str(error.value) == (
+        "annotations_trainval2017.zip is not on this machine, and --offline forbids fetching it"
+    )
+
+
+def test_archives_that_are_there_are_unpacked_offline(
+    server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLACT_OFFLINE", "1")
+    (tmp_path / "val2017.zip").write_bytes(VAL_ZIP)
+    assert get(server, tmp_path, VAL) == [VAL]
+    assert server.log == []
+
+
 def test_what_is_there_needs_no_room(server: Loopback, tmp_path: Path) -> None:
     state = DataFolder(tmp_path)
     assert bytes_needed(ALL, state) == len(VAL_ZIP) + len(INFO_ZIP) + 2 * 10**6

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolact.data.archives import MIRRORS, Archive
+from yolact.data.archives import DATASETS, MIRRORS, Archive
 from yolact.data.receipts import DataFolder, receipt_for
 from yolact.errors import DownloadError, StorageError
 from yolact.fetch.lock import alone
@@ -19,10 +19,13 @@ from yolact.fetch.patience import Patience
 from yolact.fetch.transfer import fetch
 from yolact.fetch.unpack import flush_disks, unpack
 from yolact.files import storage_errors
+from yolact.network import require_online
 
 log = logging.getLogger(__name__)
 
 _GB = 10**9
+_SMALLEST = "coco2017-val"
+"""Of the sets to train or validate on."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ def download(
         The archives that were not there yet.
 
     Raises:
-        DownloadError: No mirror delivers an archive whole, it is not what it should be, or
-            another process is downloading to ``folder``.
+        DownloadError: The user forbids the network, no mirror delivers an archive whole, it is not
+            what it should be, or another process is downloading to ``folder``.
         StorageError: ``folder`` cannot be written, or the disk is too full.
     """
     options = options or Options()
@@ -62,6 +65,7 @@ def download(
         if not missing:
             return []
         with alone(state.records / "lock", folder):
+            _require_leave(missing, state)
             _require_space(missing, state)
             _fetch_all(missing, state, options)
     return missing
@@ -90,10 +94,18 @@ def free_space(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
+def _require_leave(missing: Sequence[Archive], state: DataFolder) -> None:
+    """Archives that lie in the folder already can be unpacked offline; others need a fetch."""
+    for path in map(state.zip, missing):
+        if not path.is_file():
+            require_online(path.name)
+
+
 def _require_space(missing: Sequence[Archive], state: DataFolder) -> None:
     needed, free = bytes_needed(missing, state), free_space(state.path)
     if free < needed:
-        smaller = ", or take --dataset coco2017-val" if needed > 3 * _GB else ""
+        least = bytes_needed(DATASETS[_SMALLEST], state)
+        smaller = f", or take --dataset {_SMALLEST}" if needed > least else ""
         raise StorageError(
             f"{state.path} has {free / _GB:.1f} GB free, the download needs {needed / _GB:.1f} GB",
             hint=f"free some space, choose another --data_dir{smaller}",
