@@ -10,6 +10,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -205,11 +206,14 @@ def test_an_archive_with_other_files_than_it_should_have_is_not_signed(
     assert not DataFolder(tmp_path).holds(other)
 
 
+def limit_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+
+
 def test_a_full_disk_is_noticed_beforehand(
     server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type("Usage", (), {"free": 39_000_000_000})
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    limit_disk(monkeypatch, 39_000_000_000)
     with pytest.raises(StorageError) as error:
         get(server, tmp_path, *DATASETS["coco2017"])
     assert str(error.value) == f"{tmp_path} has 39.0 GB free, the download needs 42.4 GB"
@@ -222,8 +226,7 @@ def test_a_full_disk_is_noticed_beforehand(
 def test_nobody_is_told_to_take_the_smallest_set_instead_of_itself(
     server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type("Usage", (), {"free": 1_000_000_000})
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    limit_disk(monkeypatch, 1_000_000_000)
     with pytest.raises(StorageError) as error:
         get(server, tmp_path, *DATASETS["coco2017-val"])
     assert str(error.value.hint) == "free some space, choose another --data_dir"
@@ -233,7 +236,7 @@ def test_offline_is_said_before_a_full_disk(
     server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("YOLACT_OFFLINE", "1")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 0}))
+    limit_disk(monkeypatch, 0)
     with pytest.raises(DownloadError) as error:
         get(server, tmp_path, *DATASETS["coco2017-val"])
     assert str(error.value) == (
