@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,19 +44,6 @@ def with_golden_weights(model: Yolact) -> Yolact:
     return model
 
 
-def quantized_model() -> Yolact:
-    """A pruned small network whose quantizers have seen a few images, as after training."""
-    from yolact.sparsify import apply_structure
-
-    model = small_model()
-    prune(model, 0.6)
-    apply_structure(model, QUANTIZATION)
-    model.apply(torch.ao.quantization.enable_observer)
-    for seed in range(2):
-        model.eval()(noise(2, seed))  # with gradients on: observers look at training only
-    return model
-
-
 def prune(model: nn.Module, share: float = 0.8) -> None:
     """Set the smallest weights of every convolution to zero."""
     with torch.no_grad():
@@ -62,6 +51,22 @@ def prune(model: nn.Module, share: float = 0.8) -> None:
             if isinstance(module, nn.Conv2d):
                 limit = module.weight.abs().flatten().quantile(share)
                 module.weight[module.weight.abs() < limit] = 0
+
+
+PRUNE = partial(prune, share=0.6)
+
+
+def quantized_model(pruning: Callable[[nn.Module], None] = PRUNE) -> Yolact:
+    """A pruned small network whose quantizers have seen a few images, as after training."""
+    from yolact.sparsify import apply_structure
+
+    model = small_model()
+    pruning(model)
+    apply_structure(model, QUANTIZATION)
+    model.apply(torch.ao.quantization.enable_observer)
+    for seed in range(2):
+        model.eval()(noise(2, seed))  # with gradients on: observers look at training only
+    return model
 
 
 def noise(count: int, seed: int) -> Tensor:

@@ -80,6 +80,14 @@ def test_weights_are_rounded_anew_on_request(checkpoint: Path, tmp_path: Path) -
     assert props["quantization"] == "int8 qdq, --per_channel, --reduce_range"
 
 
+def test_blocks_are_packed_on_request(checkpoint: Path, tmp_path: Path) -> None:
+    name = ("--checkpoint", checkpoint, "--name", tmp_path / "m.onnx")
+    _, plain = export(*name)
+    _, count = export(*name, "--pack_blocks")
+    assert count["Transpose"] > plain["Transpose"]
+    assert count - plain == {"Transpose": count["Transpose"] - plain["Transpose"]}
+
+
 def test_another_format_is_refused(checkpoint: Path) -> None:
     result = CliRunner().invoke(
         export_onnx, ["--checkpoint", str(checkpoint), "--format", "tensorrt"]

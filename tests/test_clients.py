@@ -143,11 +143,12 @@ def test_deepsparse_computes_every_float_file(
     assert result["supported"] > (0.8 if "with_nms" in options else 0.99)
 
 
+@pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("layout", ["qdq", "deepsparse"])
 def test_deepsparse_computes_integers(
-    deepsparse: Path, exports: Callable[..., Path], layout: str, tmp_path: Path
+    deepsparse: Path, exports: Callable[..., Path], layout: str, pack: bool, tmp_path: Path
 ) -> None:
-    path = exports(quantized=True, layout=layout)
+    path = exports(quantized=True, layout=layout, pack_blocks=pack)
     images = noise(1, 4)
     np.savez(tmp_path / "sample.npz", input=images.numpy())
     run_in(deepsparse, "deepsparse_run.py", path, tmp_path / "sample.npz", tmp_path / "result.npz")
@@ -165,6 +166,7 @@ def test_deepsparse_computes_integers(
         {"quantized": True},
         {"quantized": True, "layout": "openvino"},
         {"quantized": True, "layout": "deepsparse"},
+        {"quantized": True, "pack_blocks": True},
     ],
 )
 def test_the_newest_onnxruntime_computes_every_file(

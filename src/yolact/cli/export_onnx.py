@@ -69,6 +69,12 @@ CALIBRATION_COUNT = 100
     is_flag=True,
     help="Round them to 7 bits: for CPUs without VNNI, which add products of 8 bits with overflow.",
 )
+@click.option(
+    "--pack_blocks",
+    is_flag=True,
+    help="Store quantized weights with blocks of zeros in one piece: smaller once compressed, as "
+    "fast as ever.",
+)
 @click.option("-b", "--batch-size", type=int, default=1, show_default=True, help="Sample's size.")
 @click.option("--static", is_flag=True, help="Let the file take that batch size only.")
 @click.option("-S", "--image-shape", type=int, nargs=3, help="3 HEIGHT WIDTH of the input.")
@@ -111,6 +117,7 @@ def export_onnx(
     layout: Layout,
     per_channel: bool,
     reduce_range: bool,
+    pack_blocks: bool,
     batch_size: int,
     static: bool,
     image_shape: tuple[int, int, int] | None,
@@ -168,6 +175,7 @@ def export_onnx(
         convert_qat=not skip_qat_convert,
         per_channel=per_channel,
         reduce_range=reduce_range,
+        pack_blocks=pack_blocks,
         config=chosen,
         recipe=loaded.recipe,
         image=image,

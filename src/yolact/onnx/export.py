@@ -97,6 +97,7 @@ def export(
     layout: Layout = "qdq",
     images: Iterable[Tensor] | None = None,
     half: bool = False,
+    pack_blocks: bool = False,
     with_nms: bool = False,
 ) -> ExportReport:
     """Write ``model`` to ``path`` as ONNX; the model itself is left as it was.
@@ -123,6 +124,8 @@ def export(
         images: Network inputs like those the model will see, to measure the outputs of a quantized
             network on; without any, the last convolutions put out floats.
         half: Store the weights of a float model in 16 bits.
+        pack_blocks: Store the weights of a quantized model so that blocks of zeros lie together;
+            see :func:`yolact.onnx.passes.blocks.store_blocks_together`.
         with_nms: Detect inside the graph; see :func:`yolact.onnx.nms.detect_inside`.
 
     Raises:
@@ -137,7 +140,8 @@ def export(
         image_size=side, num_classes=len(classes)
     )
     anew = {"--per_channel": per_channel, "--reduce_range": reduce_range}
-    _check_precision(model, half=half, anew=anew, convert_qat=convert_qat)
+    needs_integers = {**anew, "--pack_blocks": pack_blocks}
+    _check_precision(model, half=half, needs_integers=needs_integers, convert_qat=convert_qat)
     quantized = is_quantized(model)
     if with_nms:
         config = replace(config, detect=greedy(config.detect))
@@ -174,7 +178,7 @@ def export(
     )
     onnx.helper.set_model_props(graph, metadata.to_props())
     raw_shapes = tuple(_shape(output) for output in graph.graph.output)
-    steps = Finish(half=half, with_nms=with_nms)
+    steps = Finish(half=half, pack_blocks=pack_blocks, with_nms=with_nms)
     parity, found, finished = write_checked(graph, path, reference, steps, config.detect)
     written = {kind: compress_file(path, kind) for kind in compress}
     return ExportReport(
@@ -224,13 +228,13 @@ def _check_options(batch_size: int, opset: int) -> None:
 
 
 def _check_precision(
-    model: Yolact, *, half: bool, anew: Mapping[str, bool], convert_qat: bool
+    model: Yolact, *, half: bool, needs_integers: Mapping[str, bool], convert_qat: bool
 ) -> None:
     if half and is_quantized(model):
         raise ConfigError(
             "a quantized model has no float weights to halve", hint="export it without --half"
         )
-    for option in (name for name, given in anew.items() if given):
+    for option in (name for name, given in needs_integers.items() if given):
         require_quantized(model, option)
         if not convert_qat:
             raise ConfigError(

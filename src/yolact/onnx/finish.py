@@ -1,4 +1,4 @@
-"""What is done to a graph that is known to be right: smaller weights, detection inside."""
+"""What is done to a graph that is known to be right: smaller files, detection inside."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from yolact.errors import ExportError
 from yolact.onnx.graph import Array
 from yolact.onnx.nms import detect_inside
 from yolact.onnx.parity import OutputParity, compare, require_parity
+from yolact.onnx.passes.blocks import store_blocks_together
 from yolact.onnx.passes.half import store_weights_as_half
 from yolact.postprocess import low_masks
 from yolact.runtime.ort_engine import OrtEngine, run_graph
@@ -33,12 +34,14 @@ class Finish:
 
     half: bool = False
     """Store weights in 16 bits."""
+    pack_blocks: bool = False
+    """Store integer weights so that blocks of zeros lie together."""
     with_nms: bool = False
     """Put boxes, scores, classes and masks out instead of raw outputs."""
 
     def __bool__(self) -> bool:
         """Whether there is anything to do."""
-        return self.half or self.with_nms
+        return self.half or self.pack_blocks or self.with_nms
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def finish(
         expected: PyTorch's outputs for it.
 
     Raises:
-        ExportError: The result differs by more than 16 bits or float rounding explain.
+        ExportError: The result differs by more than 16 bits or float rounding explain; where blocks
+            are packed, by more than float rounding.
     """
     outputs = None
     if steps.half:
@@ -77,6 +81,10 @@ def finish(
         halved = compare(expected, OrtEngine(graph.SerializeToString())(images))
         outputs = tuple(replace(output, floor=HALF_SQNR) for output in halved)
         require_parity(outputs)
+    if steps.pack_blocks:
+        before = OrtEngine(graph.SerializeToString())(images)
+        store_blocks_together(graph)
+        require_parity(compare(before, OrtEngine(graph.SerializeToString())(images)))
     if not steps.with_nms:
         return Finished(outputs, None)
     raw = OrtEngine(graph.SerializeToString())(images)
