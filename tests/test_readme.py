@@ -60,7 +60,7 @@ def shortened(words: list[str]) -> list[str]:
 def test_every_command_line_in_the_readmes_parses() -> None:
     found = [
         words
-        for text in (README, RECIPES)
+        for text in (README, RECIPES, ONNX)
         for block in blocks("bash", text)
         for words in commands(block)
     ]
@@ -148,6 +148,16 @@ def test_the_speeds_are_those_of_the_script() -> None:
     heads = [("model", "export_onnx")]
     assert [(a.strip(), b.strip(" `")) for a, b in rows] == 2 * (heads + files)
     assert found[1].count("Medians of ") == 2
+
+
+def test_the_sizes_are_those_of_the_script() -> None:
+    """The table of recipes/onnx.md has the rows that scripts/sizes.py writes."""
+    sizes = script("sizes")
+    found = re.search(r"<!-- size results -->\n(.*?)\n\n", ONNX, flags=re.DOTALL)
+    empty = sizes.to_markdown([(file, ()) for file in sizes.KINDS]).splitlines()
+    assert found
+    for line, start in zip(found[1].splitlines(), empty, strict=True):
+        assert line.startswith(start.rstrip("| ")), line
 
 
 def script(name: str) -> ModuleType:
