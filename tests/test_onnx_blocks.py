@@ -16,8 +16,6 @@ from yolact.model.yolact import Yolact
 from yolact.onnx.export import ExportReport, export
 from yolact.onnx.integers import LAYOUTS, Layout
 from yolact.onnx.weights import conv_weights, graph_sparsity
-from yolact.runtime import load_engine
-from yolact.runtime.operators import ReportsOperators
 from yolact.runtime.ort_engine import run_graph
 
 BLOCK = 4
@@ -91,21 +89,6 @@ def test_only_weights_of_several_pixels_are_turned(model: Yolact, tmp_path: Path
 def test_zeros_are_counted_in_that_order_too(model: Yolact, layout: Layout, tmp_path: Path) -> None:
     report = write(model, tmp_path / "packed.onnx", layout, pack=True)
     assert graph_sparsity(onnx.load(str(report.path))) == report.sparsity > 0.7
-
-
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_engines_run_the_same_operators_in_integers(
-    model: Yolact, engine: str, tmp_path: Path
-) -> None:
-    pytest.importorskip(engine)
-    found = []
-    for pack in (False, True):
-        path = write(model, tmp_path / f"{pack}.onnx", pack=pack).path
-        loaded = load_engine(path, engine=engine)
-        assert isinstance(loaded, ReportsOperators)
-        found.append(loaded.operators())
-    assert found[0] == found[1]
-    assert sum(found[0].integer.values()) > 50
 
 
 def test_channels_keep_their_own_ranges(model: Yolact, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from yolact.onnx.parity import sqnr
 from yolact.onnx.picture import test_card as card
 from yolact.runtime import ENGINES, load_engine
 from yolact.runtime.openvino_engine import OpenVinoEngine
-from yolact.runtime.operators import Operators
+from yolact.runtime.operators import Operators, ReportsOperators
 from yolact.runtime.ort_engine import OrtEngine
 
 pytest.importorskip("openvino")
@@ -146,3 +146,16 @@ def test_where_it_is_missing_the_way_to_get_it_is_named(
     with pytest.raises(ConfigError, match="the engine openvino is not installed") as caught:
         load_engine(dense, engine="openvino")
     assert "sparseml-yolact[openvino]" in str(caught.value.hint)
+
+
+def test_weights_with_the_channels_last_are_integers_as_before(tmp_path: Path) -> None:
+    found = []
+    for pack in (False, True):
+        path = tmp_path / f"{pack}.onnx"
+        images = [noise(1, seed) for seed in range(2)]
+        export(quantized_model(), CLASSES, path, images=images, pack_blocks=pack)
+        loaded = load_engine(path, engine="openvino")
+        assert isinstance(loaded, ReportsOperators)
+        found.append(loaded.operators())
+    assert found[0] == found[1]
+    assert found[0].integer["Convolution"] > 50
