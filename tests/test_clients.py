@@ -27,6 +27,7 @@ from yolact.onnx.export import export
 from yolact.onnx.parity import sqnr
 from yolact.onnx.picture import test_card as card
 from yolact.predict import find
+from yolact.runtime.openvino_engine import openvino_core
 from yolact.runtime.ort_engine import OrtEngine, run_graph
 from yolact.types import Instances, RawOutputs
 
@@ -104,10 +105,10 @@ def test_opencv_computes_the_float_network(
 def test_openvino_computes_every_float_file(
     exports: Callable[..., Path], options: dict[str, bool], tolerance: float
 ) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     path = exports(**options)
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    compiled = openvino_core().compile_model(str(path), "CPU", settings)
     images = noise(2, 2)
     outputs = compiled({"input": images.numpy()})
     assert_close(run_graph(path, images), outputs, tolerance)
@@ -115,9 +116,9 @@ def test_openvino_computes_every_float_file(
 
 @pytest.mark.parametrize("layout", ["qdq", "openvino"])
 def test_openvino_computes_integers(exports: Callable[..., Path], layout: str) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     path = exports(quantized=True, layout=layout, images=[noise(1, seed) for seed in range(2)])
-    compiled = openvino.Core().compile_model(str(path), "CPU")
+    compiled = openvino_core().compile_model(str(path), "CPU")
     kinds = {
         op.get_rt_info()["layerType"].astype(str): op.get_rt_info()["runtimePrecision"].astype(str)
         for op in compiled.get_runtime_model().get_ops()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +22,8 @@ from yolact.onnx.export import export
 from yolact.onnx.integers import Layout
 from yolact.onnx.parity import sqnr
 from yolact.onnx.picture import test_card as card
-from yolact.runtime import ENGINES, load_engine
-from yolact.runtime.openvino_engine import OpenVinoEngine
+from yolact.runtime import ENGINES, load_engine, openvino_engine
+from yolact.runtime.openvino_engine import OpenVinoEngine, openvino_core
 from yolact.runtime.operators import Operators, ReportsOperators
 from yolact.runtime.ort_engine import OrtEngine
 
@@ -143,6 +144,7 @@ def test_where_it_is_missing_the_way_to_get_it_is_named(
     dense: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(openvino_engine, "openvino_core", openvino_core.__wrapped__)
     with pytest.raises(ConfigError, match="the engine openvino is not installed") as caught:
         load_engine(dense, engine="openvino")
     assert "sparseml-yolact[openvino]" in str(caught.value.hint)
@@ -159,3 +161,24 @@ def test_weights_with_the_channels_last_are_integers_as_before(tmp_path: Path) -
         found.append(loaded.operators())
     assert found[0] == found[1]
     assert found[0].integer["Convolution"] > 50
+
+
+SIGNALLED = """
+import faulthandler, os, signal, sys
+sys.modules["openvino_telemetry"] = None
+faulthandler.enable()
+from pathlib import Path
+from yolact.runtime import load_engine
+engine = load_engine(Path(sys.argv[1]), engine="openvino")
+engine = load_engine(Path(sys.argv[1]), engine="openvino")
+del engine
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_ctrl_c_is_handled_after_engines_have_come_and_gone(dense: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(dense)], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,18 +113,10 @@ def _port(port: Any) -> _Port:
 
 
 def _compile(source: str | bytes, num_cores: int | None, label: str) -> tuple[Any, dict[str, str]]:
-    try:
-        with hidden("openvino_telemetry"):  # or importing it would report to its makers
-            import openvino
-    except ImportError as error:
-        raise ConfigError(
-            "the engine openvino is not installed",
-            hint="pip install 'sparseml-yolact[openvino]', or use --engine onnxruntime",
-        ) from error
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if num_cores is not None:
         settings["INFERENCE_NUM_THREADS"] = num_cores
-    core = openvino.Core()
+    core = openvino_core()
     try:
         model = core.read_model(source)
         compiled = core.compile_model(model, "CPU", settings)
@@ -135,3 +128,25 @@ def _compile(source: str | bytes, num_cores: int | None, label: str) -> tuple[An
         ) from error
     props = dict(model.get_rt_info()).get("framework", {})
     return compiled, {key: value.astype(str) for key, value in props.items()}
+
+
+@cache
+def openvino_core() -> Any:
+    """The one ``openvino.Core`` of this process, which is never given back.
+
+    A core gives the thread that compiles a stack for signal handlers and takes it away when it
+    ends; of two, the second may put back what the first has freed. The next signal that Python
+    handles, such as that of Ctrl-C, then kills the process.
+
+    Raises:
+        ConfigError: OpenVINO is not installed.
+    """
+    try:
+        with hidden("openvino_telemetry"):  # or importing it would report to its makers
+            import openvino
+    except ImportError as error:
+        raise ConfigError(
+            "the engine openvino is not installed",
+            hint="pip install 'sparseml-yolact[openvino]', or use --engine onnxruntime",
+        ) from error
+    return openvino.Core()
