@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,26 +40,27 @@ def model() -> Yolact:
     return quantized_model(prune_blocks)
 
 
-def write(
-    model: Yolact, path: Path, layout: Layout = "qdq", *, pack: bool, per_channel: bool = False
-) -> ExportReport:
-    return export(
-        model,
-        CLASSES,
-        path,
-        layout=layout,
-        per_channel=per_channel,
-        pack_blocks=pack,
-        images=[noise(1, seed) for seed in range(2)],
-    )
+Write = Callable[..., ExportReport]
+
+
+@pytest.fixture(scope="module")
+def write(model: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Write:
+    """Makes a file once for each set of options."""
+    folder = tmp_path_factory.mktemp("blocks")
+
+    @cache
+    def made(layout: Layout = "qdq", **options: Any) -> ExportReport:
+        path = folder / f"{layout} {options}.onnx"
+        images = [noise(1, seed) for seed in range(2)]
+        return export(model, CLASSES, path, layout=layout, images=images, **options)
+
+    return made
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_numbers_are_the_same_to_the_last_bit(
-    model: Yolact, layout: Layout, tmp_path: Path
-) -> None:
-    plain = write(model, tmp_path / "plain.onnx", layout, pack=False)
-    packed = write(model, tmp_path / "packed.onnx", layout, pack=True)
+def test_the_numbers_are_the_same_to_the_last_bit(write: Write, layout: Layout) -> None:
+    plain = write(layout)
+    packed = write(layout, pack_blocks=True)
     images = noise(2, 5)
     expected = run_graph(plain.path, images)
     for name, value in run_graph(packed.path, images).items():
@@ -64,17 +68,17 @@ def test_the_numbers_are_the_same_to_the_last_bit(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_blocks_of_zeros_pack_better(model: Yolact, layout: Layout, tmp_path: Path) -> None:
-    plain = write(model, tmp_path / "plain.onnx", layout, pack=False)
-    packed = write(model, tmp_path / "packed.onnx", layout, pack=True)
+def test_blocks_of_zeros_pack_better(write: Write, layout: Layout) -> None:
+    plain = write(layout)
+    packed = write(layout, pack_blocks=True)
     for kind in ("gz", "zst"):
         assert packed.packed[kind] < 0.9 * plain.packed[kind], kind
     assert packed.size < plain.size + 20_000, "the file itself grows by a few nodes"
 
 
-def test_only_weights_of_several_pixels_are_turned(model: Yolact, tmp_path: Path) -> None:
-    plain = onnx.load(str(write(model, tmp_path / "plain.onnx", pack=False).path))
-    packed = onnx.load(str(write(model, tmp_path / "packed.onnx", pack=True).path))
+def test_only_weights_of_several_pixels_are_turned(write: Write) -> None:
+    plain = onnx.load(str(write().path))
+    packed = onnx.load(str(write(pack_blocks=True).path))
     turned = conv_weights(packed)
     for name, weight in conv_weights(plain).items():
         if weight.shape[2:] == (1, 1):
@@ -86,19 +90,26 @@ def test_only_weights_of_several_pixels_are_turned(model: Yolact, tmp_path: Path
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_zeros_are_counted_in_that_order_too(model: Yolact, layout: Layout, tmp_path: Path) -> None:
-    report = write(model, tmp_path / "packed.onnx", layout, pack=True)
+def test_zeros_are_counted_in_that_order_too(write: Write, layout: Layout) -> None:
+    report = write(layout, pack_blocks=True)
     assert graph_sparsity(onnx.load(str(report.path))) == report.sparsity > 0.7
 
 
-def test_channels_keep_their_own_ranges(model: Yolact, tmp_path: Path) -> None:
+def test_channels_keep_their_own_ranges(write: Write) -> None:
     paths = [
-        write(model, tmp_path / f"{pack}.onnx", pack=pack, per_channel=True).path
-        for pack in (False, True)
+        write(per_channel=True).path,
+        write(per_channel=True, pack_blocks=True).path,
     ]
     expected, actual = (run_graph(path, noise(1, 5)) for path in paths)
     for name, value in expected.items():
         np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+
+def test_detection_goes_inside_behind_packed_weights(write: Write) -> None:
+    plain, packed = write(with_nms=True), write(with_nms=True, pack_blocks=True)
+    expected = run_graph(plain.path, noise(1, 5))
+    for name, value in run_graph(packed.path, noise(1, 5)).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
 def test_floats_have_no_blocks_to_pack(tmp_path: Path) -> None:

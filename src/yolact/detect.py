@@ -66,7 +66,9 @@ def _suppress(boxes: Tensor, scores: Tensor, config: DetectConfig) -> tuple[Tens
     if config.cross_class_nms:
         return _across_classes(boxes, scores, config)
     labels, rows = (_fast if config.fast_nms else _greedy)(boxes, scores, config)
-    order = _best(scores[labels, rows], config.max_detections)
+    # Sorted whole: which of several equal scores are cut off is not left to topk. Integer networks
+    # have many, and an exported graph that detects inside has to cut off the same ones.
+    order = scores[labels, rows].sort(descending=True, stable=True).indices[: config.max_detections]
     return labels[order], rows[order]
 
 
