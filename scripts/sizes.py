@@ -36,9 +36,8 @@ def to_markdown(found: Sequence[tuple[File, tuple[int, ...]]]) -> str:
         f"|:--|:--|{'--:|' * (1 + len(FORMATS))}",
     ]
     for file, counts in found:
-        options = f"`{' '.join(file.options)}`" if file.options else ""
         cells = " | ".join(f"{count / 1e6:.1f} MB" for count in counts)
-        lines.append(f"| {file.model} | {options} | {cells} |")
+        lines.append(f"{file.cells} {cells} |")
     return "\n".join(lines)
 
 

@@ -66,6 +66,12 @@ class File:
         """Of the file, without its ending."""
         return "_".join([self.model, *self.options]).replace("--", "").replace("-", "_")
 
+    @property
+    def cells(self) -> str:
+        """The first two of its row: the model, and the options of the export."""
+        options = f"`{' '.join(self.options)}`" if self.options else ""
+        return f"| {self.model} | {options} |"
+
 
 def quantized(model: str) -> tuple[File, ...]:
     """The files of a quantized model: one for each engine, and the usual one in OpenVINO too."""
@@ -224,9 +230,8 @@ def to_markdown(results: list[Result]) -> str:
             else ""
             for name in names
         ]
-        options = f"`{' '.join(file.options)}`" if file.options else ""
         size = next(iter(found.values())).bytes / 1e6
-        lines.append(f"| {file.model} | {options} | {size:.1f} MB | {' | '.join(cells)} |")
+        lines.append(f"{file.cells} {size:.1f} MB | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

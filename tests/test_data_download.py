@@ -210,26 +210,31 @@ def limit_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
 
 
+@pytest.mark.parametrize(
+    ("name", "free", "need", "smaller"),
+    [
+        ("coco2017", 39_000_000_000, "39.0 GB free, the download needs 42.4 GB", True),
+        ("coco2017-val", 1_000_000_000, "1.0 GB free, the download needs 3.1 GB", False),
+    ],
+)
 def test_a_full_disk_is_noticed_beforehand(
-    server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Loopback,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    free: int,
+    need: str,
+    smaller: bool,
 ) -> None:
-    limit_disk(monkeypatch, 39_000_000_000)
+    """Nobody is told to take the smallest set instead of itself."""
+    limit_disk(monkeypatch, free)
     with pytest.raises(StorageError) as error:
-        get(server, tmp_path, *DATASETS["coco2017"])
-    assert str(error.value) == f"{tmp_path} has 39.0 GB free, the download needs 42.4 GB"
+        get(server, tmp_path, *DATASETS[name])
+    assert str(error.value) == f"{tmp_path} has {need}"
     assert str(error.value.hint) == (
-        "free some space, choose another --data_dir, or take --dataset coco2017-val"
+        "free some space, choose another --data_dir" + ", or take --dataset coco2017-val" * smaller
     )
     assert server.log == []
-
-
-def test_nobody_is_told_to_take_the_smallest_set_instead_of_itself(
-    server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limit_disk(monkeypatch, 1_000_000_000)
-    with pytest.raises(StorageError) as error:
-        get(server, tmp_path, *DATASETS["coco2017-val"])
-    assert str(error.value.hint) == "free some space, choose another --data_dir"
 
 
 def test_offline_is_said_before_a_full_disk(

@@ -29,7 +29,7 @@ _GZIP_LEVEL = 6
 """9 saves another 8 % on sparse weights and takes fifteen times as long."""
 _XZ_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 1, "lp": 2, "pb": 2}]
 """``lp`` tells the four bytes of a float apart: files of floats become 7 to 8 % smaller than with
-the preset alone, in the same time; files of bytes stay as they are."""
+the preset alone, in the same time; files of bytes as large as before."""
 _ZSTD_LEVEL = 9
 """As small as gzip in the same time; 19 saves another 10 % and takes twenty times as long."""
 

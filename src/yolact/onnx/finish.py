@@ -78,16 +78,19 @@ def finish(
     outputs = None
     if steps.half:
         store_weights_as_half(graph)
-        halved = compare(expected, OrtEngine(graph.SerializeToString())(images))
+        halved = compare(expected, _outputs(graph, images))
         outputs = tuple(replace(output, floor=HALF_SQNR) for output in halved)
         require_parity(outputs)
+    if not (steps.pack_blocks or steps.with_nms):
+        return Finished(outputs, None)
+    raw = _outputs(graph, images)
     if steps.pack_blocks:
-        before = OrtEngine(graph.SerializeToString())(images)
         store_blocks_together(graph)
-        require_parity(compare(before, OrtEngine(graph.SerializeToString())(images)))
+        packed = _outputs(graph, images)
+        require_parity(compare(raw, packed))
+        raw = packed
     if not steps.with_nms:
         return Finished(outputs, None)
-    raw = OrtEngine(graph.SerializeToString())(images)
     detect_inside(graph, config)
     return Finished(outputs, _compare_detections(graph, config, images, raw))
 
@@ -95,6 +98,10 @@ def finish(
 def greedy(config: DetectConfig) -> DetectConfig:
     """The settings that detection inside a graph follows: classic suppression, class by class."""
     return replace(config, fast_nms=False, cross_class_nms=False)
+
+
+def _outputs(graph: onnx.ModelProto, images: Tensor) -> RawOutputs:
+    return OrtEngine(graph.SerializeToString())(images)
 
 
 def _compare_detections(
