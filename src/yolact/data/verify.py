@@ -15,7 +15,7 @@ from yolact.errors import DataError
 from yolact.fetch.source import digest_of
 from yolact.fetch.unpack import Unpacked, file_crc
 
-_SAMPLE = 32
+_SOME = 32
 """Images of each archive that are decoded."""
 
 
@@ -91,7 +91,7 @@ def check_sense(archives: Sequence[Archive], folder: Path) -> None:
 def _decode_some(folder: Path, names: Sequence[str], split: str) -> None:
     from yolact.data.images import read_rgb  # loads OpenCV
 
-    step = max(1, len(names) // _SAMPLE)
+    step = max(1, len(names) // _SOME)
     for name in tqdm(sorted(names)[::step], f"decoding some of {split}", disable=None):
         read_rgb(folder / name)
 

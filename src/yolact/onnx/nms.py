@@ -86,7 +86,7 @@ _MASKS = """
     shown = And (inside, real_planes)
     masks = Where (shown, soft, {zero})
 """
-"""[batch, K, h, w] probabilities, cut at the boxes, as :func:`yolact.postprocess.low_masks`."""
+"""[batch, K, h, w] probabilities, cut at the boxes; see :func:`yolact.postprocess.low_masks`."""
 
 
 def detect_inside(model: onnx.ModelProto, config: DetectConfig) -> None:

@@ -57,13 +57,13 @@ def _errors(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
             for text in _names(entry.fields.get(field)):
                 begins = isinstance(text, str) and any(n.startswith(text) for n in modules)
                 if not begins and text not in kinds:
-                    yield _absent(field, text, [*modules, *kinds])
+                    yield _unmatched(field, text, [*modules, *kinds])
     for text in _names(entry.fields.get("submodules")):
         if text not in modules:
-            yield _absent("submodules", text, list(modules))
+            yield _unmatched("submodules", text, list(modules))
     for text in _names(entry.fields.get("exclude_module_types")):
         if text not in kinds:
-            yield _absent("exclude_module_types", text, sorted(kinds))
+            yield _unmatched("exclude_module_types", text, sorted(kinds))
 
 
 def _names(value: Any) -> list[Any]:
@@ -73,7 +73,7 @@ def _names(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | dict) else [value]
 
 
-def _absent(field: str, text: Any, known: list[str]) -> tuple[str, str]:
+def _unmatched(field: str, text: Any, known: list[str]) -> tuple[str, str]:
     near = get_close_matches(str(text), known, n=1, cutoff=0.5)
     return (
         f"{field} names {text!r}, and the network has no such layer",

@@ -34,7 +34,7 @@ def parse_recipe_args(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    found = _value(text)
+    found = _argument(text)
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise RecipeError(f"recipe argument {text!r} does not map names to values", hint=_HINT)
     return found
@@ -45,7 +45,7 @@ def _pairs(text: str) -> Iterator[tuple[str, Any]]:
         name, separator, value = part.partition("=" if "=" in part else ":")
         if not separator or not name.strip().isidentifier():
             raise RecipeError(f"recipe argument {part.strip()!r} is not name=value", hint=_HINT)
-        yield name.strip(), _value(value)
+        yield name.strip(), _argument(value)
 
 
 def _split(text: str) -> Iterator[str]:
@@ -62,7 +62,7 @@ def _split(text: str) -> Iterator[str]:
         yield part
 
 
-def _value(text: str) -> Any:
+def _argument(text: str) -> Any:
     try:
         return parse_value(text)
     except yaml.YAMLError as error:
