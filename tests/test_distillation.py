@@ -25,7 +25,7 @@ from training import (
     tiny_settings,
 )
 from yolact import config as config_module
-from yolact.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from yolact.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from yolact.cli.train import train as command
 from yolact.config import LossConfig
 from yolact.engine.distill import Distillation
@@ -45,6 +45,7 @@ from yolact.loss.distillation import (
     mask_distillation,
 )
 from yolact.model.yolact import Yolact
+from yolact.restore import build_model
 from yolact.sparsify import DistillationSchedule, OutputDistillation, apply_structure
 from yolact.types import NetworkOutputs
 

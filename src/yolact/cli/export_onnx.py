@@ -136,12 +136,13 @@ def export_onnx(
     The input is `input` [batch, 3, S, S], RGB in 0..1; the outputs are loc, conf, mask, priors and
     proto, or with --with-nms boxes (relative x1 y1 x2 y2), scores, classes and masks.
     """
-    from yolact.checkpoint import build_model, classes_of, load_checkpoint
+    from yolact.checkpoint import classes_of, load_checkpoint
     from yolact.config import YolactConfig, named_config
     from yolact.files import require_writable_file
     from yolact.model.quantized import require_quantized
     from yolact.onnx.deployment import require_deployable, write_deployment
     from yolact.onnx.export import export
+    from yolact.restore import build_model
 
     setup_logging()
     side = input_side(image_shape, image_size)

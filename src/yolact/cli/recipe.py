@@ -125,8 +125,9 @@ def _subject(given: dict[str, Any]) -> _Subject:
 
 
 def _checkpoint(given: dict[str, Any]) -> _Subject:
-    from yolact.checkpoint import build_model, load_checkpoint
+    from yolact.checkpoint import load_checkpoint
     from yolact.config import YolactConfig, named_config
+    from yolact.restore import build_model
 
     path = given["checkpoint"]
     checkpoint = load_checkpoint(local_path(path, Kind.CHECKPOINT))

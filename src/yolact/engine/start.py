@@ -14,12 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from yolact.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    parse_checkpoint_name,
-    restore_structure,
-)
+from yolact.checkpoint import Checkpoint, load_checkpoint, parse_checkpoint_name
 from yolact.config import OptimConfig, YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
@@ -35,6 +30,7 @@ from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.loss.criterion import YolactLoss
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
+from yolact.restore import restore_structure
 from yolact.sparsify import Recipe, RecipeDriver, load_recipe
 from yolact.sparsify.check.examine import require_sound
 from yolact.sparsify.structure import recipe_names
