@@ -37,7 +37,6 @@ from yolact.engine.train import TrainResult, train
 from yolact.errors import YolactError
 from yolact.loss.criterion import YolactLoss
 from yolact.loss.distillation import (
-    TERMS,
     box_distillation,
     class_distillation,
     distillation_loss,
@@ -47,7 +46,7 @@ from yolact.loss.distillation import (
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 from yolact.sparsify import DistillationSchedule, OutputDistillation, apply_structure
-from yolact.types import NetworkOutputs
+from yolact.types import TERMS, NetworkOutputs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),

@@ -23,7 +23,7 @@ from yolact.data.transforms import EvalTransform, TrainTransform
 from yolact.device import resolve_device
 from yolact.engine.distill import Distillation
 from yolact.engine.samples import gradient_samples
-from yolact.engine.schedule import Plan, fitted, make_plan
+from yolact.engine.schedule import Plan, make_plan
 from yolact.engine.settings import StartSettings, TrainSettings
 from yolact.engine.teacher import SELF, Teacher, check_wish, copy_as_teacher, load_teacher
 from yolact.errors import CheckpointError, ConfigError, DataError
@@ -370,7 +370,7 @@ def _plan(
         epochs=epochs,
     )
     length_given = epochs is not None or settings.max_iter is not None
-    return plan, fitted(optim, plan.total_steps) if length_given else optim
+    return plan, optim.fitted(plan.total_steps) if length_given else optim
 
 
 def _first_step(start: StartSettings, begin: _Beginning, plan: Plan) -> int:
