@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from yolact.cli.base import FILE, FOLDER, Command, setup_logging
-from yolact.cli.inputs import local_path
+from yolact.cli.inputs import local_path, recipe_source
 from yolact.errors import ConfigError
 from yolact.zoo import Kind, is_stub, parse_stub
 
@@ -251,7 +251,8 @@ def input_side(image_shape: tuple[int, int, int] | None, image_size: int | None)
 def _read_recipe(source: str) -> Recipe:
     from yolact.sparsify.recipe import load_recipe  # loads sparseml: seconds, so only when needed
 
-    return load_recipe(source)
+    source, label = recipe_source(source)
+    return load_recipe(source, label=label)
 
 
 def _find_images(source: str | None, count: int, side: int) -> CalibrationImages | None:

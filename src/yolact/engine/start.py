@@ -196,7 +196,7 @@ def _beginning(settings: TrainSettings) -> _Beginning:
     start = settings.start
     given = None
     if settings.recipe is not None:
-        given = load_recipe(settings.recipe, settings.recipe_args)
+        given = load_recipe(settings.recipe, settings.recipe_args, settings.recipe_label)
     if start.checkpoint is None:
         return _Beginning(None, False, given, None)
     checkpoint = load_checkpoint(start.checkpoint)
