@@ -21,11 +21,12 @@ from commands import call, machine, table_value
 from older_cpu import older_cpu
 from torch import Tensor
 
-from yolact.checkpoint import build_model, classes_of, load_checkpoint
+from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.config import DetectConfig, YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.transforms import EvalTransform
 from yolact.engine.evaluate import evaluate
+from yolact.restore import build_model
 from yolact.runtime.torch_engine import TorchEngine
 from yolact.types import RawOutputs
 

@@ -21,7 +21,6 @@ from yolact.checkpoint import (
     SCHEMA,
     Checkpoint,
     TrainingState,
-    build_model,
     checkpoint_name,
     classes_of,
     find_checkpoint,
@@ -34,6 +33,7 @@ from yolact.data.labels import COCO_CLASSES, Classes
 from yolact.errors import CheckpointError, YolactError
 from yolact.model.quantized import is_quantized_state
 from yolact.model.yolact import Yolact
+from yolact.restore import build_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from loopback import Loopback, serving
 from yolact.cli.download import COCO_NAMES, download
+from yolact.cli.inputs import read_once
 from yolact.data.archives import DATASETS, Archive
 from yolact.errors import ConfigError, DataError, DownloadError, StorageError
 from yolact.fetch.members import Rules
@@ -252,7 +253,8 @@ def test_a_long_list_of_findings_is_cut(tmp_path: Path, monkeypatch: pytest.Monk
 def test_weights_go_to_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def fetch(name: str, folder: Path, *, mirror: str | None) -> Path:
+    def fetch(name: str, folder: Path, validate: object, *, mirror: str | None) -> Path:
+        assert validate is read_once
         asked.append((name, folder, mirror))
         return folder / "file.pth"
 

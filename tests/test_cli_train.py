@@ -25,11 +25,12 @@ from training import (
     tiny_config,
 )
 from yolact import config as config_module
-from yolact.checkpoint import build_model, load_checkpoint
+from yolact.checkpoint import load_checkpoint
 from yolact.cli.train import train
 from yolact.engine import train as train_module
 from yolact.engine.settings import TrainSettings
 from yolact.model.yolact import Yolact
+from yolact.restore import build_model
 from yolact.sparsify import overall_sparsity
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")

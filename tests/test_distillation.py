@@ -25,7 +25,7 @@ from training import (
     tiny_settings,
 )
 from yolact import config as config_module
-from yolact.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from yolact.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from yolact.cli.train import train as command
 from yolact.config import LossConfig
 from yolact.engine.distill import Distillation
@@ -37,7 +37,6 @@ from yolact.engine.train import TrainResult, train
 from yolact.errors import YolactError
 from yolact.loss.criterion import YolactLoss
 from yolact.loss.distillation import (
-    TERMS,
     box_distillation,
     class_distillation,
     distillation_loss,
@@ -45,8 +44,9 @@ from yolact.loss.distillation import (
     mask_distillation,
 )
 from yolact.model.yolact import Yolact
+from yolact.restore import build_model
 from yolact.sparsify import DistillationSchedule, OutputDistillation, apply_structure
-from yolact.types import NetworkOutputs
+from yolact.types import TERMS, NetworkOutputs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from conftest import golden_json
 from yolact.config import OptimConfig
-from yolact.engine.schedule import Plan, fitted, lr_at, make_plan
+from yolact.engine.schedule import Plan, make_plan
 
 PUBLISHED = OptimConfig()
 
@@ -29,7 +29,7 @@ def test_learning_rates_are_the_published_ones_at_every_batch_size() -> None:
             case["warmup_until"],
         )
         for iteration, lr in case["lr_at"]:
-            assert lr_at(iteration, optim) == pytest.approx(lr, rel=1e-12), iteration
+            assert optim.lr_at(iteration) == pytest.approx(lr, rel=1e-12), iteration
 
 
 def test_autoscaling_to_the_published_batch_size_changes_nothing() -> None:
@@ -37,25 +37,25 @@ def test_autoscaling_to_the_published_batch_size_changes_nothing() -> None:
 
 
 def test_warm_up_can_be_turned_off() -> None:
-    assert lr_at(0, replace(PUBLISHED, warmup_until=0)) == PUBLISHED.lr
+    assert replace(PUBLISHED, warmup_until=0).lr_at(0) == PUBLISHED.lr
 
 
 @given(st.integers(1, 10**6), st.integers(0, 10**6))
 def test_a_fitted_schedule_starts_low_and_never_rises_after_its_warm_up(
     steps: int, iteration: int
 ) -> None:
-    optim = fitted(PUBLISHED, steps)
+    optim = PUBLISHED.fitted(steps)
     iteration %= steps
-    lr = lr_at(iteration, optim)
+    lr = optim.lr_at(iteration)
     assert 0 < lr <= optim.lr
     if iteration >= optim.warmup_until:
-        assert lr_at(iteration + 1, optim) <= lr
-    assert lr_at(0, optim) == (optim.warmup_init if optim.warmup_until else optim.lr)
+        assert optim.lr_at(iteration + 1) <= lr
+    assert optim.lr_at(0) == (optim.warmup_init if optim.warmup_until else optim.lr)
 
 
 @given(st.integers(1, 10**6))
 def test_fitting_keeps_the_fractions_of_the_run(steps: int) -> None:
-    optim = fitted(PUBLISHED, steps)
+    optim = PUBLISHED.fitted(steps)
     assert optim.max_iter == steps
     assert optim.warmup_until <= steps / 10
     for fit, step in zip(optim.lr_steps, PUBLISHED.lr_steps, strict=True):
@@ -64,7 +64,7 @@ def test_fitting_keeps_the_fractions_of_the_run(steps: int) -> None:
 
 
 def test_fitting_to_the_schedules_own_length_changes_nothing() -> None:
-    assert fitted(PUBLISHED, PUBLISHED.max_iter) == PUBLISHED
+    assert PUBLISHED.fitted(PUBLISHED.max_iter) == PUBLISHED
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 500))

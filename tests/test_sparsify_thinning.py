@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from training import STEPS, differences, renamed, resume, tiny_config, tiny_settings
-from yolact.checkpoint import build_model, classes_of, load_checkpoint
+from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.config import YolactConfig, yolact_darknet53, yolact_darknet_small
 from yolact.engine.settings import StartSettings
 from yolact.engine.train import train
@@ -21,6 +21,7 @@ from yolact.model.quantized import is_quantized
 from yolact.model.thinning import width_of
 from yolact.model.yolact import Yolact
 from yolact.onnx.export import export
+from yolact.restore import build_model
 from yolact.sparsify import apply_structure, count_macs, load_recipe
 from yolact.sparsify.thinning import ChannelThinningModifier
 

@@ -26,12 +26,13 @@ from training import (
     tiny_config,
     tiny_settings,
 )
-from yolact.checkpoint import build_model, load_checkpoint
+from yolact.checkpoint import load_checkpoint
 from yolact.data.loader import EpochBatches
 from yolact.engine.settings import SaveSettings
 from yolact.engine.start import prepare
 from yolact.engine.train import train
 from yolact.errors import DataError
+from yolact.restore import build_model
 from yolact.sparsify import layer_sparsity
 
 pytestmark = [

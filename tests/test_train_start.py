@@ -21,7 +21,7 @@ from training import (
     tiny_config,
     tiny_settings,
 )
-from yolact.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from yolact.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.engine.settings import SaveSettings, StartSettings
@@ -31,6 +31,7 @@ from yolact.errors import CheckpointError, ConfigError, RecipeError, StorageErro
 from yolact.model.quantized import is_quantized
 from yolact.model.weights import init_weights
 from yolact.model.yolact import Yolact
+from yolact.restore import build_model
 from yolact.sparsify import layer_sparsity
 
 pytestmark = [

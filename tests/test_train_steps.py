@@ -20,7 +20,7 @@ from training import (
     tiny_config,
     tiny_settings,
 )
-from yolact.checkpoint import build_model, load_checkpoint
+from yolact.checkpoint import load_checkpoint
 from yolact.data.loader import make_loader
 from yolact.engine.parallel import forward_loss, split
 from yolact.engine.settings import SaveSettings
@@ -29,6 +29,7 @@ from yolact.engine.step import MAX_SKIPPED_IN_A_ROW, SkippedSteps
 from yolact.engine.train import train
 from yolact.errors import ConfigError
 from yolact.model.quantized import is_quantized
+from yolact.restore import build_model
 from yolact.sparsify import layer_sparsity
 from yolact.types import Batch
 

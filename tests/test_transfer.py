@@ -23,7 +23,7 @@ from training import (
     resume,
     tiny_settings,
 )
-from yolact.checkpoint import build_model, classes_of, load_checkpoint
+from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import EpochBatches
 from yolact.data.transforms import EvalTransform
@@ -34,6 +34,7 @@ from yolact.engine.start import CLASS_LAYERS, prepare
 from yolact.engine.train import TrainResult, train
 from yolact.model.quantized import is_quantized
 from yolact.onnx.export import export
+from yolact.restore import build_model
 from yolact.runtime.ort_engine import OrtEngine
 from yolact.sparsify import layer_sparsity, load_recipe, report, report_path
 from yolact.sparsify.modifiers import build_manager

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ import torch
 
 from loopback import Fault, Loopback, serving
 from yolact.checkpoint import Checkpoint, TrainingState, save_checkpoint
+from yolact.cli.inputs import read_once, recipe_source
 from yolact.errors import CheckpointError, ConfigError, DownloadError, RecipeError, YolactError
 from yolact.sparsify import load_recipe
-from yolact.zoo import Kind, known, resolve
+from yolact.zoo import Kind, known
+from yolact.zoo import resolve as resolve_with
 from yolact.zoo.client import Patience
 from zoo import BASE, PRUNED, QUANT, RECIPE, ROOT, new_user, put, weights
 
+resolve = partial(resolve_with, validate=read_once)
 CHECKPOINT, ONNX = Kind.CHECKPOINT, Kind.ONNX
 
 
@@ -489,8 +493,9 @@ def test_recipes_are_in_the_package(stub: str, name: str) -> None:
     began = time.monotonic()
     resolve(stub, Kind.RECIPE, offline=True)
     assert time.monotonic() - began < 0.5
-    assert load_recipe(stub).text == load_recipe(name).text
-    assert load_recipe(stub).label == stub
+    source, label = recipe_source(stub)
+    recipe = load_recipe(source, label=label)
+    assert (recipe.text, recipe.label) == (load_recipe(name).text, stub)
 
 
 def test_every_place_is_logged_in_order(package_log: pytest.LogCaptureFixture, home: Path) -> None:

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +37,7 @@ from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.files import atomic_path
 from yolact.model.quantized import is_quantized_state
-
-if TYPE_CHECKING:
-    from yolact.model.yolact import Yolact
+from yolact.model.weights import num_classes_of
 
 SCHEMA = 1
 
@@ -95,8 +93,6 @@ class Checkpoint:
     @property
     def num_classes(self) -> int:
         """Object classes of the network, read from the class head's shape."""
-        from yolact.model.weights import num_classes_of
-
         return num_classes_of(self.model_state)
 
     @property
@@ -224,84 +220,6 @@ def _from_content(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Ch
         training=TrainingState(**training) if training else None,
         best_map=content.get("best_map"),
     )
-
-
-def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Yolact:
-    """The network of ``checkpoint`` with its weights, in evaluation mode.
-
-    A quantized or thinned network is first given its structure by the recipe stored beside the
-    weights.
-
-    Args:
-        checkpoint: What :func:`load_checkpoint` returned.
-        config: Overrides the configuration in the checkpoint; needed only for files without one
-            that are not the published DarkNet-53 network.
-
-    Raises:
-        CheckpointError: The weights belong to another network, or are quantized and no recipe
-            says how.
-    """
-    from yolact.model.weights import load_weights
-    from yolact.model.yolact import Yolact
-
-    named = len(checkpoint.classes) if checkpoint.classes else checkpoint.num_classes
-    if named != checkpoint.num_classes:
-        raise CheckpointError(
-            f"the checkpoint names {named} classes, but its weights are for "
-            f"{checkpoint.num_classes}",
-            hint="its classes or its weights were exchanged; take the file as training saved it",
-        )
-    chosen = config or checkpoint.config or YolactConfig()
-    model = Yolact(chosen.with_model(num_classes=checkpoint.num_classes).model)
-    restore_structure(model, checkpoint)
-    load_weights(model, checkpoint.model_state)
-    return model.eval()
-
-
-def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
-    """Give a network the layers that a checkpoint's weights are for, if its recipe changed them.
-
-    Args:
-        model: As built from the checkpoint's configuration; changed in place.
-        checkpoint: Its recipe says what was quantized, and which channels or layers were removed.
-
-    Raises:
-        CheckpointError: The weights are quantized and no recipe says how.
-        RecipeError: The recipe does not fit the network.
-    """
-    if checkpoint.quantized:
-        recipe: str | None = recipe_of_quantized(checkpoint)
-    else:
-        recipe = checkpoint.recipe if _smaller(checkpoint.model_state, model) else None
-    if recipe:
-        from yolact.sparsify import apply_structure
-
-        apply_structure(model, recipe, checkpoint.clock)
-
-
-def _smaller(state: Mapping[str, Tensor], model: Yolact) -> bool:
-    """Whether some layers or channels of the network are missing from the weights."""
-    from yolact.model.channels import channel_groups
-
-    return any(name not in state for name, _ in model.named_parameters()) or any(
-        name in state and len(state[name]) < group.width
-        for group in channel_groups(model.config)
-        for name in group.weights
-    )
-
-
-def recipe_of_quantized(checkpoint: Checkpoint) -> str:
-    """The recipe that gave a quantized network its structure.
-
-    Raises:
-        CheckpointError: It is not stored beside the weights.
-    """
-    if not checkpoint.recipe:
-        raise CheckpointError(
-            "the checkpoint is quantized, but holds no recipe that says how",
-            hint="use the checkpoint that the training run itself wrote",
-        )
-    return checkpoint.recipe
 
 
 def classes_of(checkpoint: Checkpoint) -> Classes:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
+from fractions import Fraction
 from typing import Any, TypeVar, get_type_hints
 
 from yolact.errors import ConfigError
@@ -149,6 +150,33 @@ class OptimConfig:
                 f"the momentum must be at least 0 and below 1, got {self.momentum}",
                 hint=_OPTIM_HINT,
             )
+
+    def lr_at(self, iteration: int) -> float:
+        """Learning rate of step ``iteration`` (from 0): linear warm-up, then steps of ``gamma``.
+
+        The warm-up ends at ``warmup_until`` inclusive, and lasts through a step that falls into it.
+        """
+        if self.warmup_until > 0 and iteration <= self.warmup_until:
+            done = iteration / self.warmup_until
+            return (self.lr - self.warmup_init) * done + self.warmup_init
+        passed = sum(iteration >= step for step in self.lr_steps)
+        return self.lr * self.gamma**passed
+
+    def fitted(self, max_iter: int) -> OptimConfig:
+        """The same schedule for a run of ``max_iter`` steps.
+
+        The learning-rate steps stay at the same fractions of the run, and the warm-up takes at most
+        a tenth of it. (Upstream leaves both alone, so that a short run is all warm-up.)
+        """
+        return replace(
+            self,
+            max_iter=max_iter,
+            # Rounded up: no step of the schedule comes before the first step of the run.
+            lr_steps=tuple(
+                math.ceil(Fraction(step * max_iter, self.max_iter)) for step in self.lr_steps
+            ),
+            warmup_until=min(self.warmup_until, max_iter // 10),
+        )
 
     def autoscaled(self, batch_size: int) -> OptimConfig:
         """The same schedule for another batch size: lr times, iterations divided by, size / 8.

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+TERMS = ("box", "classification", "mask")
+"""What can be distilled from a network's outputs."""
+
 
 class NetworkOutputs(NamedTuple):
     """What the network computes; the loss and the inference wrapper read it."""

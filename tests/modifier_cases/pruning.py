@@ -23,11 +23,12 @@ from modifier_cases.practice import (
     zeros,
 )
 from training import tiny_config
-from yolact.checkpoint import build_model, load_checkpoint
+from yolact.checkpoint import load_checkpoint
 from yolact.engine.settings import StartSettings
 from yolact.engine.start import Run
 from yolact.errors import RecipeError
 from yolact.model.yolact import Yolact
+from yolact.restore import build_model
 from yolact.sparsify._compat import get_mask_creator_default, quiet_loggers
 
 PROTO = "proto_net.2.weight"  # [8, 8, 3, 3]

@@ -17,13 +17,14 @@ from torch.ao.quantization import FakeQuantize, QuantWrapper
 from modifier_cases import Case, Verdict
 from modifier_cases.practice import in_turn, practice, recipe
 from training import differences, make_shapes, resume, tiny_settings
-from yolact.checkpoint import build_model, classes_of, load_checkpoint
+from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.engine.settings import SaveSettings
 from yolact.engine.start import Run
 from yolact.engine.train import train
 from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
 from yolact.onnx.export import export
+from yolact.restore import build_model
 
 BN, RELU, PLAIN = 16, 5, 13
 """Convolutions of the tiny network: before a batch norm, before a ReLU, and by themselves."""

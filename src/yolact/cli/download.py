@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yolact.cli.base import FOLDER, SEED, Command, setup_logging
-from yolact.cli.inputs import DATA, SHAPES
+from yolact.cli.inputs import DATA, SHAPES, read_once
 from yolact.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def _weights(name: str, mirror: str | None, dry_run: bool) -> None:
         return
     from yolact.zoo.weights import fetch_weights
 
-    click.echo(f"{fetch_weights(name, _WEIGHTS, mirror=mirror)}: {name} weights")
+    path = fetch_weights(name, _WEIGHTS, read_once, mirror=mirror)
+    click.echo(f"{path}: {name} weights")
 
 
 def _coco(dataset: str, folder: Path, options: dict[str, Any], dry_run: bool) -> None:

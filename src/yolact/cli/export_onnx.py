@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from yolact.cli.base import FILE, FOLDER, Command, setup_logging
-from yolact.cli.inputs import local_path
+from yolact.cli.inputs import local_path, recipe_source
 from yolact.errors import ConfigError
 from yolact.zoo import Kind, is_stub, parse_stub
 
@@ -136,12 +136,13 @@ def export_onnx(
     The input is `input` [batch, 3, S, S], RGB in 0..1; the outputs are loc, conf, mask, priors and
     proto, or with --with-nms boxes (relative x1 y1 x2 y2), scores, classes and masks.
     """
-    from yolact.checkpoint import build_model, classes_of, load_checkpoint
+    from yolact.checkpoint import classes_of, load_checkpoint
     from yolact.config import YolactConfig, named_config
     from yolact.files import require_writable_file
     from yolact.model.quantized import require_quantized
     from yolact.onnx.deployment import require_deployable, write_deployment
     from yolact.onnx.export import export
+    from yolact.restore import build_model
 
     setup_logging()
     side = input_side(image_shape, image_size)
@@ -250,7 +251,8 @@ def input_side(image_shape: tuple[int, int, int] | None, image_size: int | None)
 def _read_recipe(source: str) -> Recipe:
     from yolact.sparsify.recipe import load_recipe  # loads sparseml: seconds, so only when needed
 
-    return load_recipe(source)
+    source, label = recipe_source(source)
+    return load_recipe(source, label=label)
 
 
 def _find_images(source: str | None, count: int, side: int) -> CalibrationImages | None:

@@ -1,4 +1,4 @@
-"""Reading option values that several commands share: model files and data sets."""
+"""Reading option values that several commands share: model files, recipes and data sets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from yolact.errors import CheckpointError, ConfigError
 from yolact.zoo import Kind, is_stub, resolve
+from yolact.zoo.fetched import OtherFileError, Wanted
 
 DATA = Path("data/coco")
 """Where ``sparseml.yolact.download`` puts COCO."""
@@ -65,7 +66,42 @@ def local_path(path: Path, *kinds: Kind) -> Path:
     Raises:
         CheckpointError: There never was such a model, or its file is gone.
     """
-    return resolve(str(path), *kinds) if is_stub(str(path)) else path
+    return resolve(str(path), *kinds, validate=read_once) if is_stub(str(path)) else path
+
+
+def recipe_source(text: str) -> tuple[str, str | None]:
+    """What a recipe option names: the recipe, and its label where that is not the recipe's own.
+
+    Args:
+        text: A path, a packaged name, YAML text (recognised by its line breaks), or a ``zoo:``
+            stub, whose file is found and goes by the stub's name.
+
+    Raises:
+        RecipeError: There never was such a model, or its recipe is gone.
+    """
+    if "\n" in text or not is_stub(text):
+        return text, None
+    return str(resolve(text, Kind.RECIPE, validate=read_once)), text
+
+
+def read_once(wanted: Wanted, path: Path) -> None:
+    """Read a fetched file the way its users will; raises what they would."""
+    if wanted.kind is Kind.CHECKPOINT:
+        from yolact.checkpoint import load_checkpoint
+
+        if load_checkpoint(path).training is not None and wanted.weights_only:
+            raise OtherFileError(
+                f"{path} is the checkpoint of a run, not the published {wanted.name}",
+                hint="move it away, or name another folder",
+            )
+    elif wanted.kind is Kind.ONNX:
+        from yolact.runtime.ort_engine import OrtEngine
+
+        OrtEngine(path)
+    elif b"\x00" in path.read_bytes() or path.read_text("utf-8", "replace").startswith("<"):
+        raise wanted.kind.error(
+            f"{path} is not a recipe", hint="look into it: a failed download is often a web page"
+        )
 
 
 def model_path(text: str, save_folder: Path, config_name: str, *kinds: Kind) -> Path:
@@ -81,7 +117,7 @@ def model_path(text: str, save_folder: Path, config_name: str, *kinds: Kind) -> 
         CheckpointError: There is no such checkpoint, or a stub's file is gone.
     """
     if is_stub(text):
-        return resolve(text, *(kinds or (Kind.CHECKPOINT,)))
+        return resolve(text, *(kinds or (Kind.CHECKPOINT,)), validate=read_once)
     if text.startswith("hf:"):
         raise CheckpointError(
             f"{text} cannot be fetched: stubs begin with zoo:",

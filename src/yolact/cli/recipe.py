@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yolact.cli.base import FILE, Boundary, Command, setup_logging
-from yolact.cli.inputs import local_path
+from yolact.cli.inputs import local_path, recipe_source
 from yolact.errors import CheckpointError, RecipeError
 from yolact.zoo import Kind
 
@@ -89,7 +89,9 @@ def check(source: str, **given: Any) -> None:
     for path in (given["plot"], given["json_file"]):
         if path is not None:
             require_writable_file(path)
-    draft = read_draft(source, parse_recipe_args(given["recipe_args"]))
+    recipe_args = parse_recipe_args(given["recipe_args"])
+    source, label = recipe_source(source)
+    draft = read_draft(source, recipe_args, label)
     subject = _subject(given)
     report, outlook = _look(draft, subject, given["epochs"])
     click.echo(f"{report.label}, for {subject.name}\n")
@@ -125,8 +127,9 @@ def _subject(given: dict[str, Any]) -> _Subject:
 
 
 def _checkpoint(given: dict[str, Any]) -> _Subject:
-    from yolact.checkpoint import build_model, load_checkpoint
+    from yolact.checkpoint import load_checkpoint
     from yolact.config import YolactConfig, named_config
+    from yolact.restore import build_model
 
     path = given["checkpoint"]
     checkpoint = load_checkpoint(local_path(path, Kind.CHECKPOINT))

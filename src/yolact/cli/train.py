@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from yolact.cli.base import FILE, FOLDER, SEED, Command, setup_logging
-from yolact.cli.inputs import LAYOUTS, USUAL, model_path, option
+from yolact.cli.inputs import LAYOUTS, USUAL, model_path, option, recipe_source
 from yolact.errors import INTERRUPTED, ConfigError, TargetMissedError
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _settings(given: dict[str, Any]) -> TrainSettings:
     from yolact.sparsify.text.arguments import parse_recipe_args
 
     config = _config(given)
-    return TrainSettings(
+    settings = TrainSettings(
         config=config,
         data=_data(given),
         start=_start(given, config.name),
@@ -256,11 +257,14 @@ def _settings(given: dict[str, Any]) -> TrainSettings:
         validation_epoch=given["validation_epoch"],
         validation_size=given["validation_size"],
     )
+    if settings.recipe is None:
+        return settings
+    # Last, since a stub may have to be fetched: contradicting options were refused before.
+    recipe, label = recipe_source(settings.recipe)
+    return replace(settings, recipe=recipe, recipe_label=label)
 
 
 def _config(given: dict[str, Any]) -> YolactConfig:
-    from dataclasses import replace
-
     from yolact.config import AugmentConfig, named_config
 
     config = named_config(given["config"])

@@ -1,39 +1,9 @@
-"""When a run ends and which learning rate each of its steps uses."""
+"""How long a run is, in steps and epochs."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from fractions import Fraction
-
-from yolact.config import OptimConfig
-
-
-def lr_at(iteration: int, optim: OptimConfig) -> float:
-    """Learning rate of step ``iteration`` (from 0): linear warm-up, then steps of ``gamma``.
-
-    The warm-up ends at ``warmup_until`` inclusive, and lasts through a step that falls into it.
-    """
-    if optim.warmup_until > 0 and iteration <= optim.warmup_until:
-        done = iteration / optim.warmup_until
-        return (optim.lr - optim.warmup_init) * done + optim.warmup_init
-    passed = sum(iteration >= step for step in optim.lr_steps)
-    return optim.lr * optim.gamma**passed
-
-
-def fitted(optim: OptimConfig, max_iter: int) -> OptimConfig:
-    """The same schedule for a run of ``max_iter`` steps.
-
-    The learning-rate steps stay at the same fractions of the run, and the warm-up takes at most a
-    tenth of it. (Upstream leaves both alone, so that a short run is all warm-up.)
-    """
-    return replace(
-        optim,
-        max_iter=max_iter,
-        # Rounded up: no step of the schedule comes before the first step of the run.
-        lr_steps=tuple(math.ceil(Fraction(s * max_iter, optim.max_iter)) for s in optim.lr_steps),
-        warmup_until=min(optim.warmup_until, max_iter // 10),
-    )
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,9 @@ class TrainSettings:
     autoscale: bool = True
     """Scale the learning rate and schedule with the effective batch size."""
     recipe: str | None = None
+    """A path, a packaged name or YAML text."""
+    recipe_label: str | None = None
+    """What messages call it, when not by its path or name."""
     recipe_args: Mapping[str, Any] = field(default_factory=dict)
     distill_teacher: str | None = None
     """Whom a recipe with a distillation modifier learns from: a checkpoint's path, ``self`` for

@@ -14,12 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from yolact.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    parse_checkpoint_name,
-    restore_structure,
-)
+from yolact.checkpoint import Checkpoint, load_checkpoint, parse_checkpoint_name
 from yolact.config import OptimConfig, YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
@@ -28,13 +23,14 @@ from yolact.data.transforms import EvalTransform, TrainTransform
 from yolact.device import resolve_device
 from yolact.engine.distill import Distillation
 from yolact.engine.samples import gradient_samples
-from yolact.engine.schedule import Plan, fitted, make_plan
+from yolact.engine.schedule import Plan, make_plan
 from yolact.engine.settings import StartSettings, TrainSettings
 from yolact.engine.teacher import SELF, Teacher, check_wish, copy_as_teacher, load_teacher
 from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.loss.criterion import YolactLoss
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
+from yolact.restore import restore_structure
 from yolact.sparsify import Recipe, RecipeDriver, load_recipe
 from yolact.sparsify.check.examine import require_sound
 from yolact.sparsify.structure import recipe_names
@@ -200,7 +196,7 @@ def _beginning(settings: TrainSettings) -> _Beginning:
     start = settings.start
     given = None
     if settings.recipe is not None:
-        given = load_recipe(settings.recipe, settings.recipe_args)
+        given = load_recipe(settings.recipe, settings.recipe_args, settings.recipe_label)
     if start.checkpoint is None:
         return _Beginning(None, False, given, None)
     checkpoint = load_checkpoint(start.checkpoint)
@@ -374,7 +370,7 @@ def _plan(
         epochs=epochs,
     )
     length_given = epochs is not None or settings.max_iter is not None
-    return plan, fitted(optim, plan.total_steps) if length_given else optim
+    return plan, optim.fitted(plan.total_steps) if length_given else optim
 
 
 def _first_step(start: StartSettings, begin: _Beginning, plan: Plan) -> int:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from yolact.checkpoint import Checkpoint, build_model, load_checkpoint
+from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError
 from yolact.model.yolact import Yolact
+from yolact.restore import build_model
 
 SELF, DISABLE = "self", "disable"
 """Words that ``--distill_teacher`` takes in place of a file, as sparseml does."""

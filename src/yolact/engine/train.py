@@ -29,7 +29,6 @@ from yolact.engine.keep import CheckpointKeeper
 from yolact.engine.logs import StepRecord, TrainLog, ValidationRecord, step_line
 from yolact.engine.memory import QuantizationMemory
 from yolact.engine.plan_text import describe
-from yolact.engine.schedule import lr_at
 from yolact.engine.settings import TrainSettings
 from yolact.engine.start import Run, prepare
 from yolact.engine.step import ImageTooLargeError, Stepper
@@ -187,7 +186,7 @@ class Trainer:
         if run.distillation is not None:
             run.distillation.set_epoch(clock)
         if run.driver is None or not run.driver.controls_lr:
-            self._set_lr(lr_at(self.iteration, run.optim))
+            self._set_lr(run.optim.lr_at(self.iteration))
         losses = self.stepper.gradients(batches)
         if run.driver is not None:
             run.driver.before_step(run.model, run.optimizer, clock)

@@ -36,10 +36,8 @@ from yolact.config import LossConfig
 from yolact.loss.matching import BACKGROUND
 from yolact.ops.boxes import decode
 from yolact.ops.masks import box_window, mask_logits
-from yolact.types import NetworkOutputs
+from yolact.types import TERMS, NetworkOutputs
 
-TERMS = ("box", "classification", "mask")
-"""What can be distilled from a network's outputs."""
 FOREGROUND = 0.5
 """A prior is the teacher's foreground when it believes in an object at least this much."""
 
@@ -79,7 +77,7 @@ def distillation_loss(
         teacher: Outputs for the same images, with the same priors, classes and prototype grid.
         config: Weights of the task's terms, which are those of distillation too.
         temperature: Softens class distributions, above 0; masks and boxes have none.
-        terms: Which of :data:`TERMS` to sum up.
+        terms: Which of :data:`yolact.types.TERMS` to sum up.
 
     Returns:
         Scalar, at least 0; 0 with a gradient where there is nothing to learn.

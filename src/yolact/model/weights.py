@@ -6,6 +6,7 @@ import copy
 import logging
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,9 @@ from yolact.model.misfit import (
     own_shapes,
     try_loading,
 )
-from yolact.model.yolact import Yolact
+
+if TYPE_CHECKING:  # what reads weights without a network, such as checkpoints, stays small
+    from yolact.model.yolact import Yolact
 
 logger = logging.getLogger(__name__)
 

@@ -112,7 +112,8 @@ def engine_for(path: Path, engine: str | None = None) -> str:
 def _torch_engine(
     path: Path, device: str, num_cores: int | None, config: YolactConfig | None
 ) -> Engine:
-    from yolact.checkpoint import build_model, classes_of, load_checkpoint
+    from yolact.checkpoint import classes_of, load_checkpoint
+    from yolact.restore import build_model
     from yolact.runtime.torch_engine import TorchEngine
 
     checkpoint = load_checkpoint(path)

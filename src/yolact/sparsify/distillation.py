@@ -16,9 +16,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from yolact.errors import RecipeError
-from yolact.loss.distillation import TERMS
 from yolact.sparsify._compat import DistillationModifier, PerLayerDistillationModifier
 from yolact.sparsify.text.document import Document, entries
+from yolact.types import TERMS
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class OutputDistillation:
     temperature: float
     """Of the class distributions."""
     terms: Collection[str] = TERMS
-    """Of :data:`yolact.loss.distillation.TERMS`."""
+    """Of :data:`yolact.types.TERMS`."""
 
 
 @dataclass(frozen=True, kw_only=True)

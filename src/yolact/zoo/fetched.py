@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,18 @@ class Wanted:
     """Whether the checkpoint of a run here, which may have the same name, is not meant."""
 
 
+Validate = Callable[[Wanted, Path], None]
+"""Reads a new file the way its users will and raises what they would. The caller hands it in, since
+what reads models stands above what fetches them."""
+
+
 def fetch_checked(
-    wanted: Wanted, target: Path, *, offline: bool | None = None, connect: float = 3.0
+    wanted: Wanted,
+    target: Path,
+    validate: Validate,
+    *,
+    offline: bool | None = None,
+    connect: float = 3.0,
 ) -> Path:
     """Have a file at ``target``, from there or from the internet, and check it.
 
@@ -47,6 +58,7 @@ def fetch_checked(
     Args:
         wanted: The file.
         target: Where it is or is put.
+        validate: Reads what is there or comes for the first time.
         offline: Forbid the network; None asks :func:`yolact.network.is_offline`.
         connect: Seconds to find out whether there is a network.
 
@@ -63,7 +75,7 @@ def fetch_checked(
     try:
         if wanted.sha256 or _as_before(wanted.name, target, hashes):
             return target
-        _read_once(wanted, target)
+        validate(wanted, target)
     except Exception:
         if not there:
             target.unlink()
@@ -107,23 +119,3 @@ def require_digest(path: Path, sha256: str, source: Path) -> None:
 
 def _is(path: Path, sha256: str) -> bool:
     return digest_of(path).value == sha256
-
-
-def _read_once(wanted: Wanted, path: Path) -> None:
-    """Read a new file the way its users will; raises what they would."""
-    if wanted.kind is Kind.CHECKPOINT:
-        from yolact.checkpoint import load_checkpoint
-
-        if load_checkpoint(path).training is not None and wanted.weights_only:
-            raise OtherFileError(
-                f"{path} is the checkpoint of a run, not the published {wanted.name}",
-                hint="move it away, or name another folder",
-            )
-    elif wanted.kind is Kind.ONNX:
-        from yolact.runtime.ort_engine import OrtEngine
-
-        OrtEngine(path)
-    elif b"\x00" in path.read_bytes() or path.read_text("utf-8", "replace").startswith("<"):
-        raise wanted.kind.error(
-            f"{path} is not a recipe", hint="look into it: a failed download is often a web page"
-        )

@@ -26,7 +26,7 @@ from yolact.errors import DownloadError, YolactError
 from yolact.network import is_offline
 from yolact.zoo.cache import find_in_cache, find_in_folder
 from yolact.zoo.client import NoAnswerError, Patience, Service
-from yolact.zoo.fetched import OtherFileError, Wanted, fetch_checked, require_digest
+from yolact.zoo.fetched import OtherFileError, Validate, Wanted, fetch_checked, require_digest
 from yolact.zoo.folders import own_cache, zoo_cache
 from yolact.zoo.known import MODELS
 from yolact.zoo.mirrors import map_path, read_mirrors
@@ -65,11 +65,13 @@ class _Search:
     offline: bool
     weights: Path
     service: Service
+    validate: Validate
 
 
 def resolve(
     text: str,
     *kinds: Kind,
+    validate: Validate,
     offline: bool | None = None,
     weights: Path = Path("weights"),
     patience: Patience | None = None,
@@ -82,6 +84,7 @@ def resolve(
         text: A stub, see :func:`yolact.zoo.stub.parse_stub`.
         kinds: What of the model will do, the preferred kind first. Each place is asked for all of
             them before the next place.
+        validate: Reads what is fetched for the first time.
         offline: Forbid the network; None asks :func:`yolact.network.is_offline`.
         weights: Folder that ``sparseml.yolact.download --weights`` may have put weights into.
         patience: Time limits of the question to SparseZoo's service.
@@ -95,7 +98,7 @@ def resolve(
     stub = parse_stub(text, kinds[0].error)
     forbidden = is_offline() if offline is None else offline
     service = Service(stub, patience or Patience())
-    searches = [_Search(stub, kind, forbidden, weights, service) for kind in kinds]
+    searches = [_Search(stub, kind, forbidden, weights, service, validate) for kind in kinds]
     not_fetched: _NotFetchedError | None = None
     for label, look in _PLACES:
         for search in searches:
@@ -162,13 +165,15 @@ def _from_known_mirrors(search: _Search) -> Path:
         raise _AbsentError("none is known")
     if (search.weights / weights.file).is_file():
         try:
-            return fetch_release(weights, search.weights, offline=True)
+            return fetch_release(weights, search.weights, search.validate, offline=True)
         except YolactError as error:  # a run may have left a file of that name
             log.debug("%s", error)
     connect = search.service.patience.connect
     with _going_on():
         folder = own_cache() / "weights"
-        return fetch_release(weights, folder, offline=search.offline, connect=connect)
+        return fetch_release(
+            weights, folder, search.validate, offline=search.offline, connect=connect
+        )
 
 
 def _from_package(search: _Search) -> Path:
@@ -189,7 +194,9 @@ def _file_in_cache(search: _Search) -> str:
 def _checked(search: _Search, wanted: Wanted, target: Path) -> Path:
     connect = search.service.patience.connect
     with _going_on():
-        return fetch_checked(wanted, target, offline=search.offline, connect=connect)
+        return fetch_checked(
+            wanted, target, search.validate, offline=search.offline, connect=connect
+        )
 
 
 @contextmanager

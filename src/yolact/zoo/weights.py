@@ -7,13 +7,15 @@ from pathlib import Path
 
 from yolact.errors import ConfigError, YolactError
 from yolact.files import atomic_path
-from yolact.zoo.fetched import Wanted, fetch_checked
+from yolact.zoo.fetched import Validate, Wanted, fetch_checked
 from yolact.zoo.known import WEIGHTS, Weights
 from yolact.zoo.mirrors import map_path, read_mirrors
 from yolact.zoo.stub import Kind
 
 
-def fetch_weights(name: str, folder: Path, *, mirror: str | None = None) -> Path:
+def fetch_weights(
+    name: str, folder: Path, validate: Validate, *, mirror: str | None = None
+) -> Path:
     """Have one of the author's weights files in ``folder``; a second call only checks it.
 
     Its hash is recorded on first use and compared from then on, whatever address it comes from.
@@ -21,6 +23,7 @@ def fetch_weights(name: str, folder: Path, *, mirror: str | None = None) -> Path
     Args:
         name: ``backbone`` or ``base``.
         folder: Usually ``weights/``.
+        validate: Reads the file on first use.
         mirror: Address of a folder that has the file too and is asked first; then the entry for the
             file's name in the user's mirror map, then the author's own address.
 
@@ -31,12 +34,13 @@ def fetch_weights(name: str, folder: Path, *, mirror: str | None = None) -> Path
         CheckpointError: What is there is no file of tensors.
         StorageError: It cannot be written.
     """
-    return fetch_release(WEIGHTS[name], folder, mirror=mirror)
+    return fetch_release(WEIGHTS[name], folder, validate, mirror=mirror)
 
 
 def fetch_release(
     weights: Weights,
     folder: Path,
+    validate: Validate,
     *,
     mirror: str | None = None,
     offline: bool | None = None,
@@ -54,7 +58,7 @@ def fetch_release(
     digest = weights.sha256 or (place.sha256 if place else None)
     wanted = Wanted(weights.file, Kind.CHECKPOINT, (*urls, weights.url), digest, True)
     try:
-        return fetch_checked(wanted, target, offline=offline, connect=connect)
+        return fetch_checked(wanted, target, validate, offline=offline, connect=connect)
     except YolactError:
         if copied:
             target.unlink(missing_ok=True)

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from yolact.config import OptimConfig
-from yolact.engine.schedule import fitted, lr_at
 from yolact.sparsify._compat import BasePruningModifier, quiet_loggers
 from yolact.sparsify.check.rows import ModifierRow
 from yolact.sparsify.check.twin import weightless
@@ -129,8 +128,8 @@ def _sets_decay(row: ModifierRow) -> bool:
 
 def _own_schedule(optim: OptimConfig, epochs: Sequence[float]) -> list[float]:
     steps = max(1, round(epochs[-1] * _COCO_STEPS))
-    schedule = fitted(optim, steps)
-    return [lr_at(min(round(epoch * _COCO_STEPS), steps - 1), schedule) for epoch in epochs]
+    schedule = optim.fitted(steps)
+    return [schedule.lr_at(min(round(epoch * _COCO_STEPS), steps - 1)) for epoch in epochs]
 
 
 def _groups(

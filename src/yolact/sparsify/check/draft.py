@@ -27,12 +27,15 @@ class Draft:
     """Why :func:`yolact.sparsify.recipe.load_recipe` refuses it; None if it does not."""
 
 
-def read_draft(source: str, recipe_args: Mapping[str, Any] | None = None) -> Draft:
+def read_draft(
+    source: str, recipe_args: Mapping[str, Any] | None = None, label: str | None = None
+) -> Draft:
     """Read a recipe as far as possible.
 
     Args:
         source: As for :func:`yolact.sparsify.recipe.load_recipe`.
         recipe_args: Values for the recipe's variables.
+        label: As for it, too.
 
     Raises:
         RecipeError: Nothing can be listed: the recipe is missing, is not YAML, or its variables
@@ -40,10 +43,11 @@ def read_draft(source: str, recipe_args: Mapping[str, Any] | None = None) -> Dra
     """
     problem = None
     try:
-        load_recipe(source, recipe_args)
+        load_recipe(source, recipe_args, label)
     except RecipeError as error:
         problem = error
-    text, label = read_source(source)
+    text, own_label = read_source(source)
+    label = label or own_label
     if problem is not None and not text.strip():
         raise problem
     written = parse(text, label)

@@ -1,4 +1,4 @@
-"""Where a recipe's text comes from: a file, the package, a stub, or the caller."""
+"""Where a recipe's text comes from: a file, the package, or the caller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 
 from yolact.errors import RecipeError
-from yolact.zoo import Kind, is_stub, resolve
 
 _SUFFIXES = (".md", ".yaml", ".yml")
 
@@ -28,16 +27,13 @@ def read_source(source: str) -> tuple[str, str]:
 
     Args:
         source: Path of a Markdown file with YAML front matter or of a YAML file, a name from
-            :func:`packaged_recipes`, a ``zoo:`` stub, or the recipe itself (recognised by its line
-            breaks).
+            :func:`packaged_recipes`, or the recipe itself (recognised by its line breaks).
 
     Raises:
         RecipeError: Nothing is there, or it cannot be read.
     """
     if "\n" in source:
         return _front_matter(source) or source, "the recipe"
-    if is_stub(source):
-        return _read_file(resolve(source, Kind.RECIPE)), source
     path = Path(source).expanduser()
     if path.is_file():
         return _read_file(path), str(path)

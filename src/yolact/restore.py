@@ -1,0 +1,87 @@
+"""A checkpoint as a network: its layers as its recipe left them, and its weights in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from yolact.checkpoint import Checkpoint
+from yolact.config import YolactConfig
+from yolact.errors import CheckpointError
+from yolact.model.channels import channel_groups
+from yolact.model.weights import load_weights
+from yolact.model.yolact import Yolact
+
+
+def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Yolact:
+    """The network of ``checkpoint`` with its weights, in evaluation mode.
+
+    A quantized or thinned network is first given its structure by the recipe stored beside the
+    weights.
+
+    Args:
+        checkpoint: What :func:`yolact.checkpoint.load_checkpoint` returned.
+        config: Overrides the configuration in the checkpoint; needed only for files without one
+            that are not the published DarkNet-53 network.
+
+    Raises:
+        CheckpointError: The weights belong to another network, or are quantized and no recipe
+            says how.
+    """
+    named = len(checkpoint.classes) if checkpoint.classes else checkpoint.num_classes
+    if named != checkpoint.num_classes:
+        raise CheckpointError(
+            f"the checkpoint names {named} classes, but its weights are for "
+            f"{checkpoint.num_classes}",
+            hint="its classes or its weights were exchanged; take the file as training saved it",
+        )
+    chosen = config or checkpoint.config or YolactConfig()
+    model = Yolact(chosen.with_model(num_classes=checkpoint.num_classes).model)
+    restore_structure(model, checkpoint)
+    load_weights(model, checkpoint.model_state)
+    return model.eval()
+
+
+def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
+    """Give a network the layers that a checkpoint's weights are for, if its recipe changed them.
+
+    Args:
+        model: As built from the checkpoint's configuration; changed in place.
+        checkpoint: Its recipe says what was quantized, and which channels or layers were removed.
+
+    Raises:
+        CheckpointError: The weights are quantized and no recipe says how.
+        RecipeError: The recipe does not fit the network.
+    """
+    if checkpoint.quantized:
+        recipe: str | None = recipe_of_quantized(checkpoint)
+    else:
+        recipe = checkpoint.recipe if _smaller(checkpoint.model_state, model) else None
+    if recipe:
+        from yolact.sparsify import apply_structure  # loads sparseml: seconds, so only here
+
+        apply_structure(model, recipe, checkpoint.clock)
+
+
+def _smaller(state: Mapping[str, Tensor], model: Yolact) -> bool:
+    """Whether some layers or channels of the network are missing from the weights."""
+    return any(name not in state for name, _ in model.named_parameters()) or any(
+        name in state and len(state[name]) < group.width
+        for group in channel_groups(model.config)
+        for name in group.weights
+    )
+
+
+def recipe_of_quantized(checkpoint: Checkpoint) -> str:
+    """The recipe that gave a quantized network its structure.
+
+    Raises:
+        CheckpointError: It is not stored beside the weights.
+    """
+    if not checkpoint.recipe:
+        raise CheckpointError(
+            "the checkpoint is quantized, but holds no recipe that says how",
+            hint="use the checkpoint that the training run itself wrote",
+        )
+    return checkpoint.recipe
