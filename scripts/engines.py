@@ -25,9 +25,9 @@ from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.config import DetectConfig, YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.transforms import EvalTransform
-from yolact.engine.evaluate import evaluate
+from yolact.engines.torch import TorchEngine
+from yolact.predict.evaluate import evaluate
 from yolact.restore import build_model
-from yolact.runtime.torch_engine import TorchEngine
 from yolact.types import RawOutputs
 
 NOISE = 1e-6

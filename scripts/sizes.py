@@ -15,7 +15,7 @@ from pathlib import Path
 from commands import machine
 from speed import FILES, File, Speed
 
-from yolact.onnx.compress import FORMATS, compressed_size
+from yolact.engines.compress import FORMATS, compressed_size
 
 KINDS = (
     *(file for file in FILES if not {"--skip-qat-convert", "--format"} & {*file.options}),

@@ -31,13 +31,13 @@ from older_cpu import older_cpu
 from rich.console import Console
 from rich.progress import track
 
-from yolact.bench.cpus import physical_cores
 from yolact.checkpoint import Checkpoint, save_checkpoint
 from yolact.config import named_config
 from yolact.data.labels import Classes
+from yolact.engines import load_engine
+from yolact.engines.base import ReportsOperators
+from yolact.host import physical_cores
 from yolact.model.yolact import Yolact
-from yolact.runtime import load_engine
-from yolact.runtime.operators import ReportsOperators
 
 HERE = Path(__file__).parent
 ROUNDS = 15

@@ -16,12 +16,12 @@ from unittest.mock import patch
 
 from tqdm import tqdm
 
-from yolact.data import download
-from yolact.data.archives import Archive
-from yolact.fetch import unpack
-from yolact.fetch.members import Rules
-from yolact.fetch.patience import Patience
-from yolact.fetch.transfer import fetch
+from yolact.download import coco as download
+from yolact.download import unzip as unpack
+from yolact.download.coco_archives import Archive
+from yolact.download.file import fetch
+from yolact.download.http import Patience
+from yolact.download.unzip import Rules
 
 _RANDOM = random.Random(0)
 FILES = {

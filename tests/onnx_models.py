@@ -58,7 +58,7 @@ PRUNE = partial(prune, share=0.6)
 
 def quantized_model(pruning: Callable[[nn.Module], None] = PRUNE) -> Yolact:
     """A pruned small network whose quantizers have seen a few images, as after training."""
-    from yolact.sparsify import apply_structure
+    from yolact.sparsify.structure import apply_structure
 
     model = small_model()
     pruning(model)

@@ -21,11 +21,11 @@ from yolact.checkpoint import Checkpoint, save_checkpoint
 from yolact.cli.main import command
 from yolact.data.coco import CocoInstances
 from yolact.data.transforms import EvalTransform
-from yolact.engine.logs import JsonLines
+from yolact.engines.torch import TorchEngine
 from yolact.errors import StorageError
 from yolact.model.weights import init_weights
 from yolact.model.yolact import Yolact
-from yolact.runtime.torch_engine import TorchEngine
+from yolact.training.logs import JsonLines
 
 Edit = Callable[[dict[str, Any]], object]
 Words = list[str | Path]

@@ -10,17 +10,11 @@ from pathlib import Path
 import pytest
 
 from onnx_models import CLASSES, SIDE, save, small_model
-from yolact.bench.benchmark import (
-    BenchmarkOptions,
-    benchmark,
-    benchmark_pair,
-    parse_input_shapes,
-)
-from yolact.bench.cpus import available_cpus, numa_cpus, parse_cpu_list, physical_cores, pinned
-from yolact.bench.measure import run_async, run_paired, run_sync
-from yolact.bench.stats import PERCENTILES, summarize
+from yolact.bench.benchmark import BenchmarkOptions, benchmark, benchmark_pair, parse_input_shapes
+from yolact.bench.timing import PERCENTILES, run_async, run_paired, run_sync, summarize
 from yolact.errors import ConfigError
-from yolact.onnx.export import export
+from yolact.exporter.export import export
+from yolact.host import available_cpus, numa_cpus, parse_cpu_list, physical_cores, pinned
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ import torch
 from click.testing import CliRunner, Result
 from pycocotools import mask as rle
 
-import yolact.runtime
+import yolact.engines
 from conftest import SHARED, require
 from oracle import ANNOTATIONS, Oracle, write_dataset
-from yolact.annotate import Annotator, counts, every
 from yolact.cli.annotate import annotate, free_folder
 from yolact.config import YolactConfig, yolact_darknet_small
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError
+from yolact.predict.media import Annotator, counts, every
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CocoInstances:
 @pytest.fixture
 def engine(dataset: CocoInstances, monkeypatch: pytest.MonkeyPatch) -> Oracle:
     oracle = Oracle(dataset)
-    monkeypatch.setattr(yolact.runtime, "load_engine", lambda *args, **kwargs: oracle)
+    monkeypatch.setattr(yolact.engines, "load_engine", lambda *args, **kwargs: oracle)
     return oracle
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from onnx_models import CLASSES, small_model
 from yolact.cli.benchmark import benchmark
 from yolact.errors import CheckpointError, ConfigError, StorageError
-from yolact.onnx.export import export
+from yolact.exporter.export import export
 
 QUICK = ["-t", "0.05", "-w", "0", "-ncores", "1"]
 

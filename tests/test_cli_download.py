@@ -20,9 +20,9 @@ from click.testing import CliRunner, Result
 from loopback import Loopback, serving
 from yolact.cli.download import COCO_NAMES, download
 from yolact.cli.inputs import read_once
-from yolact.data.archives import DATASETS, Archive
+from yolact.download.coco_archives import DATASETS, Archive
+from yolact.download.unzip import Rules
 from yolact.errors import ConfigError, DataError, DownloadError, StorageError
-from yolact.fetch.members import Rules
 
 
 def call(*args: str | Path) -> Result:
@@ -170,7 +170,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
         monkeypatch.setitem(
             DATASETS, "coco2017-val", (archives["annotations"], archives["val2017"])
         )
-        monkeypatch.setattr("yolact.data.archives.MIRRORS", ("http://127.0.0.1:9/",))
+        monkeypatch.setattr("yolact.download.coco_archives.MIRRORS", ("http://127.0.0.1:9/",))
         yield server
 
 
@@ -245,7 +245,9 @@ def test_verify_lists_what_is_wrong_and_fails(server: Loopback, tmp_path: Path) 
 
 
 def test_a_long_list_of_findings_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yolact.data.verify.verify", lambda *_, **__: [f"{n}" for n in range(25)])
+    monkeypatch.setattr(
+        "yolact.download.receipts.verify", lambda *_, **__: [f"{n}" for n in range(25)]
+    )
     result = call("--verify", "--data_dir", tmp_path)
     assert result.stdout.splitlines()[-2:] == ["19", "and 5 more"]
 
@@ -258,7 +260,7 @@ def test_weights_go_to_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         asked.append((name, folder, mirror))
         return folder / "file.pth"
 
-    monkeypatch.setattr("yolact.zoo.weights.fetch_weights", fetch)
+    monkeypatch.setattr("yolact.download.trusted.fetch_weights", fetch)
     options = ("--dataset", "none", "--weights", "backbone")
     result = call(*options, "--mirror", "http://nas")
     assert (result.exit_code, result.stdout) == (0, "weights/file.pth: backbone weights\n")

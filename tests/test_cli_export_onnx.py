@@ -16,13 +16,13 @@ from click.testing import CliRunner, Result
 
 from onnx_models import CLASSES, QUANTIZATION, quantized_model, save, small_model
 from yolact.cli.export_onnx import export_onnx, input_side, onnx_path
+from yolact.engines import load_engine
+from yolact.engines.compress import Compression, compressed_size
+from yolact.engines.onnx_file import ModelMetadata
 from yolact.errors import CheckpointError, ConfigError, DataError, RecipeError, StorageError
-from yolact.onnx import export as export_module
-from yolact.onnx.compress import Compression, compressed_size
-from yolact.onnx.metadata import ModelMetadata
-from yolact.onnx.picture import test_card as card
-from yolact.onnx.weights import graph_sparsity
-from yolact.runtime import load_engine
+from yolact.exporter import export as export_module
+from yolact.exporter.graph import graph_sparsity
+from yolact.exporter.trace import test_card as card
 
 
 @pytest.fixture

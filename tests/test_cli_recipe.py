@@ -15,7 +15,7 @@ from training import tiny_config
 from yolact.checkpoint import Checkpoint, save_checkpoint
 from yolact.cli.main import main
 from yolact.model.yolact import Yolact
-from yolact.sparsify import load_recipe
+from yolact.sparsify.recipe import load_recipe
 
 SMALL = ("--config", "yolact_darknet_small")
 RECIPE = """\

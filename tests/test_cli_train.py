@@ -27,11 +27,11 @@ from training import (
 from yolact import config as config_module
 from yolact.checkpoint import load_checkpoint
 from yolact.cli.train import train
-from yolact.engine import train as train_module
-from yolact.engine.settings import TrainSettings
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
-from yolact.sparsify import overall_sparsity
+from yolact.sparsify.report.sparsity import overall_sparsity
+from yolact.training import loop as train_module
+from yolact.training.settings import TrainSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 

@@ -13,7 +13,6 @@ from click.testing import CliRunner, Result
 
 from conftest import SHARED, require
 from oracle import ANNOTATIONS, Oracle, write_dataset
-from yolact import window
 from yolact.cli import validation_modes
 from yolact.cli.inputs import split_pair, validation_paths
 from yolact.cli.validation import validation
@@ -21,6 +20,7 @@ from yolact.data.coco import CocoInstances, evaluation_order
 from yolact.data.images import RgbImage
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError, TargetMissedError
+from yolact.predict import media as window
 
 
 @pytest.fixture

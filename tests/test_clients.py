@@ -21,14 +21,14 @@ import torch
 
 from onnx_models import CLASSES, SIDE, noise, quantized_model, small_model
 from yolact.config import DetectConfig
-from yolact.detect import detect
-from yolact.onnx.deployment import write_deployment
-from yolact.onnx.export import export
-from yolact.onnx.parity import sqnr
-from yolact.onnx.picture import test_card as card
-from yolact.predict import find
-from yolact.runtime.openvino_engine import openvino_core
-from yolact.runtime.ort_engine import OrtEngine, run_graph
+from yolact.engines.onnxruntime import OrtEngine, run_graph
+from yolact.engines.openvino import openvino_core
+from yolact.exporter.deployment import write_deployment
+from yolact.exporter.export import export
+from yolact.exporter.trace import test_card as card
+from yolact.exporter.verify import sqnr
+from yolact.predict.detect import detect
+from yolact.predict.pipeline import find
 from yolact.types import Instances, RawOutputs
 
 HERE = Path(__file__).parent / "clients"

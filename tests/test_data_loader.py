@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from yolact.config import AugmentConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import EpochBatches, collate, make_loader
-from yolact.data.shapes import generate_shapes
+from yolact.data.sample_set import generate_shapes
 from yolact.data.transforms import TrainTransform
 from yolact.errors import DataError
 from yolact.types import Batch, Sample, Target

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-from yolact.data.run_lengths import decode_runs
+from yolact.data.annotations import decode_runs
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 2**32 - 1))

@@ -10,8 +10,7 @@ from torch.testing import assert_close
 
 from conftest import SEED, Golden, golden, unit
 from yolact.config import LossConfig
-from yolact.loss.classification import hard_negatives
-from yolact.loss.criterion import Losses, YolactLoss
+from yolact.loss.criterion import Losses, YolactLoss, hard_negatives
 from yolact.loss.matching import Matches, Objects, learnable, match
 from yolact.ops.boxes import encode
 from yolact.types import NetworkOutputs, Target

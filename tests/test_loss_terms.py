@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from yolact.loss.box import box_loss
-from yolact.loss.classification import classification_loss, hard_negatives
-from yolact.loss.mask import mask_loss
-from yolact.loss.semantic import semantic_loss, semantic_target
+from yolact.loss.criterion import (
+    box_loss,
+    classification_loss,
+    hard_negatives,
+    mask_loss,
+    semantic_loss,
+    semantic_target,
+)
 from yolact.ops.boxes import center_to_corner
 
 LN2 = math.log(2)

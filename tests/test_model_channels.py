@@ -13,8 +13,13 @@ from torch import Tensor, nn
 
 from training import tiny_config
 from yolact.config import ModelConfig, yolact_darknet53, yolact_darknet_small
-from yolact.model.channels import ChannelGroup, channel_groups
-from yolact.model.thinning import channel_scores, remove_channels, width_of
+from yolact.model.channels import (
+    ChannelGroup,
+    channel_groups,
+    channel_scores,
+    remove_channels,
+    width_of,
+)
 from yolact.model.yolact import InferenceModel, Yolact
 
 CONFIG = tiny_config().model

@@ -13,16 +13,11 @@ import torch
 from conftest import SHARED, require
 from yolact.config import named_config
 from yolact.model.yolact import Yolact
-from yolact.sparsify import (
-    RecipeDriver,
-    check_against,
-    load_recipe,
-    missed_targets,
-    overall_sparsity,
-    packaged_recipes,
-)
-from yolact.sparsify.text.document import Entry, entry_lists, parse
-from yolact.sparsify.text.sources import read_source
+from yolact.sparsify.check.parameters import check_against
+from yolact.sparsify.document import Entry, entry_lists, parse
+from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.recipe import load_recipe, packaged_recipes, read_source
+from yolact.sparsify.report.sparsity import missed_targets, overall_sparsity
 
 ONE_SHOT = "yolact.one_shot_int8"
 PUBLISHED = ["yolact.pruned", "yolact.pruned_quant", "yolact.quantized"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolact.sparsify.text.arithmetic import UnknownName, evaluate
+from yolact.sparsify.variables import UnknownName, evaluate
 
 VARIABLES: dict[str, Any] = {"a": 4, "b": 0.5, "name": "unstructured"}
 

@@ -15,18 +15,26 @@ from hypothesis import strategies as st
 from training import tiny_config
 from yolact.config import OptimConfig, YolactConfig, named_config
 from yolact.data.labels import Classes
+from yolact.engines.compress import compressed_size
 from yolact.errors import RecipeError
+from yolact.exporter.export import export
 from yolact.model.weights import init_weights
 from yolact.model.yolact import Yolact
-from yolact.onnx.compress import compressed_size
-from yolact.onnx.export import export
-from yolact.sparsify import Recipe, RecipeDriver, load_recipe, overall_sparsity
-from yolact.sparsify.check.draft import read_draft
-from yolact.sparsify.check.examine import Outlook, RecipeReport, examine, look_ahead, require_sound
+from yolact.sparsify.check.curves import solid, weightless
+from yolact.sparsify.check.examine import (
+    Outlook,
+    RecipeReport,
+    examine,
+    look_ahead,
+    read_draft,
+    require_sound,
+)
 from yolact.sparsify.check.plot import group_label, plot_schedule
-from yolact.sparsify.check.twin import solid, weightless
 from yolact.sparsify.check.words import check_json, describe_check
-from yolact.sparsify.text.document import Entry
+from yolact.sparsify.document import Entry
+from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.recipe import Recipe, load_recipe
+from yolact.sparsify.report.sparsity import overall_sparsity
 
 LENGTH = "- !EpochRangeModifier {start_epoch: 0, end_epoch: 10}\n"
 PRUNE = (

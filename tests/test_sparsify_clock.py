@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from yolact.data.loader import EpochBatches
-from yolact.engine.schedule import Plan, make_plan
-from yolact.sparsify import RecipeDriver, load_recipe
+from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.recipe import load_recipe
+from yolact.training.schedule import Plan, make_plan
 
 TENTHS = st.integers(1, 25).map(lambda tenths: tenths / 10)
 

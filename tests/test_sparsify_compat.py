@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch.ao.quantization import MovingAverageMinMaxObserver, QConfig
 
-from yolact.sparsify import RecipeDriver, load_recipe
+from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.recipe import load_recipe
 
 WATCH = """
 import json, os, sys

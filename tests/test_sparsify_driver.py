@@ -18,14 +18,10 @@ from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
 from yolact.model.weights import load_weights
 from yolact.model.yolact import InferenceModel, Yolact
-from yolact.sparsify import (
-    GradientSamples,
-    RecipeDriver,
-    apply_structure,
-    load_recipe,
-    missed_targets,
-    overall_sparsity,
-)
+from yolact.sparsify.driver import GradientSamples, RecipeDriver
+from yolact.sparsify.recipe import load_recipe
+from yolact.sparsify.report.sparsity import missed_targets, overall_sparsity
+from yolact.sparsify.structure import apply_structure
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from yolact.errors import RecipeError
-from yolact.sparsify import check_against, load_recipe, packaged_recipes, parse_recipe_args
-from yolact.sparsify.text.document import Entry, dump, entries, parse
-from yolact.sparsify.text.stages import compose, last_epoch, last_stage_begins
+from yolact.sparsify.check.parameters import check_against
+from yolact.sparsify.document import Entry, dump, entries, parse
+from yolact.sparsify.recipe import load_recipe, packaged_recipes
+from yolact.sparsify.stages import compose, last_epoch, last_stage_begins
+from yolact.sparsify.variables import parse_recipe_args
 
 RECIPE = """\
 num_epochs: 4

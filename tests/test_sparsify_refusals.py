@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from yolact.errors import RecipeError
-from yolact.sparsify import RecipeDriver, load_recipe
+from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.recipe import load_recipe
 
 WINDOW = "start_epoch: 0, end_epoch: 2, update_frequency: 1, params: [a]"
 GRADUAL = f"init_sparsity: 0.1, final_sparsity: 0.5, {WINDOW}"

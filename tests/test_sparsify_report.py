@@ -13,22 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from yolact.sparsify import (
+from yolact.sparsify.report.report import report, report_path, save_report, to_json
+from yolact.sparsify.report.sparsity import (
     LayerSparsity,
+    Mask,
     SparsityTarget,
-    apply_structure,
+    broken_groups,
     layer_sparsity,
     missed_targets,
     overall_sparsity,
-    report,
-    report_path,
-    save_report,
     sparsity_targets,
 )
-from yolact.sparsify._compat import get_mask_creator_default
-from yolact.sparsify.proof.report import to_json
-from yolact.sparsify.proof.sparsity import Mask, broken_groups
-from yolact.sparsify.proof.table import table
+from yolact.sparsify.report.table import table
+from yolact.sparsify.sparseml import get_mask_creator_default
+from yolact.sparsify.structure import apply_structure
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reduce_range")
 
@@ -316,7 +314,7 @@ def test_a_report_is_json_of_the_documented_schema(tmp_path: Path) -> None:
         **{"batch_norm": "fused", "quantized": True},
         "problems": ["a.0.weight has 1 broken groups of mask [1, 2]"],
     }
-    documented = importlib.import_module("yolact.sparsify.proof.report").__doc__ or ""
+    documented = importlib.import_module("yolact.sparsify.report.report").__doc__ or ""
     for key in (*content, *layers[0], *ranges):
         assert f"``{key}``" in documented, key
 

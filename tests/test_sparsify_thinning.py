@@ -13,17 +13,18 @@ from torch import nn
 from training import STEPS, differences, renamed, resume, tiny_config, tiny_settings
 from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.config import YolactConfig, yolact_darknet53, yolact_darknet_small
-from yolact.engine.settings import StartSettings
-from yolact.engine.train import train
 from yolact.errors import RecipeError
-from yolact.model.channels import channel_groups
+from yolact.exporter.export import export
+from yolact.model.channels import channel_groups, width_of
 from yolact.model.quantized import is_quantized
-from yolact.model.thinning import width_of
 from yolact.model.yolact import Yolact
-from yolact.onnx.export import export
 from yolact.restore import build_model
-from yolact.sparsify import apply_structure, count_macs, load_recipe
+from yolact.sparsify.check.forecast import count_macs
+from yolact.sparsify.recipe import load_recipe
+from yolact.sparsify.structure import apply_structure
 from yolact.sparsify.thinning import ChannelThinningModifier
+from yolact.training.loop import train
+from yolact.training.settings import StartSettings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),

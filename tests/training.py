@@ -14,16 +14,16 @@ from torch import Tensor
 
 from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.config import ModelConfig, OptimConfig, YolactConfig
-from yolact.data.shapes import generate_shapes
-from yolact.engine.settings import (
+from yolact.data.sample_set import generate_shapes
+from yolact.loss.criterion import YolactLoss
+from yolact.training.settings import (
     DataSettings,
     LogSettings,
     SaveSettings,
     StartSettings,
     TrainSettings,
 )
-from yolact.engine.step import Stepper
-from yolact.loss.criterion import YolactLoss
+from yolact.training.step import Stepper
 
 IMAGES = 7
 """Of the training part; three batches of two, and one image left over."""

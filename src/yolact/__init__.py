@@ -21,8 +21,8 @@ _LAZY = {
     "InferenceModel": "yolact.model.yolact",
     "CocoInstances": "yolact.data.coco",
     "load_checkpoint": "yolact.checkpoint",
-    "load_engine": "yolact.runtime",
-    "to_instances": "yolact.postprocess",
+    "load_engine": "yolact.engines",
+    "to_instances": "yolact.predict.postprocess",
 }
 
 __all__ = ["NM_INTEGRATED", "__version__", *_LAZY]

@@ -59,7 +59,9 @@ def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
     else:
         recipe = checkpoint.recipe if _smaller(checkpoint.model_state, model) else None
     if recipe:
-        from yolact.sparsify import apply_structure  # loads sparseml: seconds, so only here
+        from yolact.sparsify.structure import (
+            apply_structure,  # loads sparseml: seconds, so only here
+        )
 
         apply_structure(model, recipe, checkpoint.clock)
 

@@ -15,7 +15,7 @@ from modifier_cases import Case
 from modifier_cases.practice import Practice, in_turn, practice, recipe, refused
 from training import log_lines
 from yolact.checkpoint import load_checkpoint
-from yolact.engine.distill import Distillation
+from yolact.distill.objective import Distillation
 
 LAYERS = "student_layer_names: [fpn.pred_layers.0, proto_net.8], epsilon: 1.0"
 

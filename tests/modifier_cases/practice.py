@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from training import make_shapes, tiny_settings
-from yolact.engine.logs import TrainLog
-from yolact.engine.start import Run, prepare
-from yolact.engine.stop import GracefulStop
-from yolact.engine.train import Trainer
 from yolact.errors import RecipeError
-from yolact.sparsify import RecipeDriver, load_recipe
-from yolact.sparsify._compat import Modifier
+from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.recipe import load_recipe
+from yolact.sparsify.sparseml import Modifier
+from yolact.training.logs import TrainLog
+from yolact.training.loop import Trainer
+from yolact.training.start import Run, prepare
+from yolact.training.stop import GracefulStop
 
 STEPS = 3
 """Of an epoch, with the seven images of the tiny data set in batches of two."""

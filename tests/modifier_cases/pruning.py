@@ -24,12 +24,12 @@ from modifier_cases.practice import (
 )
 from training import tiny_config
 from yolact.checkpoint import load_checkpoint
-from yolact.engine.settings import StartSettings
-from yolact.engine.start import Run
 from yolact.errors import RecipeError
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
-from yolact.sparsify._compat import get_mask_creator_default, quiet_loggers
+from yolact.sparsify.sparseml import get_mask_creator_default, quiet_loggers
+from yolact.training.settings import StartSettings
+from yolact.training.start import Run
 
 PROTO = "proto_net.2.weight"  # [8, 8, 3, 3]
 INNER = "backbone.layers.2.1.conv2.0.weight"  # [8, 4, 3, 3]

@@ -18,13 +18,13 @@ from modifier_cases import Case, Verdict
 from modifier_cases.practice import in_turn, practice, recipe
 from training import differences, make_shapes, resume, tiny_settings
 from yolact.checkpoint import classes_of, load_checkpoint
-from yolact.engine.settings import SaveSettings
-from yolact.engine.start import Run
-from yolact.engine.train import train
 from yolact.errors import RecipeError
+from yolact.exporter.export import export
 from yolact.model.quantized import is_quantized
-from yolact.onnx.export import export
 from yolact.restore import build_model
+from yolact.training.loop import train
+from yolact.training.settings import SaveSettings
+from yolact.training.start import Run
 
 BN, RELU, PLAIN = 16, 5, 13
 """Convolutions of the tiny network: before a batch norm, before a ReLU, and by themselves."""

@@ -13,7 +13,7 @@ from modifier_cases import Case
 from modifier_cases.practice import in_turn, lr, modifier_class, practice, recipe, refused
 from training import tiny_config
 from yolact.model.yolact import Yolact
-from yolact.sparsify._compat import quiet_loggers
+from yolact.sparsify.sparseml import quiet_loggers
 
 BIAS = "proto_net.10.bias"
 
@@ -75,7 +75,7 @@ def logs(text: str) -> None:
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("yolact.sparsify.resume")
+    logger = logging.getLogger("yolact.sparsify.driver")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

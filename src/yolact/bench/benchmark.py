@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from yolact import __version__
-from yolact.bench.cpus import numa_cpus, physical_cores, pinned
-from yolact.bench.measure import Call, Comparison, run_async, run_paired, run_sync
-from yolact.bench.stats import Latency
+from yolact.bench.timing import Call, Comparison, Latency, run_async, run_paired, run_sync
 from yolact.config import YolactConfig
+from yolact.engines import load_engine
+from yolact.engines.base import Engine, Operators, ReportsOperators
+from yolact.engines.compress import compressed_size
 from yolact.errors import ConfigError
-from yolact.onnx.compress import compressed_size
-from yolact.runtime import Engine, load_engine
-from yolact.runtime.operators import Operators, ReportsOperators
+from yolact.host import numa_cpus, physical_cores, pinned
 
 Scenario = Literal["sync", "async", "elastic"]
 Pinning = Literal["none", "core", "numa"]

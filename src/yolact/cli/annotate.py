@@ -14,10 +14,10 @@ from yolact.cli.inputs import ENGINE_NAMES, engine_name, model_kinds, model_path
 from yolact.errors import ConfigError
 
 if TYPE_CHECKING:
-    from yolact.annotate import Annotated, Annotator
     from yolact.data.labels import Classes
-    from yolact.runtime.base import DetectingEngine, Engine
-    from yolact.sources import Images, Pictures, Video
+    from yolact.data.sources import Images, Pictures, Video
+    from yolact.engines.base import DetectingEngine, Engine
+    from yolact.predict.media import Annotated, Annotator
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +100,9 @@ def annotate(
         raise ConfigError(
             f"--target_fps is {target_fps:g}", hint=f"give frames per second, at least {SLOWEST}"
         )
-    from yolact.annotate import Annotator
+    from yolact.data.sources import Images, find_source
     from yolact.files import require_writable
-    from yolact.sources import Images, find_source
+    from yolact.predict.media import Annotator
 
     found = find_source(source)
     model = _load(model_filepath, engine, model_input_image_shape, num_cores, config, device)
@@ -130,7 +130,7 @@ class _Run:
 
     def __init__(self, annotator: Annotator, classes: Classes, json_folder: Path | None) -> None:
         """Start with nothing seen; None as ``json_folder`` records nothing."""
-        from yolact.results import CocoResults
+        from yolact.predict.results import CocoResults
 
         self.annotator, self.classes, self.json_folder = annotator, classes, json_folder
         self.records: list[dict[str, Any]] = []
@@ -138,8 +138,8 @@ class _Run:
 
     def images(self, source: Images, folder: Path | None) -> Pictures:
         """Annotate image files one by one; the result knows whether all could be read."""
-        from yolact.annotate import write_image
-        from yolact.sources import Pictures
+        from yolact.data.sources import Pictures
+        from yolact.predict.media import write_image
 
         pictures = Pictures(source.paths)
         for number, path, image in pictures:
@@ -152,8 +152,8 @@ class _Run:
 
     def video(self, source: Video, folder: Path | None, target_fps: float | None) -> None:
         """Annotate a video, or a camera until q or Ctrl-C."""
-        from yolact import window
-        from yolact.annotate import VideoOptions, annotate_video
+        from yolact.predict import media as window
+        from yolact.predict.media import VideoOptions, annotate_video
 
         live = source.live and window.has_display()
         if source.live:
@@ -176,13 +176,13 @@ class _Run:
     def finish(self) -> None:
         """Write the JSON file, if one was asked for."""
         if self.json_folder is not None:
-            from yolact.results import annotation_file, write_json
+            from yolact.predict.results import annotation_file, write_json
 
             content = annotation_file(self.records, self.results, self.classes)
             write_json(self.json_folder / JSON_NAME, content)
 
     def _say(self, name: str, annotated: Annotated) -> None:
-        from yolact.annotate import counts
+        from yolact.predict.media import counts
 
         click.echo(f"{name}: {counts(annotated.found, self.classes.names)}")
 
@@ -212,8 +212,8 @@ def _load(
 ) -> Engine | DetectingEngine:
     from yolact.checkpoint import load_checkpoint
     from yolact.config import YolactConfig, named_config
-    from yolact.device import resolve_device
-    from yolact.runtime import load_detector
+    from yolact.engines import load_detector
+    from yolact.host import resolve_device
 
     chosen = named_config(config) if config else None
     name = (chosen or YolactConfig()).name

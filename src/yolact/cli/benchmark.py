@@ -14,7 +14,7 @@ from yolact.errors import ConfigError
 
 if TYPE_CHECKING:
     from yolact.bench.benchmark import BenchmarkOptions, BenchmarkReport
-    from yolact.bench.measure import Comparison
+    from yolact.bench.timing import Comparison
 
 _FOR_LANGUAGE_MODELS = (
     "sequence_length",

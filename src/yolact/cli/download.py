@@ -13,8 +13,8 @@ from yolact.cli.inputs import DATA, SHAPES, read_once
 from yolact.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from yolact.data.archives import Archive
-    from yolact.data.receipts import DataFolder
+    from yolact.download.coco_archives import Archive
+    from yolact.download.receipts import DataFolder
 
 COCO_NAMES = ("coco2017", "coco2017-val", "coco2017-test")
 _SHAPES = "shapes"
@@ -115,7 +115,7 @@ def _shapes(folder: Path, options: dict[str, Any], dry_run: bool) -> None:
         for split in ("train", "val"):
             click.echo(f"{folder}/annotations/instances_{split}.json")
         return
-    from yolact.data.shapes import generate_shapes
+    from yolact.data.sample_set import generate_shapes
 
     written = generate_shapes(folder, train=train, val=val, seed=options["seed"] or 0)
     state = "" if written else ", already there"
@@ -124,20 +124,20 @@ def _shapes(folder: Path, options: dict[str, Any], dry_run: bool) -> None:
 
 def _weights(name: str, mirror: str | None, dry_run: bool) -> None:
     if dry_run:
-        from yolact.zoo.known import WEIGHTS
+        from yolact.download.stubs import WEIGHTS
 
         path = _WEIGHTS / WEIGHTS[name].file
         click.echo(f"{WEIGHTS[name].url} -> {path}{', already there' if path.is_file() else ''}")
         return
-    from yolact.zoo.weights import fetch_weights
+    from yolact.download.trusted import fetch_weights
 
     path = fetch_weights(name, _WEIGHTS, read_once, mirror=mirror)
     click.echo(f"{path}: {name} weights")
 
 
 def _coco(dataset: str, folder: Path, options: dict[str, Any], dry_run: bool) -> None:
-    from yolact.data.archives import DATASETS, mirrors_with
-    from yolact.data.receipts import DataFolder
+    from yolact.download.coco_archives import DATASETS, mirrors_with
+    from yolact.download.receipts import DataFolder
 
     archives = DATASETS[dataset]
     if options["test"]:
@@ -160,11 +160,11 @@ def _download(
     workers: int,
     keep: bool,
 ) -> None:
-    from yolact.data.download import Options, download
+    from yolact.download.coco import Options, download
 
     fetched = download(archives, folder, Options(mirrors, keep, workers))
     if fetched:
-        from yolact.data.verify import check_sense
+        from yolact.download.receipts import check_sense
 
         check_sense(fetched, folder)
     _summarize(archives, folder, f"{len(fetched)} of {len(archives)} archives fetched")
@@ -201,7 +201,7 @@ def _next_command(dataset: str, folder: Path) -> str:
 
 
 def _announce(archives: Sequence[Archive], state: DataFolder, mirrors: tuple[str, ...]) -> None:
-    from yolact.data.download import bytes_needed, bytes_there, free_space
+    from yolact.download.coco import bytes_needed, bytes_there, free_space
 
     missing = [archive for archive in archives if not state.holds(archive)]
     for archive in archives:
@@ -217,7 +217,7 @@ def _announce(archives: Sequence[Archive], state: DataFolder, mirrors: tuple[str
 
 
 def _verify(archives: Sequence[Archive], folder: Path, workers: int) -> None:
-    from yolact.data.verify import check_sense, verify
+    from yolact.download.receipts import check_sense, verify
 
     wrong = verify(archives, folder, workers=workers)
     for line in wrong[:_LISTED]:

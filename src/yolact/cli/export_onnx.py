@@ -10,15 +10,15 @@ import click
 
 from yolact.cli.base import FILE, FOLDER, Command, setup_logging
 from yolact.cli.inputs import local_path, recipe_source
+from yolact.download.stubs import Kind, is_stub, parse_stub
 from yolact.errors import ConfigError
-from yolact.zoo import Kind, is_stub, parse_stub
 
 if TYPE_CHECKING:
     from yolact.data.calibration import CalibrationImages
+    from yolact.engines.compress import Compression
+    from yolact.exporter.export import ExportReport
+    from yolact.exporter.integers import Layout
     from yolact.model.yolact import Yolact
-    from yolact.onnx.compress import Compression
-    from yolact.onnx.export import ExportReport
-    from yolact.onnx.integers import Layout
     from yolact.sparsify.one_shot import OneShot
     from yolact.sparsify.recipe import Recipe
 
@@ -138,10 +138,10 @@ def export_onnx(
     """
     from yolact.checkpoint import classes_of, load_checkpoint
     from yolact.config import YolactConfig, named_config
+    from yolact.exporter.deployment import require_deployable, write_deployment
+    from yolact.exporter.export import export
     from yolact.files import require_writable_file
     from yolact.model.quantized import require_quantized
-    from yolact.onnx.deployment import require_deployable, write_deployment
-    from yolact.onnx.export import export
     from yolact.restore import build_model
 
     setup_logging()

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import click
 
+from yolact.download.resolve import resolve
+from yolact.download.stubs import Kind, is_stub
+from yolact.download.trusted import OtherFileError, Wanted
 from yolact.errors import CheckpointError, ConfigError
-from yolact.zoo import Kind, is_stub, resolve
-from yolact.zoo.fetched import OtherFileError, Wanted
 
 DATA = Path("data/coco")
 """Where ``sparseml.yolact.download`` puts COCO."""
@@ -95,7 +96,7 @@ def read_once(wanted: Wanted, path: Path) -> None:
                 hint="move it away, or name another folder",
             )
     elif wanted.kind is Kind.ONNX:
-        from yolact.runtime.ort_engine import OrtEngine
+        from yolact.engines.onnxruntime import OrtEngine
 
         OrtEngine(path)
     elif b"\x00" in path.read_bytes() or path.read_text("utf-8", "replace").startswith("<"):

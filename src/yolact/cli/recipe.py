@@ -10,14 +10,13 @@ import click
 
 from yolact.cli.base import FILE, Boundary, Command, setup_logging
 from yolact.cli.inputs import local_path, recipe_source
+from yolact.download.stubs import Kind
 from yolact.errors import CheckpointError, RecipeError
-from yolact.zoo import Kind
 
 if TYPE_CHECKING:
     from yolact.config import YolactConfig
     from yolact.model.yolact import Yolact
-    from yolact.sparsify.check.draft import Draft
-    from yolact.sparsify.check.examine import Outlook, RecipeReport
+    from yolact.sparsify.check.examine import Draft, Outlook, RecipeReport
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,10 @@ def check(source: str, **given: Any) -> None:
     """
     setup_logging(int(given["verbose"]))
     from yolact.files import require_writable_file, write_text
-    from yolact.sparsify.check.draft import read_draft
+    from yolact.sparsify.check.examine import read_draft
     from yolact.sparsify.check.plot import plot_schedule
     from yolact.sparsify.check.words import check_json, describe_check
-    from yolact.sparsify.text.arguments import parse_recipe_args
+    from yolact.sparsify.variables import parse_recipe_args
 
     for path in (given["plot"], given["json_file"]):
         if path is not None:
@@ -167,8 +166,8 @@ def _look(
 
 
 def _history(earlier: str) -> str:
-    from yolact.sparsify.text.document import entries, parse, stages
-    from yolact.sparsify.text.stages import last_epoch
+    from yolact.sparsify.document import entries, parse, stages
+    from yolact.sparsify.stages import last_epoch
 
     document = parse(earlier, "the checkpoint's recipe")
     count, staged = len(list(entries(document))), len(stages(document))

@@ -14,7 +14,7 @@ from yolact.errors import INTERRUPTED, ConfigError, TargetMissedError
 
 if TYPE_CHECKING:
     from yolact.config import YolactConfig
-    from yolact.engine.settings import DataSettings, StartSettings, TrainSettings
+    from yolact.training.settings import DataSettings, StartSettings, TrainSettings
 
 _OPTIONS = [
     click.option(
@@ -188,12 +188,12 @@ def train(**given: Any) -> None:
     setup_logging(int(given["verbose"]))
     settings = _settings(given)
     if given["dry_run"]:
-        from yolact.engine.plan_text import describe
-        from yolact.engine.start import prepare
+        from yolact.training.loop import describe
+        from yolact.training.start import prepare
 
         click.echo(describe(prepare(settings)))
         return
-    from yolact.engine.train import train as run
+    from yolact.training.loop import train as run
 
     result = run(settings)
     if result.checkpoint is not None:
@@ -209,8 +209,8 @@ def train(**given: Any) -> None:
     if result.evaluation is not None:
         click.echo(result.evaluation.table())
     if result.report is not None and result.checkpoint is not None:
-        from yolact.sparsify.proof.report import report_path
-        from yolact.sparsify.proof.table import table
+        from yolact.sparsify.report.report import report_path
+        from yolact.sparsify.report.table import table
 
         click.echo(f"{table(result.report)}\nreport: {report_path(result.checkpoint)}")
     if result.missed:
@@ -222,8 +222,8 @@ def train(**given: Any) -> None:
 
 
 def _settings(given: dict[str, Any]) -> TrainSettings:
-    from yolact.engine.settings import LogSettings, SaveSettings, TrainSettings
-    from yolact.sparsify.text.arguments import parse_recipe_args
+    from yolact.sparsify.variables import parse_recipe_args
+    from yolact.training.settings import LogSettings, SaveSettings, TrainSettings
 
     config = _config(given)
     settings = TrainSettings(
@@ -285,7 +285,7 @@ def _config(given: dict[str, Any]) -> YolactConfig:
 
 
 def _data(given: dict[str, Any]) -> DataSettings:
-    from yolact.engine.settings import DataSettings
+    from yolact.training.settings import DataSettings
 
     folder, validation, training = LAYOUTS[given["dataset"]]
     assert training is not None  # the option offers no others
@@ -299,7 +299,7 @@ def _data(given: dict[str, Any]) -> DataSettings:
 
 
 def _start(given: dict[str, Any], name: str) -> StartSettings:
-    from yolact.engine.settings import StartSettings
+    from yolact.training.settings import StartSettings
 
     resume, wanted, folder = given["resume"], given["ckpt"], given["save_folder"]
     continues = resume is not None and resume.lower() not in ("no", "false", "f", "0")

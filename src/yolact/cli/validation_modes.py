@@ -13,17 +13,7 @@ from typing import Any, TypeVar
 import click
 import numpy as np
 
-from yolact import window
-from yolact.annotate import (
-    Annotated,
-    Annotator,
-    VideoOptions,
-    annotate_video,
-    counts,
-    require_picture_file,
-    require_video_file,
-    write_image,
-)
+from yolact.bench.timing import measure
 from yolact.cli.inputs import (
     DataPaths,
     engine_name,
@@ -35,17 +25,27 @@ from yolact.cli.inputs import (
 from yolact.config import DetectConfig, YolactConfig, named_config
 from yolact.data.coco import CocoInstances, evaluation_order
 from yolact.data.images import RgbImage, read_rgb
+from yolact.data.sources import Images, Pictures, Video, find_source
 from yolact.data.transforms import EvalTransform
-from yolact.device import resolve_device
-from yolact.draw import Style, lincomb_sheet, prototype_sheet
-from yolact.engine.evaluate import Evaluation, collect, match_classes, score
-from yolact.engine.speed import measure
+from yolact.engines import load_engine
+from yolact.engines.base import Engine
 from yolact.errors import ConfigError, TargetMissedError
 from yolact.files import atomic_path, require_writable, require_writable_file
-from yolact.results import CocoResults, write_json, write_viewer
-from yolact.runtime import load_engine
-from yolact.runtime.base import Engine
-from yolact.sources import Images, Pictures, Video, find_source
+from yolact.host import resolve_device
+from yolact.predict import media as window
+from yolact.predict.draw import Style, lincomb_sheet, prototype_sheet
+from yolact.predict.evaluate import Evaluation, collect, match_classes, score
+from yolact.predict.media import (
+    Annotated,
+    Annotator,
+    VideoOptions,
+    annotate_video,
+    counts,
+    require_picture_file,
+    require_video_file,
+    write_image,
+)
+from yolact.predict.results import CocoResults, write_json, write_viewer
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from yolact.data.images import damaged, read_rgb
+from yolact.data.sources import Images, find_source
 from yolact.data.transforms import preprocess
 from yolact.errors import DataError
-from yolact.sources import Images, find_source
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,27 @@
-"""The loss of one batch: the four terms, weighted and normalised (YOLACT sec. 3.3 and 5)."""
+"""The loss of one batch: the four terms, weighted and normalised (YOLACT sec. 3.3 and 5).
+
+Box term (YOLACT sec. 4, after SSD sec. 2.2).
+
+Class term: softmax cross entropy on positives and the hardest negatives (YOLACT sec. 4).
+
+Semantic segmentation term, a training-time aid on P3 features (YOLACT sec. 5).
+
+Mask term: the lincomb masks against the ground truth (YOLACT sec. 3.3).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from yolact.config import LossConfig
-from yolact.loss.box import box_loss
-from yolact.loss.classification import classification_loss
-from yolact.loss.mask import mask_loss
 from yolact.loss.matching import BACKGROUND, Matches, Objects, learnable, match
-from yolact.loss.semantic import semantic_loss, semantic_target
-from yolact.ops.masks import reduce_masks
+from yolact.ops.boxes import area, encode
+from yolact.ops.masks import box_window, mask_logits, reduce_masks
 from yolact.types import NetworkOutputs, Target
 
 
@@ -146,3 +153,145 @@ def _semantic_term(segm: Tensor, images: list[Objects]) -> Tensor:
         for objects in images
     ]
     return semantic_loss(segm, torch.stack(targets))
+
+
+def box_loss(loc: Tensor, boxes: Tensor, priors: Tensor) -> Tensor:
+    """Smooth L1 between regression output and encoded object, summed over positives.
+
+    Args:
+        loc: [P, 4] output of the positive priors.
+        boxes: [P, 4] their objects, relative corner form, with positive sides.
+        priors: [P, 4] relative centre form.
+
+    Returns:
+        Scalar; 0 with a gradient when P = 0.
+    """
+    return F.smooth_l1_loss(loc, encode(boxes, priors), reduction="sum")
+
+
+def classification_loss(logits: Tensor, classes: Tensor, negatives_per_positive: int) -> Tensor:
+    """Cross entropy summed over positives and mined negatives of the batch.
+
+    Args:
+        logits: [B, N, 1 + C]; index 0 is the background.
+        classes: [B, N] int64 roles, as :class:`yolact.loss.matching.Matches` has them.
+        negatives_per_positive: Ratio of background to positive priors within each image.
+
+    Returns:
+        Scalar; 0 with a gradient when no image has a positive.
+    """
+    positive = classes > BACKGROUND
+    used = positive | hard_negatives(logits, classes, negatives_per_positive)
+    return F.cross_entropy(logits[used], classes[used], reduction="sum")
+
+
+@torch.no_grad()
+def hard_negatives(logits: Tensor, classes: Tensor, per_positive: int) -> Tensor:
+    """The background priors that look least like background, a fixed ratio to the positives.
+
+    Args:
+        logits: [B, N, 1 + C].
+        classes: [B, N] int64 roles.
+        per_positive: How many to take for each positive prior of the same image.
+
+    Returns:
+        [B, N] bool.
+    """
+    background = classes == BACKGROUND
+    # -log softmax of the background, each row with its own maximum: nothing can underflow.
+    hardness = logits.logsumexp(dim=2) - logits[:, :, BACKGROUND]
+    order = hardness.masked_fill(~background, -torch.inf).argsort(dim=1, descending=True)
+    wanted = per_positive * (classes > BACKGROUND).sum(dim=1, keepdim=True)
+    first = torch.arange(classes.shape[1], device=classes.device) < wanted
+    return torch.zeros_like(background).scatter(1, order, first) & background
+
+
+def semantic_target(masks: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Union of the objects' masks for each class.
+
+    Args:
+        masks: [n, h, w] bool.
+        labels: [n] int64, 0-based class index.
+        num_classes: C.
+
+    Returns:
+        [C, h, w] float32 in {0, 1}.
+    """
+    count = masks.new_zeros((num_classes, *masks.shape[1:]), dtype=labels.dtype)
+    return (count.index_add(0, labels, masks.to(labels.dtype)) > 0).float()
+
+
+def semantic_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Sigmoid cross entropy summed over classes, averaged over pixels and images.
+
+    Classes may overlap, hence a sigmoid for each and no softmax.
+
+    Args:
+        logits: [B, C, h, w].
+        target: [B, C, h, w] in {0, 1}.
+
+    Returns:
+        Scalar.
+    """
+    batch, _, height, width = logits.shape
+    total = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+    return total / (batch * height * width)
+
+
+def mask_loss(
+    prototypes: Tensor,
+    coefficients: Tensor,
+    boxes: Tensor,
+    masks: Tensor,
+    objects: Tensor,
+    limit: int,
+) -> Tensor:
+    """Cross entropy inside each object's box over the box's area, summed over positives.
+
+    Dividing by the area keeps large objects from drowning out small ones. Of more than ``limit``
+    positives a random choice (torch's global generator) stands for all.
+
+    Args:
+        prototypes: [h, w, k] of one image.
+        coefficients: [P, k], one row per positive prior.
+        boxes: [n, 4] objects, relative corner form, with positive sides.
+        masks: [n, h, w] bool, reduced to the prototype grid.
+        objects: [P] int64, the object of each positive.
+        limit: Most positives to look at.
+
+    Returns:
+        Scalar; 0 with a gradient when P = 0.
+    """
+    height, width, _ = prototypes.shape
+    count = len(objects)
+    if count > limit:
+        chosen = torch.randperm(count)[:limit].to(objects.device)
+        coefficients, objects = coefficients[chosen], objects[chosen]
+    boxes = boxes[objects]
+    logits = mask_logits(prototypes, coefficients)
+    target = masks.permute(1, 2, 0)[:, :, objects].to(logits.dtype)
+    cost: Tensor = _CroppedCrossEntropy.apply(logits, target, box_window(boxes, height, width))
+    per_positive = cost.sum(dim=(0, 1)) / (area(boxes) * height * width)
+    return per_positive.sum() * (count / max(len(objects), 1))
+
+
+class _CroppedCrossEntropy(torch.autograd.Function):
+    """Binary cross entropy of probabilities that are zero outside a window.
+
+    The value is the published one: where float32 rounds a probability to exactly 0 or 1, a wrong
+    pixel costs 100. Autograd would return no gradient there and leave a saturated pixel wrong for
+    good; this backward is the exact ``probability - target``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, window: Tensor) -> Tensor:
+        probability = logits.sigmoid() * window
+        ctx.save_for_backward(probability, target, window)
+        # torch refuses NaN here, on a GPU by ending the process; the training loop skips the step.
+        cost = F.binary_cross_entropy(probability.nan_to_num(), target, reduction="none")
+        return cost + 0 * probability
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        probability, target, window = ctx.saved_tensors
+        return gradients[0] * (probability - target) * window, None, None

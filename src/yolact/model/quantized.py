@@ -1,4 +1,7 @@
-"""How a fake-quantized network shows: by its modules, and by the names of its weights."""
+"""How a fake-quantized network shows: by its modules, and by the names of its weights.
+
+How large a network is.
+"""
 
 from __future__ import annotations
 
@@ -31,3 +34,12 @@ def require_quantized(model: nn.Module, option: str) -> None:
 def is_quantized_state(names: Iterable[str]) -> bool:
     """Whether state-dict names are those of a fake-quantized network."""
     return any(name.endswith(".zero_point") for name in names)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Numbers that training can change, those that are zero included.
+
+    >>> parameter_count(nn.Linear(3, 2))
+    8
+    """
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,7 +1,7 @@
 """What a recipe wants to be distilled, and when: sparseml's modifiers as plain records.
 
 sparseml's modifiers compute a loss of their own, which does not fit YOLACT (see
-:mod:`yolact.loss.distillation`); taken from them are the schedule and the numbers. Mended on the
+:mod:`yolact.distill.loss`); taken from them are the schedule and the numbers. Mended on the
 way: output keys and numbers are checked, and ``update_frequency``, which sparseml's constructors
 drop without a word, is said to have no effect.
 """
@@ -16,8 +16,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from yolact.errors import RecipeError
-from yolact.sparsify._compat import DistillationModifier, PerLayerDistillationModifier
-from yolact.sparsify.text.document import Document, entries
+from yolact.sparsify.document import Document, entries
+from yolact.sparsify.sparseml import DistillationModifier, PerLayerDistillationModifier
 from yolact.types import TERMS
 
 logger = logging.getLogger(__name__)

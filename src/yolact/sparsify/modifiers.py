@@ -14,15 +14,15 @@ from typing import Any
 import yaml
 
 from yolact.errors import RecipeError
-from yolact.sparsify._compat import (
+from yolact.sparsify.catalog import refuse_kind, refuse_values
+from yolact.sparsify.distillation import what_it_distils
+from yolact.sparsify.document import Document, Entry, dump, entry_lists, stages
+from yolact.sparsify.sparseml import (
     Modifier,
     QuantizationArgs,
     QuantizationScheme,
     ScheduledModifierManager,
 )
-from yolact.sparsify.check.refusals import refuse_kind, refuse_values
-from yolact.sparsify.distillation import what_it_distils
-from yolact.sparsify.text.document import Document, Entry, dump, entry_lists, stages
 from yolact.sparsify.thinning import require_alone
 
 

@@ -1,16 +1,22 @@
-"""Recipes: reading, checking and resolving them into self-contained text."""
+"""Recipes: reading, checking and resolving them into self-contained text.
+
+Where a recipe's text comes from: a file, the package, or the caller.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from yolact.errors import RecipeError
+from yolact.sparsify.document import dump, parse
 from yolact.sparsify.modifiers import build_manager
-from yolact.sparsify.text.document import dump, parse
-from yolact.sparsify.text.sources import read_source
-from yolact.sparsify.text.variables import override, resolve
+from yolact.sparsify.variables import override, resolve
 
 
 @dataclass(frozen=True)
@@ -49,3 +55,77 @@ def load_recipe(
     document = resolve(document, label)
     build_manager(document, label)
     return Recipe(text=dump(document), label=label)
+
+
+_SUFFIXES = (".md", ".yaml", ".yml")
+
+
+def packaged_recipes() -> list[str]:
+    """Short names of the recipes in this package, for instance ``yolact.pruned``.
+
+    Markdown files without front matter describe recipes and are none.
+    """
+    files = [f for f in resources.files("yolact.recipes").iterdir() if f.name.endswith(".md")]
+    recipes = [f.name for f in files if _front_matter(f.read_text("utf-8")) is not None]
+    return sorted(name.removesuffix(".md") for name in recipes)
+
+
+def read_source(source: str) -> tuple[str, str]:
+    """The YAML of a recipe, and what messages call it.
+
+    Args:
+        source: Path of a Markdown file with YAML front matter or of a YAML file, a name from
+            :func:`packaged_recipes`, or the recipe itself (recognised by its line breaks).
+
+    Raises:
+        RecipeError: Nothing is there, or it cannot be read.
+    """
+    if "\n" in source:
+        return _front_matter(source) or source, "the recipe"
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _read_file(path), str(path)
+    name = source.removesuffix(".md")
+    if name in packaged_recipes():
+        text = resources.files("yolact.recipes").joinpath(f"{name}.md").read_text("utf-8")
+        return _front_matter(text) or "", name
+    raise RecipeError(f"recipe not found: {source}", hint=_hint_for_missing(name))
+
+
+def _read_file(path: Path) -> str:
+    if path.suffix.lower() not in _SUFFIXES:
+        raise RecipeError(
+            f"{path} is neither a .md nor a .yaml file",
+            hint="rename it, or pass the checkpoint with --resume or --ckpt"
+            if path.suffix == ".pth"
+            else "rename it to .yaml, or to .md when the YAML is front matter",
+        )
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{path} cannot be read: {error}", hint="check that it is text and readable"
+        ) from error
+    if path.suffix.lower() != ".md":
+        return text
+    found = _front_matter(text)
+    if found is None:
+        raise RecipeError(
+            f"{path} has no YAML front matter",
+            hint="put the recipe at the top of the file, between two lines of ---",
+        )
+    return found
+
+
+def _front_matter(text: str) -> str | None:
+    """What stands between the first two lines of ``---``, if the text begins with one."""
+    found = re.match(r"\s*^---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
+    return found[1] if found else None
+
+
+def _hint_for_missing(name: str) -> str:
+    names = packaged_recipes()
+    near = get_close_matches(Path(name).name, names, n=1)
+    if near:
+        return f"did you mean {near[0]}, which comes with this package?"
+    return f"check the path, or use one of {', '.join(names)}"

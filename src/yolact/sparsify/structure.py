@@ -1,4 +1,7 @@
-"""The structure that a recipe gives a model: fewer channels; fused, wrapped, observed layers."""
+"""The structure that a recipe gives a model: fewer channels; fused, wrapped, observed layers.
+
+Layers that a recipe takes out of the network: does it still run without them?
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from torch.ao.quantization import QuantWrapper
 
 from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
-from yolact.sparsify._compat import quiet_loggers
+from yolact.sparsify.document import parse
 from yolact.sparsify.modifiers import build_manager
-from yolact.sparsify.text.document import parse
-from yolact.sparsify.text.stages import last_stage_begins
+from yolact.sparsify.sparseml import quiet_loggers
+from yolact.sparsify.stages import last_stage_begins
 
 FUSED = (ConvBn2d, ConvBnReLU2d, ConvReLU2d)
 """What fusing makes of a convolution and its neighbours; quantizing replaces these."""
@@ -99,4 +102,28 @@ def fit_errors() -> Iterator[None]:
         raise RecipeError(
             f"the recipe does not fit the model: {error}",
             hint="use the recipe made for this --config",
+        ) from error
+
+
+_SIDE = 64
+"""Of the image that is tried, in pixels."""
+
+
+def rehearse_removal(model: nn.Module, recipe_text: str) -> None:
+    """Run a copy of ``model`` without the layers that the recipe removes.
+
+    Raises:
+        RecipeError: It does not run, because other layers need the shapes of those.
+    """
+    with torch.random.fork_rng(devices=[]):
+        trial = copy.deepcopy(model)
+        apply_structure(trial, recipe_text)
+    image = torch.zeros(1, 3, _SIDE, _SIDE, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad():
+            trial.eval()(image)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise RecipeError(
+            f"LayerPruningModifier: the network does not run without these layers: {error}",
+            hint="remove whole residual blocks, for instance backbone.layers.3.8",
         ) from error

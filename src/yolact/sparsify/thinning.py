@@ -20,11 +20,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from yolact.errors import RecipeError
-from yolact.model.channels import ChannelGroup, channel_groups
+from yolact.model.channels import (
+    ChannelGroup,
+    channel_groups,
+    channel_scores,
+    remove_channels,
+    width_of,
+)
 from yolact.model.quantized import is_quantized
-from yolact.model.thinning import channel_scores, remove_channels, width_of
 from yolact.model.yolact import Yolact
-from yolact.sparsify._compat import (
+from yolact.sparsify.document import matches
+from yolact.sparsify.sparseml import (
     BasePruningModifier,
     Modifier,
     ModifierProp,
@@ -32,7 +38,6 @@ from yolact.sparsify._compat import (
     ScheduledUpdateModifier,
     SparsificationTypes,
 )
-from yolact.sparsify.text.patterns import matches
 
 _SLACK = 1e-9
 """Of a comparison of epochs, which are sums and quotients of floats."""

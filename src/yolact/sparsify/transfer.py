@@ -8,8 +8,7 @@ from typing import Any
 from torch import nn
 from torch.ao.quantization import FakeQuantizeBase
 
-from yolact.sparsify.text.document import Entry, dump, entries, entry_lists, parse, stages
-from yolact.sparsify.text.patterns import matches
+from yolact.sparsify.document import Entry, dump, entries, entry_lists, matches, parse, stages
 
 
 def forget_layers(

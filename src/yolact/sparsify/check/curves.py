@@ -2,26 +2,29 @@
 
 The modifiers see a stand-in: an optimizer with one number to train, and the model's layers without
 their weights. So a schedule of 60 epochs takes a moment, and is what training will do.
+
+A model without its weights: the same layers and shapes on torch's meta device.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yolact.config import OptimConfig
-from yolact.sparsify._compat import BasePruningModifier, quiet_loggers
-from yolact.sparsify.check.rows import ModifierRow
-from yolact.sparsify.check.twin import weightless
+from yolact.sparsify.check.timetable import ModifierRow
+from yolact.sparsify.document import Entry
 from yolact.sparsify.modifiers import build_manager
+from yolact.sparsify.sparseml import BasePruningModifier, quiet_loggers
 from yolact.sparsify.structure import recipe_names
-from yolact.sparsify.text.document import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -210,3 +213,28 @@ def _phases(row: ModifierRow, end: float) -> list[Phase]:
 
 def _built(entry: Entry) -> Any:
     return next(iter(build_manager({"modifiers": [entry]}, "the recipe").iter_modifiers()))
+
+
+def weightless(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose tensors have shapes only; it takes no memory to speak of."""
+    memo: dict[int, Any] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        memo[id(tensor)] = _empty(tensor)
+    return copy.deepcopy(model, memo)
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
+
+
+def solid(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with values: its own, or ones where it has none."""
+    memo: dict[int, Any] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.is_meta:
+            values = torch.ones_like(tensor, device="cpu", requires_grad=False)
+            memo[id(tensor)] = nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
+    return copy.deepcopy(model, memo)

@@ -1,8 +1,11 @@
-"""Everything that can be said of a recipe and a model before the first step."""
+"""Everything that can be said of a recipe and a model before the first step.
+
+A recipe that may be wrong: what can be read of it, and what is wrong with the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +14,20 @@ from torch import nn
 from yolact.config import OptimConfig
 from yolact.errors import RecipeError
 from yolact.sparsify.check.curves import Curves, trace_curves
-from yolact.sparsify.check.fit import Parameters, misfits
-from yolact.sparsify.check.layers import layer_problems
-from yolact.sparsify.check.predict import Prediction, predict
-from yolact.sparsify.check.problems import Problem, from_error, raise_errors
-from yolact.sparsify.check.rows import ModifierRow, rows_of
-from yolact.sparsify.check.timetable import clashes, run_end
-from yolact.sparsify.proof.sparsity import convolutions, layer_sparsity
-from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.text.document import Entry, entries, parse
+from yolact.sparsify.check.forecast import Prediction, predict
+from yolact.sparsify.check.parameters import (
+    Parameters,
+    Problem,
+    from_error,
+    layer_problems,
+    misfits,
+    raise_errors,
+)
+from yolact.sparsify.check.timetable import ModifierRow, clashes, rows_of, run_end
+from yolact.sparsify.document import Entry, entries, parse
+from yolact.sparsify.recipe import Recipe, load_recipe, read_source
+from yolact.sparsify.report.sparsity import convolutions, layer_sparsity
+from yolact.sparsify.variables import Variable, listing, override, resolve
 
 _SPARSE = 0.05
 """A layer with fewer zeros than this is dense: some weights are zero by chance."""
@@ -196,3 +204,49 @@ def _lost_zeros(model: nn.Module, rows: Sequence[ModifierRow]) -> Iterator[Probl
             f"{lost[0]}{more} have zeros that training will fill",
             "to keep them, add - !ConstantPruningModifier {params: __ALL_PRUNABLE__}",
         )
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe that has been read, before anyone knows whether it works."""
+
+    label: str
+    """Where it came from, for messages."""
+    variables: tuple[Variable, ...]
+    entries: tuple[Entry, ...]
+    """Its modifiers, variables resolved."""
+    problem: Problem | None
+    """Why :func:`yolact.sparsify.recipe.load_recipe` refuses it; None if it does not."""
+
+
+def read_draft(
+    source: str, recipe_args: Mapping[str, Any] | None = None, label: str | None = None
+) -> Draft:
+    """Read a recipe as far as possible.
+
+    Args:
+        source: As for :func:`yolact.sparsify.recipe.load_recipe`.
+        recipe_args: Values for the recipe's variables.
+        label: As for it, too.
+
+    Raises:
+        RecipeError: Nothing can be listed: the recipe is missing, is not YAML, or its variables
+            cannot be computed.
+    """
+    problem = None
+    try:
+        load_recipe(source, recipe_args, label)
+    except RecipeError as error:
+        problem = error
+    text, own_label = read_source(source)
+    label = label or own_label
+    if problem is not None and not text.strip():
+        raise problem
+    written = parse(text, label)
+    used = override(written, recipe_args, label) if recipe_args else written
+    return Draft(
+        label=label,
+        variables=tuple(listing(written, used, label)),
+        entries=tuple(entries(resolve(used, label))),
+        problem=None if problem is None else from_error(problem, label),
+    )

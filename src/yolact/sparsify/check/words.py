@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from yolact.sparsify.check.examine import Outlook, RecipeReport
+from yolact.sparsify.check.forecast import Prediction, Totals
+from yolact.sparsify.check.parameters import Problem
 from yolact.sparsify.check.plot import group_label
-from yolact.sparsify.check.predict import Prediction, Totals
-from yolact.sparsify.check.problems import Problem
-from yolact.sparsify.check.rows import ModifierRow
-from yolact.sparsify.text.variables import Variable
+from yolact.sparsify.check.timetable import ModifierRow
+from yolact.sparsify.variables import Variable
 
 _SCHEMA = 1
 _NAMES = 12

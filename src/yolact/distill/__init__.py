@@ -1,0 +1,1 @@
+"""Training with a teacher: its outputs, its features, and the loss between them."""

@@ -1,0 +1,169 @@
+"""SparseZoo's own client, run so that it can neither hang nor report on the user.
+
+The service behind it ended in 2025; a company may still run one of its own, which
+``SPARSEZOO_API_URL`` names.
+
+A model's files in a folder laid out like SparseZoo's cache, and the folders to look into.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from yolact.download.offline import why_unreachable
+from yolact.download.stubs import MODELS, Kind, Stub
+
+PROGRAM = Path(__file__).parents[1] / "sparsify" / "sparseml" / "ask_sparsezoo.py"
+"""Run by its path: with ``-m``, a file yolact.py in the current folder would be in its place."""
+SERVICE = "https://api.neuralmagic.com"
+
+
+class NoAnswerError(Exception):
+    """The service did not name a file; the message says why."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Time limits in seconds."""
+
+    connect: float = 3.0
+    answer: float = 15.0
+    """For the whole question, the start of the client's process included."""
+
+
+def service_url() -> str:
+    """Where the client asks."""
+    return os.environ.get("SPARSEZOO_API_URL") or SERVICE
+
+
+class Service:
+    """SparseZoo's service, asked at most once about a model."""
+
+    def __init__(self, stub: Stub, patience: Patience) -> None:
+        """Ask nothing yet."""
+        self.stub = stub
+        self.patience = patience
+
+    def url_of(self, kind: Kind) -> str:
+        """The address of a file of the model.
+
+        Raises:
+            NoAnswerError: The service cannot be reached, takes too long, or has no such file.
+        """
+        if isinstance(self._answer, str):
+            raise NoAnswerError(self._answer)
+        ranked = [(rank(name, self.stub, kind), url) for name, url in self._answer]
+        fitting = [(place, url) for place, url in ranked if place is not None]
+        if not fitting:
+            raise NoAnswerError(f"{service_url()} has no {kind.value} of it")
+        return min(fitting)[1]
+
+    @cached_property
+    def _answer(self) -> str | list[tuple[str, str]]:
+        """Name and address of each file, or why there is no answer."""
+        # Found in milliseconds, where the client would need seconds to start.
+        unreachable = why_unreachable(service_url(), self.patience.connect)
+        if unreachable:
+            return unreachable
+        try:
+            done = subprocess.run(
+                [sys.executable, str(PROGRAM), str(self.stub)],
+                capture_output=True,
+                text=True,
+                timeout=self.patience.answer,
+                env={**os.environ, "NM_DISABLE_ANALYTICS": "1", "NM_VERSION_CHECK": "false"},
+            )
+        except subprocess.TimeoutExpired:
+            return f"{service_url()} did not answer within {self.patience.answer:g} s"
+        lines = (done.stderr if done.returncode else done.stdout).strip().splitlines() or [""]
+        try:
+            return [(name, url) for name, url in json.loads(lines[-1])]
+        except (ValueError, TypeError):
+            return f"{service_url()} gave no files: {lines[-1]}"
+
+
+_MODEL_PATTERNS = {
+    Kind.CHECKPOINT: ("training/*.pth", "training/*.pt", "pytorch/*.pth", "pytorch/*.pt"),
+    Kind.ONNX: ("model.onnx", "deployment/model.onnx"),
+}
+"""Newest layout first; ``pytorch`` was the name of ``training`` before SparseZoo 1.0."""
+_TRANSFER_PATTERNS = ("training/*.ckpt.pth", "training/*.ckpt*", "pytorch/*.ckpt*")
+"""Checkpoints to begin a sparse transfer from; never meant without asking for that recipe."""
+_RECIPE_FOLDERS = ("", "recipe/", "recipes/")
+
+
+def find_in_folder(folder: Path, stub: Stub, kind: Kind) -> Path | None:
+    """The file of that kind in a model's folder; None when it is absent or empty."""
+    for pattern in _patterns(stub, kind):
+        for path in sorted(folder.glob(pattern)):
+            if not _unwanted(path.name, pattern) and path.is_file() and path.stat().st_size:
+                return path
+    return None
+
+
+def folders_of(stub: Stub, root: Path) -> Iterator[Path]:
+    """The folders under ``root`` that hold a model of the zoo.
+
+    Clients named them by the model's id, later ones by namespace and repository; files that are
+    fetched for a stub, and most copies made by hand, lie under the stub's path.
+    """
+    yield root / stub.path
+    yield from (root / name for name in MODELS[stub.model].cache_ids)
+    tag = stub.model.removesuffix("-none")
+    for name in (f"yolact-*-{tag}", f"yolact-*-{stub.model}"):
+        yield from sorted(root.glob(f"*/{name}"))
+
+
+def find_in_cache(stub: Stub, kind: Kind, roots: tuple[Path, ...]) -> Path | None:
+    """The first such file in the caches ``roots``."""
+    found = (
+        find_in_folder(folder, stub, kind)
+        for root in roots
+        if root.is_dir()
+        for folder in folders_of(stub, root)
+    )
+    return next(filter(None, found), None)
+
+
+def rank(name: str, stub: Stub, kind: Kind) -> int | None:
+    """How well ``training/model.pth`` and the like fit: 0 is best; None when they are no such file.
+
+    Args:
+        name: Relative to the model's folder.
+        stub: Of the model.
+        kind: Of the file that is wanted.
+    """
+    for position, pattern in enumerate(_patterns(stub, kind)):
+        if PurePosixPath(name).match(pattern) and not _unwanted(name, pattern):
+            return position
+    return None
+
+
+def _patterns(stub: Stub, kind: Kind) -> tuple[str, ...]:
+    if kind is Kind.RECIPE:
+        return tuple(_recipe_patterns(stub.recipe))
+    usual = _MODEL_PATTERNS[kind]
+    transfer = kind is Kind.CHECKPOINT and stub.recipe == "transfer_learn"
+    return (*_TRANSFER_PATTERNS, *usual) if transfer else usual
+
+
+def _unwanted(name: str, pattern: str) -> bool:
+    """Whether a checkpoint is one for transfer that ``pattern`` did not ask for."""
+    return ".ckpt" in name and pattern not in _TRANSFER_PATTERNS
+
+
+def _recipe_patterns(recipe: str | None) -> Iterator[str]:
+    """The zoo's default is recipe.md, later recipe_original.md; others are never a stand-in."""
+    names = ["recipe", "recipe_original", "original"]
+    if recipe == "transfer_learn":
+        names = ["recipe_transfer*", "transfer*"]
+    for name in names:
+        for folder in _RECIPE_FOLDERS:
+            yield from (f"{folder}{name}.md", f"{folder}{name}.yaml")

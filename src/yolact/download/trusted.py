@@ -1,0 +1,254 @@
+"""Files from the internet that are checked: for what they are, and for being the same as before.
+
+Hashes of files that nobody has published one for: recorded on first use, compared after it.
+
+The author's weights: YOLACT on COCO, and the ImageNet backbone that training begins with.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from yolact.download.file import Digest, Source, digest_of
+from yolact.download.mirrors import map_path, read_mirrors, settings_folder
+from yolact.download.offline import require_network, require_online
+from yolact.download.stubs import WEIGHTS, Kind, Weights
+from yolact.errors import ConfigError, DownloadError, YolactError
+from yolact.files import atomic_path, storage_errors, write_text
+
+_BEGINS: dict[Kind, tuple[bytes, ...]] = {
+    Kind.CHECKPOINT: (b"PK\x03\x04", b"\x80"),  # the two formats that torch writes
+    Kind.ONNX: (b"\x08",),  # the tag of ir_version, the first field of an ONNX file
+    Kind.RECIPE: (),
+}
+
+
+class OtherFileError(DownloadError):
+    """A file is there, but it is not the one that was meant: never a reason to look elsewhere."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file to fetch."""
+
+    name: str
+    """What its hash is recorded under: the same for every address it may come from."""
+    kind: Kind
+    urls: tuple[str, ...]
+    sha256: str | None = None
+    """None: recorded on first use and compared from then on."""
+    weights_only: bool = False
+    """Whether the checkpoint of a run here, which may have the same name, is not meant."""
+
+
+Validate = Callable[[Wanted, Path], None]
+"""Reads a new file the way its users will and raises what they would. The caller hands it in, since
+what reads models stands above what fetches them."""
+
+
+def fetch_checked(
+    wanted: Wanted,
+    target: Path,
+    validate: Validate,
+    *,
+    offline: bool | None = None,
+    connect: float = 3.0,
+) -> Path:
+    """Have a file at ``target``, from there or from the internet, and check it.
+
+    What comes from the internet for the first time is also read once, so that no damaged or
+    dangerous file is recorded as the right one.
+
+    Args:
+        wanted: The file.
+        target: Where it is or is put.
+        validate: Reads what is there or comes for the first time.
+        offline: Forbid the network; None asks :func:`yolact.download.offline.is_offline`.
+        connect: Seconds to find out whether there is a network.
+
+    Raises:
+        DownloadError: It is not there and cannot be fetched.
+        OtherFileError: It is not the file that it was before.
+        YolactError: It is not of its kind (of the kind's class), or cannot be written.
+    """
+    hashes = KnownHashes.of_user()
+    there = target.is_file() and (not wanted.sha256 or _is(target, wanted.sha256))
+    if not there:
+        require_online(wanted.name, offline)
+        _fetch(wanted, target, connect)
+    try:
+        if wanted.sha256 or _as_before(wanted.name, target, hashes):
+            return target
+        validate(wanted, target)
+    except Exception:
+        if not there:
+            target.unlink()
+        raise
+    hashes.record(wanted.name, target)
+    return target
+
+
+def _as_before(name: str, path: Path, hashes: KnownHashes) -> bool:
+    """Whether this is the file that was recorded; False when none was."""
+    known, now = hashes.entry(name), digest_of(path).value
+    if known is not None and now != known["sha256"]:
+        raise OtherFileError(
+            f"{path} is not the file that {name} was on {known['recorded']}: its SHA-256 is "
+            f"{now}, then it was {known['sha256']}",
+            hint=f"do not use it, or, if the change is right, remove {name} from {hashes.path}",
+        )
+    return known is not None
+
+
+def _fetch(wanted: Wanted, target: Path, connect: float) -> None:
+    from yolact.download.file import fetch
+
+    require_network(wanted.name, wanted.urls, connect)
+    digest = Digest("sha256", wanted.sha256) if wanted.sha256 else None
+    fetch(Source(wanted.urls, digest=digest, begins=_BEGINS[wanted.kind]), target)
+
+
+def require_digest(path: Path, sha256: str, source: Path) -> None:
+    """Compare a local file with the hash that ``source``, the mirror map, states for it.
+
+    Raises:
+        OtherFileError: They differ.
+    """
+    if not _is(path, sha256):
+        raise OtherFileError(
+            f"{path} is not the file that {source} means: its SHA-256 is {digest_of(path).value}",
+            hint=f"do not use it, or correct the map, which says {sha256}",
+        )
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return digest_of(path).value == sha256
+
+
+FILE = "known_hashes.json"
+
+
+@dataclass(frozen=True)
+class KnownHashes:
+    """The hashes recorded on this machine, in a small JSON file.
+
+    It maps the name of a file, or the address it came from, to ``sha256``, ``size`` in bytes and
+    the day it was ``recorded``.
+    """
+
+    path: Path
+
+    @classmethod
+    def of_user(cls) -> KnownHashes:
+        """Those in the user's settings folder."""
+        return cls(settings_folder() / FILE)
+
+    def entry(self, name: str) -> Mapping[str, Any] | None:
+        """What was recorded for ``name``; None when nothing was.
+
+        Raises:
+            ConfigError: The file of hashes cannot be read.
+        """
+        entry: Mapping[str, Any] | None = self._read().get(name)
+        return entry
+
+    def record(self, name: str, file: Path) -> None:
+        """Remember ``file`` as what ``name`` is.
+
+        Raises:
+            StorageError: The hashes cannot be written.
+        """
+        entry = {
+            "sha256": digest_of(file).value,
+            "size": file.stat().st_size,
+            "recorded": date.today().isoformat(),
+        }
+        with storage_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+                content = {**self._read(), name: entry}
+                write_text(self.path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+    def _read(self) -> Mapping[str, Any]:
+        if not self.path.is_file():
+            return {}
+        try:
+            content = json.loads(self.path.read_text("utf-8"))
+            if all({"sha256", "recorded"} <= entry.keys() for entry in content.values()):
+                return dict(content)
+        except (OSError, ValueError, AttributeError):
+            pass
+        raise ConfigError(
+            f"{self.path} is not a file of recorded hashes",
+            hint="remove it; hashes are then recorded anew",
+        )
+
+
+def fetch_weights(
+    name: str, folder: Path, validate: Validate, *, mirror: str | None = None
+) -> Path:
+    """Have one of the author's weights files in ``folder``; a second call only checks it.
+
+    Its hash is recorded on first use and compared from then on, whatever address it comes from.
+
+    Args:
+        name: ``backbone`` or ``base``.
+        folder: Usually ``weights/``.
+        validate: Reads the file on first use.
+        mirror: Address of a folder that has the file too and is asked first; then the entry for the
+            file's name in the user's mirror map, then the author's own address.
+
+    Raises:
+        DownloadError: It cannot be fetched, is not the file it was before, or a run left a file of
+            the same name there.
+        ConfigError: ``mirror`` is no web address, or the mirror map has a mistake.
+        CheckpointError: What is there is no file of tensors.
+        StorageError: It cannot be written.
+    """
+    return fetch_release(WEIGHTS[name], folder, validate, mirror=mirror)
+
+
+def fetch_release(
+    weights: Weights,
+    folder: Path,
+    validate: Validate,
+    *,
+    mirror: str | None = None,
+    offline: bool | None = None,
+    connect: float = 3.0,
+) -> Path:
+    """Have a published file in ``folder``; see :func:`fetch_weights` and :func:`fetch_checked`."""
+    target = folder / weights.file
+    place = read_mirrors().weights.get(weights.file)
+    copied = False
+    if place is not None and isinstance(place.location, Path) and not target.is_file():
+        _copy(place.location, target)
+        copied = True
+    urls = [f"{mirror.rstrip('/')}/{weights.file}"] if mirror else []
+    urls += [place.location] if place and isinstance(place.location, str) else []
+    digest = weights.sha256 or (place.sha256 if place else None)
+    wanted = Wanted(weights.file, Kind.CHECKPOINT, (*urls, weights.url), digest, True)
+    try:
+        return fetch_checked(wanted, target, validate, offline=offline, connect=connect)
+    except YolactError:
+        if copied:
+            target.unlink(missing_ok=True)
+        raise
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise ConfigError(
+            f"{map_path()} says that {target.name} is {source}, which is no file",
+            hint="correct the path, or remove the entry",
+        )
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -1,0 +1,121 @@
+"""One small class per inference engine behind one interface; only this room imports them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from yolact.config import YolactConfig
+from yolact.engines.base import DetectingEngine, Engine
+from yolact.errors import CheckpointError, ConfigError
+
+__all__ = ["ENGINES", "DetectingEngine", "Engine", "engine_for", "load_detector", "load_engine"]
+
+_ONNX = (".onnx", ".onnx.gz", ".onnx.xz", ".onnx.zst")
+ENGINES = {
+    "torch": (".pth",),
+    "onnxruntime": _ONNX,
+    "openvino": _ONNX,
+}
+"""Engine names and the file endings each one reads; the first that reads a file is its default."""
+
+MOST_CORES = 256
+"""More threads are taken for a mistake, on a machine with fewer CPUs."""
+_ALIASES = {"ort": "onnxruntime", "ov": "openvino", "pytorch": "torch"}
+
+
+def load_engine(
+    path: Path,
+    *,
+    engine: str | None = None,
+    device: str = "cpu",
+    num_cores: int | None = None,
+    config: YolactConfig | None = None,
+) -> Engine:
+    """Load a model file into the engine that runs it.
+
+    Args:
+        path: A ``.pth`` checkpoint or an ``.onnx`` file, which may be compressed (.gz, .xz,
+            .zst).
+        engine: A name of :data:`ENGINES`, or ``ort``; None lets the file's ending decide.
+        device: Where the torch engine runs; ONNX Runtime always uses the CPU here.
+        num_cores: Threads one inference may use; None leaves the choice to the engine.
+        config: For checkpoints that carry none, such as upstream's releases.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable or not a YOLACT model.
+        ConfigError: ``engine`` is unknown or does not read this kind of file.
+    """
+    path = Path(path)
+    most = max(MOST_CORES, os.cpu_count() or 1)
+    if num_cores is not None and not 1 <= num_cores <= most:
+        raise ConfigError(f"number of cores is {num_cores}", hint=f"use 1 to {most}")
+    chosen = engine_for(path, engine)
+    if chosen == "torch":
+        return _torch_engine(path, device, num_cores, config)
+    if chosen == "openvino":
+        from yolact.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(path, num_cores=num_cores)
+    from yolact.engines.onnxruntime import OrtEngine
+
+    return OrtEngine(path, num_cores=num_cores)
+
+
+def load_detector(
+    path: Path,
+    *,
+    engine: str | None = None,
+    device: str = "cpu",
+    num_cores: int | None = None,
+    config: YolactConfig | None = None,
+) -> Engine | DetectingEngine:
+    """As :func:`load_engine`, and files that detect inside the graph too (ONNX Runtime only)."""
+    from yolact.engines.onnx_file import DetectsInside
+
+    try:
+        return load_engine(path, engine=engine, device=device, num_cores=num_cores, config=config)
+    except DetectsInside:
+        if engine_for(path, engine) != "onnxruntime":
+            raise
+        from yolact.engines.onnxruntime import OrtDetector
+
+        return OrtDetector(path, num_cores=num_cores)
+
+
+def engine_for(path: Path, engine: str | None = None) -> str:
+    """The name of the engine that runs ``path``; a wish in ``engine`` is checked against it.
+
+    Raises:
+        CheckpointError: No engine reads files of this ending.
+        ConfigError: ``engine`` is unknown or does not read this kind of file.
+    """
+    fits = [name for name, ends in ENGINES.items() if path.name.lower().endswith(ends)]
+    if not fits:
+        endings = ", ".join(dict.fromkeys(end for ends in ENGINES.values() for end in ends))
+        raise CheckpointError(f"not a model file: {path}", hint=f"models end in {endings}")
+    if engine is None:
+        return fits[0]
+    wanted = _ALIASES.get(engine.lower(), engine.lower())
+    if wanted not in ENGINES:
+        raise ConfigError(f"unknown engine {engine!r}", hint=f"choose from {', '.join(ENGINES)}")
+    if wanted not in fits:
+        raise ConfigError(
+            f"engine {wanted} does not read {path.name}",
+            hint="convert checkpoints with sparseml.yolact.export_onnx"
+            if fits == ["torch"]
+            else f"use --engine {fits[0]}",
+        )
+    return wanted
+
+
+def _torch_engine(
+    path: Path, device: str, num_cores: int | None, config: YolactConfig | None
+) -> Engine:
+    from yolact.checkpoint import classes_of, load_checkpoint
+    from yolact.engines.torch import TorchEngine
+    from yolact.restore import build_model
+
+    checkpoint = load_checkpoint(path)
+    model = build_model(checkpoint, config)
+    return TorchEngine(model, classes_of(checkpoint), device, num_cores)

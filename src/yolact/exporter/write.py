@@ -1,0 +1,303 @@
+"""Write a graph only when it computes what the PyTorch model computes.
+
+What is done to a graph that is known to be right: smaller files, detection inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from yolact.config import DetectConfig
+from yolact.engines.onnxruntime import OrtEngine, run_graph
+from yolact.errors import ExportError
+from yolact.exporter.graph import Array
+from yolact.exporter.nms import detect_inside
+from yolact.exporter.passes.store import store_blocks_together, store_weights_as_half
+from yolact.exporter.trace import (
+    fold_batch_norms,
+    fold_quantized_batch_norms,
+    freeze_observers,
+    requantize_weights,
+    widen_quantizers,
+)
+from yolact.exporter.verify import (
+    Agreement,
+    OutputParity,
+    agreement,
+    compare,
+    first_wrong_layer,
+    require_agreement,
+    require_parity,
+)
+from yolact.files import atomic_path
+from yolact.model.quantized import is_quantized
+from yolact.model.yolact import InferenceModel, Yolact
+from yolact.predict.detect import detect
+from yolact.predict.postprocess import low_masks
+from yolact.types import RawOutputs
+
+MOST_COMPARED = 8
+"""Images in which detections are compared: each runs once in PyTorch."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is traced, and what its graph is compared with before it replaces anything."""
+
+    network: nn.Module
+    """A copy of the model in evaluation mode, on the CPU, with its batch norms folded."""
+    sample: Tensor
+    """[B, 3, S, S]."""
+    expected: RawOutputs
+    """Of the model for the sample, before anything was folded."""
+    unquantized: RawOutputs | None
+    """Of a quantized model, with its quantization off."""
+    images: tuple[Tensor, ...]
+    """Like the sample, real ones, to compare the detections of a quantized network in."""
+
+
+def prepare(
+    model: Yolact,
+    sample: Tensor,
+    images: Iterable[Tensor] | None,
+    *,
+    convert_qat: bool,
+    per_channel: bool,
+    reduce_range: bool,
+) -> Reference:
+    """Compute what to reproduce, and make the copy to trace; the model stays as it is.
+
+    Args:
+        model: Float, pruned or quantization-aware.
+        sample: [B, 3, S, S] input.
+        images: Network inputs; a few of them become those of the reference.
+        convert_qat: Fold the batch norms of a quantized model too.
+        per_channel: Round its weights with a range per output channel.
+        reduce_range: Round them to 7 bits.
+    """
+    network = InferenceModel(deepcopy(model)).cpu().float().eval()
+    quantized = is_quantized(network)
+    freeze_observers(network)
+    with torch.no_grad():
+        expected: RawOutputs = network(sample)
+        unquantized: RawOutputs | None = None
+        if quantized:
+            with _without_quantization(network):
+                unquantized = network(sample)
+    if convert_qat or not quantized:
+        fold_quantized_batch_norms(network)
+        fold_batch_norms(network)
+    requantize_weights(network, per_channel=per_channel, reduce_range=reduce_range)
+    widen_quantizers(network)
+    return Reference(network, sample, expected, unquantized, _few(images, len(sample)))
+
+
+def write_checked(
+    graph: onnx.ModelProto,
+    path: Path,
+    reference: Reference,
+    steps: Finish,
+    detect: DetectConfig,
+) -> tuple[tuple[OutputParity, ...], Agreement | None, Finished]:
+    """Write ``graph`` to ``path`` in one step, after comparing what it computes.
+
+    Args:
+        graph: Of raw outputs.
+        path: Replaced only when everything agrees.
+        reference: What to compare with.
+        steps: What is done to the graph after its raw outputs were compared, in place.
+        detect: How detections are found that are compared.
+
+    Returns:
+        How close the outputs are; how many detections are found again, of a quantized network with
+        images; and what the steps found.
+
+    Raises:
+        ExportError: It does not agree, or is no valid ONNX; the first wrong layer is named.
+        StorageError: The file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        _save_valid(graph, temporary)
+        engine = OrtEngine(temporary)
+        parity = compare(reference.expected, engine(reference.sample), reference.unquantized)
+        if not all(output.passed for output in parity):
+            require_parity(parity, _first_wrong(graph, reference, reference.sample))
+        found = _agreement(graph, engine, reference, detect)
+        finished = Finished(None, None)
+        if steps:
+            finished = finish(graph, steps, detect, reference.sample, reference.expected)
+            _save_valid(graph, temporary)
+    return parity, found, finished
+
+
+def _save_valid(graph: onnx.ModelProto, path: Path) -> None:
+    path.write_bytes(graph.SerializeToString())
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the exported graph is not valid ONNX: {error}",
+            hint="nothing was written; try another --opset",
+        ) from error
+
+
+@torch.no_grad()
+def _agreement(
+    graph: onnx.ModelProto, engine: OrtEngine, reference: Reference, detect: DetectConfig
+) -> Agreement | None:
+    if reference.unquantized is None or not reference.images:
+        return None
+    pairs = ((reference.network(images), engine(images)) for images in reference.images)
+    found = agreement(pairs, detect)
+    if not found.passed:
+        require_agreement(found, _first_wrong(graph, reference, reference.images[0]))
+    return found
+
+
+def _first_wrong(graph: onnx.ModelProto, reference: Reference, images: Tensor) -> str | None:
+    if reference.unquantized is None:
+        return first_wrong_layer(graph, reference.network, images, None)
+    unquantized = deepcopy(reference.network)
+    with _without_quantization(unquantized):
+        return first_wrong_layer(graph, reference.network, images, unquantized)
+
+
+def _few(images: Iterable[Tensor] | None, batch_size: int) -> tuple[Tensor, ...]:
+    first = islice(images or (), MOST_COMPARED)
+    return tuple(image[:1].repeat(batch_size, 1, 1, 1) for image in first)
+
+
+@contextmanager
+def _without_quantization(network: nn.Module) -> Iterator[None]:
+    quantizers = [
+        module
+        for module in network.modules()
+        if isinstance(module, torch.ao.quantization.FakeQuantizeBase)
+        and bool(module.fake_quant_enabled[0])
+    ]
+    for module in quantizers:
+        module.disable_fake_quant()
+    try:
+        yield
+    finally:
+        for module in quantizers:
+            module.enable_fake_quant()
+
+
+HALF_SQNR = 40.0
+"""Least accepted with weights of 16 bits, in dB. These have 11 digits, which alone gives 70."""
+
+_CLOSE = 1e-4
+"""Largest difference of scores, relative boxes and mask probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """Which of the steps to take."""
+
+    half: bool = False
+    """Store weights in 16 bits."""
+    pack_blocks: bool = False
+    """Store integer weights so that blocks of zeros lie together."""
+    with_nms: bool = False
+    """Put boxes, scores, classes and masks out instead of raw outputs."""
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return self.half or self.pack_blocks or self.with_nms
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How the finished graph compares."""
+
+    outputs: tuple[OutputParity, ...] | None
+    """Raw outputs against PyTorch's, where the finish changed them."""
+    detections: int | None
+    """How many objects the graph finds in the sample, all of them those that PyTorch code finds
+    in its raw outputs; None without detection inside."""
+
+
+def finish(
+    graph: onnx.ModelProto,
+    steps: Finish,
+    config: DetectConfig,
+    images: Tensor,
+    expected: RawOutputs,
+) -> Finished:
+    """Edit ``graph`` in place, and compare what it computes.
+
+    Args:
+        graph: Exported, with raw outputs.
+        steps: What to do.
+        config: Thresholds for detection inside.
+        images: [B, 3, S, S] sample.
+        expected: PyTorch's outputs for it.
+
+    Raises:
+        ExportError: The result differs by more than 16 bits or float rounding explain; where blocks
+            are packed, by more than float rounding.
+    """
+    outputs = None
+    if steps.half:
+        store_weights_as_half(graph)
+        halved = compare(expected, _outputs(graph, images))
+        outputs = tuple(replace(output, floor=HALF_SQNR) for output in halved)
+        require_parity(outputs)
+    if not (steps.pack_blocks or steps.with_nms):
+        return Finished(outputs, None)
+    raw = _outputs(graph, images)
+    if steps.pack_blocks:
+        store_blocks_together(graph)
+        packed = _outputs(graph, images)
+        require_parity(compare(raw, packed))
+        raw = packed
+    if not steps.with_nms:
+        return Finished(outputs, None)
+    detect_inside(graph, config)
+    return Finished(outputs, _compare_detections(graph, config, images, raw))
+
+
+def greedy(config: DetectConfig) -> DetectConfig:
+    """The settings that detection inside a graph follows: classic suppression, class by class."""
+    return replace(config, fast_nms=False, cross_class_nms=False)
+
+
+def _outputs(graph: onnx.ModelProto, images: Tensor) -> RawOutputs:
+    return OrtEngine(graph.SerializeToString())(images)
+
+
+def _compare_detections(
+    graph: onnx.ModelProto, config: DetectConfig, images: Tensor, raw: RawOutputs
+) -> int:
+    inside = run_graph(graph.SerializeToString(), images)
+    total = 0
+    for index, found in enumerate(detect(raw, greedy(config))):
+        count = len(found.scores)
+        wanted = [found.scores, found.boxes, low_masks(found, raw.proto[index])]
+        got = [torch.from_numpy(inside[name][index]) for name in ("scores", "boxes", "masks")]
+        same = count == int((got[0] > 0).sum()) and all(
+            _close(a.numpy(), b[:count].numpy()) for a, b in zip(wanted, got, strict=True)
+        )
+        if not same or not np.array_equal(found.labels, inside["classes"][index][:count]):
+            raise ExportError(
+                f"detection inside the graph finds something else than outside: "
+                f"{int((got[0] > 0).sum())} objects, not {count}",
+                hint="nothing was written; export without --with-nms",
+            )
+        total += count
+    return total
+
+
+def _close(expected: Array, actual: Array) -> bool:
+    return bool(np.allclose(expected, actual, rtol=_CLOSE, atol=_CLOSE))

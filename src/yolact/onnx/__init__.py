@@ -1,1 +1,0 @@
-"""Export to ONNX: the traced graph, passes over it, its metadata and the parity check."""

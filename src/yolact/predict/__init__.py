@@ -1,0 +1,1 @@
+"""From pictures to objects: detection, masks, drawings, and how good they are."""

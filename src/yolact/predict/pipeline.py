@@ -1,0 +1,100 @@
+"""Images to detections through any engine: the one path of validation, annotation and training."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolact.config import DetectConfig
+from yolact.data.images import RgbImage
+from yolact.data.transforms import preprocess
+from yolact.engines.base import DetectingEngine, Engine
+from yolact.predict.detect import detect
+from yolact.predict.postprocess import pixel_boxes, to_instances
+from yolact.types import Detections, Instances
+
+
+class Found(NamedTuple):
+    """What the model sees in one image, before masks are made."""
+
+    detections: Detections
+    proto: Tensor
+    """[h, w, k] prototypes, a view of the batch's."""
+    size: tuple[int, int]
+    """(height, width) of the image in pixels."""
+
+    def instances(self, *, crop: bool = True, masks: bool = True) -> Instances:
+        """The objects at the image's own resolution; see :func:`to_instances`.
+
+        Args:
+            crop: Cut each mask at its box.
+            masks: False saves the work of assembling masks; all of them are then empty.
+        """
+        if masks:
+            return to_instances(self.detections, self.proto, self.size, crop=crop)
+        boxes, scores, labels, *_ = self.detections
+        nothing = scores.new_zeros((), dtype=torch.bool).expand(len(scores), *self.size)
+        return Instances(pixel_boxes(boxes, self.size), scores, labels, nothing)
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Seconds spent per stage, one entry per call of that stage."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time the block, including the GPU work that it started."""
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[stage].append(time.perf_counter() - start)
+
+
+def find(
+    engine: Engine | DetectingEngine,
+    images: Sequence[RgbImage],
+    config: DetectConfig,
+    *,
+    watch: Stopwatch | None = None,
+) -> list[Found]:
+    """Run the network on images of any size and find their objects.
+
+    An engine of a fixed batch size gets a batch filled up with copies of the last image.
+
+    Args:
+        engine: A loaded model.
+        images: One batch, each [height, width, 3] uint8 RGB.
+        config: Thresholds and suppression; one that detects inside its graph has its own.
+        watch: Gets the stages ``preprocess``, ``network`` and ``detect``.
+
+    Raises:
+        ConfigError: More images than the engine's batch size.
+    """
+    watch = watch or Stopwatch()
+    with watch("preprocess"):
+        inputs = torch.stack([preprocess(image, engine.image_size) for image in images])
+        if engine.batch_size is not None and len(inputs) < engine.batch_size:
+            filler = inputs[-1:].expand(engine.batch_size - len(inputs), -1, -1, -1)
+            inputs = torch.cat([inputs, filler])
+    if isinstance(engine, DetectingEngine):
+        with watch("network"):
+            pairs = engine.detect(inputs)
+    else:
+        with watch("network"):
+            outputs = engine(inputs)
+        with watch("detect"):
+            pairs = list(zip(detect(outputs, config), outputs.proto, strict=True))
+    return [
+        Found(detections, proto, (image.shape[0], image.shape[1]))
+        for (detections, proto), image in zip(pairs, images, strict=False)
+    ]

@@ -1,0 +1,321 @@
+"""What a recipe makes of a network: zeros, layers, bytes and multiplications, before training.
+
+Bytes of weights in a model file, as they are and compressed.
+
+How far gzip gets depends on where the zeros are as much as on how many there are, and no formula
+says it well. So a sample of each weight is pruned as its recipe prunes, rounded if the recipe
+quantizes, and really compressed.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase
+
+from yolact.errors import RecipeError
+from yolact.model.quantized import parameter_count
+from yolact.sparsify.check.curves import Curves, solid, weightless
+from yolact.sparsify.check.timetable import ModifierRow
+from yolact.sparsify.document import dump
+from yolact.sparsify.report.sparsity import convolutions
+from yolact.sparsify.sparseml import get_mask_creator_default
+from yolact.sparsify.structure import apply_structure
+
+
+@dataclass(frozen=True)
+class LayerPrediction:
+    """One convolution at the end of the run."""
+
+    name: str
+    """Of its weight, as recipes spell it."""
+    shape: tuple[int, ...]
+    """[O, I, h, w]"""
+    sparsity: float
+    """Fraction of zeros, 0..1."""
+    int8: bool
+    """Whether its weights are stored in 8 bits."""
+    macs: int
+    """Multiply-accumulate operations for one image; 0 for layers that only train."""
+    group: int | None
+    """Number of the modifier that prunes it."""
+    size: int
+    """Bytes of its weights and bias in an exported file."""
+    compressed: float
+    """Estimate of the same under gzip."""
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A whole network, for one image."""
+
+    parameters: int
+    macs: int
+    nonzero_macs: float
+    """Those whose weight is not zero; no engine skips all others."""
+    sparsity: float
+    """Of all convolutions' weights together."""
+    int8: bool
+    """Whether any weights are stored in 8 bits."""
+    size: int
+    """Bytes of an exported file."""
+    compressed: float
+    """Estimated bytes of it under gzip."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A network before a run and after it."""
+
+    image_size: int
+    before: Totals
+    after: Totals
+    layers: tuple[LayerPrediction, ...]
+    """After it, in the model's order."""
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one look at a network tells of a convolution."""
+
+    shape: tuple[int, ...]
+    macs: int
+    int8: bool
+
+
+@dataclass(frozen=True)
+class _Fate:
+    """What pruning makes of a weight."""
+
+    sparsity: float
+    mask: Any = "unstructured"
+    group: int | None = None
+
+
+def predict(
+    rows: Sequence[ModifierRow], curves: Curves, model: nn.Module, image_size: int
+) -> Prediction:
+    """Say what the network will be when the run ends.
+
+    Zeros of today last in the layers that a modifier keeps them in. How the compressed size is
+    estimated: :mod:`yolact.sparsify.check.forecast`.
+
+    Args:
+        rows: Modifiers that fit the model.
+        curves: Of the same rows.
+        model: With the weights the run begins with, or without any (on the meta device);
+            unchanged.
+        image_size: Side of the square input in pixels.
+
+    Raises:
+        RecipeError: The layers that the recipe wants do not fit the model.
+    """
+    weights = {name: conv.weight for name, conv in convolutions(model).items()}
+    today = {name: _Fate(_zeros(weight)) for name, weight in weights.items()}
+    then = _fates(rows, curves, today)
+    twin, int8 = weightless(model), _quantized_names(model, rows)
+    thinning = [row for row in rows if row.kind == "thinning"]
+    thinned = _restructured(model, thinning) if thinning else weightless(model)
+    before = [
+        _layer(name, look, today[name], weights[name])
+        for name, look in _look(twin, image_size).items()
+    ]
+    after = [
+        _layer(name, replace(look, int8=name in int8), then[name], weights[name])
+        for name, look in _look(thinned, image_size).items()
+    ]
+    return Prediction(
+        image_size=image_size,
+        before=_totals(before, twin),
+        after=_totals(after, thinned),
+        layers=tuple(after),
+    )
+
+
+def _fates(
+    rows: Sequence[ModifierRow], curves: Curves, today: dict[str, _Fate]
+) -> dict[str, _Fate]:
+    """What becomes of each weight; of several modifiers, the one that ends last decides."""
+    by_number = {row.number: row for row in rows}
+    held = {name for row in rows if row.kind == "constant" for name in row.parameters}
+    fates = {name: fate if name in held else _Fate(0.0) for name, fate in today.items()}
+    for curve in sorted(curves.groups, key=lambda curve: by_number[curve.number].end or 0.0):
+        mask = by_number[curve.number].fields.get("mask_type", "unstructured")
+        for name in curve.names if curve.what == "zeros" else ():
+            fates[name] = _Fate(curve.final, mask, curve.number)
+    return fates
+
+
+def _zeros(weight: Tensor) -> float:
+    if weight.is_meta:
+        return 0.0
+    return 1.0 - int(weight.count_nonzero()) / max(1, weight.numel())
+
+
+def _restructured(model: nn.Module, rows: Sequence[ModifierRow]) -> nn.Module:
+    """A copy of ``model`` without weights, after the modifiers that change its layers."""
+    text = dump({"modifiers": [row.entry for row in rows]})
+    twin = weightless(model)
+    try:
+        apply_structure(twin, text)
+    except RecipeError:  # some modifiers choose by the values of weights
+        copy = solid(model)
+        apply_structure(copy, text)
+        return weightless(copy)
+    return twin
+
+
+def _quantized_names(model: nn.Module, rows: Sequence[ModifierRow]) -> set[str]:
+    """The convolutions whose weights the run leaves in 8 bits."""
+    quantization = [row for row in rows if row.kind == "quantization"]
+    twin = _restructured(model, quantization) if quantization else model
+    return {name for name, conv in convolutions(twin).items() if hasattr(conv, "weight_fake_quant")}
+
+
+def count_macs(model: nn.Module, image_size: int) -> int:
+    """Multiply-accumulate operations of a network's convolutions for one image.
+
+    Args:
+        model: Quantized or not; it is not changed, and nothing is computed.
+        image_size: Side of the image in pixels.
+    """
+    return sum(look.macs for look in _look(weightless(model), image_size).values())
+
+
+def _look(twin: nn.Module, image_size: int) -> dict[str, _Look]:
+    """Every convolution of a network without weights; its fake quantizers are lost."""
+    found = convolutions(twin)
+    names = {conv: name for name, conv in found.items()}
+    quantized = {name for name, conv in found.items() if hasattr(conv, "weight_fake_quant")}
+    macs = dict.fromkeys(found, 0)
+
+    def count(conv: nn.Module, _: Any, output: Tensor) -> None:
+        assert isinstance(conv, nn.Conv2d)
+        macs[names[conv]] += math.prod(output.shape[2:]) * conv.weight.numel()
+
+    for module in list(twin.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, FakeQuantizeBase):
+                setattr(module, name, nn.Identity())  # it computes with values
+    hooks = [conv.register_forward_hook(count) for conv in found.values()]
+    twin.eval()
+    with torch.no_grad():
+        twin(torch.empty(1, 3, image_size, image_size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return {
+        name: _Look(tuple(conv.weight.shape), macs[name], name in quantized)
+        for name, conv in found.items()
+    }
+
+
+def _layer(name: str, look: _Look, fate: _Fate, weight: Tensor) -> LayerPrediction:
+    plan = WeightPlan(look.shape, fate.sparsity, fate.mask, look.int8)
+    bias = 4 * look.shape[0]  # batch norms are folded into one number for each channel
+    packed = compressed_bytes(plan, None if weight.is_meta else weight)
+    return LayerPrediction(
+        name=name,
+        shape=look.shape,
+        sparsity=fate.sparsity,
+        int8=look.int8,
+        macs=look.macs,
+        group=fate.group,
+        size=plan.size + bias,
+        compressed=packed + bias,
+    )
+
+
+def _totals(layers: Sequence[LayerPrediction], network: nn.Module) -> Totals:
+    weights = sum(layer.weights for layer in layers)
+    exported = [layer for layer in layers if layer.macs]
+    return Totals(
+        parameters=parameter_count(network),
+        macs=sum(layer.macs for layer in layers),
+        nonzero_macs=sum(layer.macs * (1 - layer.sparsity) for layer in layers),
+        sparsity=sum(layer.weights * layer.sparsity for layer in layers) / max(1, weights),
+        int8=any(layer.int8 for layer in layers),
+        size=sum(layer.size for layer in exported),
+        compressed=sum(layer.compressed for layer in exported),
+    )
+
+
+_SAMPLE = 1 << 14
+"""Weights that are compressed of each layer; the rest is taken to be like them."""
+_GZIP_LEVEL = 6
+"""The level at which exports report their compressed size."""
+_ROWS = 8
+"""Samples hold whole blocks of this many output channels."""
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """What becomes of one weight until it is in a file."""
+
+    shape: tuple[int, ...]
+    """[O, I, h, w]"""
+    sparsity: float
+    """Fraction of zeros, 0..1."""
+    mask: Any = "unstructured"
+    """The recipe's ``mask_type``."""
+    int8: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes in a file that is not compressed: zeros take as many as other numbers."""
+        return self.count * (1 if self.int8 else 4)
+
+
+def compressed_bytes(plan: WeightPlan, weight: Tensor | None) -> float:
+    """Estimated bytes of a weight under gzip.
+
+    Args:
+        plan: What happens to the weight.
+        weight: Its values of today, [O, I, h, w] or wider; None stands for normally distributed
+            ones, as trained weights roughly are.
+    """
+    sample = _sample(plan, weight)
+    largest = float(sample.abs().max())
+    sample = sample * _mask(plan, sample) + 0.0  # exports have no -0.0
+    if plan.int8:
+        scale = max(largest, 1e-12) / 127
+        sample = (sample / scale).round().to(torch.int8)
+    packer = zlib.compressobj(level=_GZIP_LEVEL)
+    packed = len(packer.compress(sample.numpy().tobytes())) + len(packer.flush())
+    return packed * plan.count / sample.numel()
+
+
+def _sample(plan: WeightPlan, weight: Tensor | None) -> Tensor:
+    """The first output channels of the weight, or numbers in its place."""
+    per_channel = max(1, plan.count // plan.shape[0])
+    channels = math.ceil(_SAMPLE / per_channel / _ROWS) * _ROWS
+    shape = (min(channels, plan.shape[0]), *plan.shape[1:])
+    if weight is None:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return weight.detach()[tuple(slice(side) for side in shape)].float().cpu().contiguous()
+
+
+def _mask(plan: WeightPlan, sample: Tensor) -> Tensor:
+    try:
+        creator = get_mask_creator_default(plan.mask)
+        (mask,) = creator.create_sparsity_masks([sample.abs()], [plan.sparsity])
+    except (ValueError, RuntimeError, TypeError, AttributeError):  # filters, or other patterns
+        creator = get_mask_creator_default("unstructured")
+        (mask,) = creator.create_sparsity_masks([sample.abs()], [plan.sparsity])
+    assert isinstance(mask, Tensor)
+    return mask

@@ -1,1 +1,0 @@
-"""Faults of sparseml 1.8, mended in place; ``yolact.sparsify._compat`` imports these."""

@@ -1,0 +1,1 @@
+"""What a model really has: sparsity and quantization, layer by layer, against what was promised."""

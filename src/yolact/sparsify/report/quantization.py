@@ -1,0 +1,178 @@
+"""How the convolutions of a model are quantized, and how its recipe wanted them to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.ao.quantization import FakeQuantize, QuantWrapper
+
+from yolact.sparsify.document import parse
+from yolact.sparsify.modifiers import build_manager
+from yolact.sparsify.report.sparsity import convolutions
+from yolact.sparsify.structure import FUSED
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """One fake quantizer of a model: how it rounds, and the values it can represent."""
+
+    bits: int
+    symmetric: bool
+    per_channel: bool
+    scale: tuple[float, float]
+    """Smallest and largest step between representable values; the same for one per tensor."""
+    range: tuple[float, float]
+    """Smallest and largest representable value."""
+    learnt: bool
+    """Whether its range follows from values it has seen."""
+
+    @property
+    def scheme(self) -> str:
+        """For instance ``symmetric per tensor``."""
+        symmetry = "symmetric" if self.symmetric else "asymmetric"
+        return f"{symmetry} per {'channel' if self.per_channel else 'tensor'}"
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot work, in words, or None."""
+        if not self.learnt:
+            return "has seen no values"
+        if not all(math.isfinite(scale) and scale > 0 for scale in self.scale):
+            return "has a range that is not finite"
+        return None
+
+
+@dataclass(frozen=True)
+class WantedQuantizer:
+    """What a recipe says of one quantizer."""
+
+    bits: int
+    symmetric: bool
+    per_channel: bool
+
+
+@dataclass(frozen=True)
+class WantedQuantization:
+    """What a recipe says of one convolution; None where it is to stay float."""
+
+    weights: WantedQuantizer | None
+    inputs: WantedQuantizer | None
+
+
+def weight_quantizer(conv: nn.Conv2d) -> Quantizer | None:
+    """The fake quantizer of a convolution's weights, if it has one."""
+    return _read(getattr(conv, "weight_fake_quant", None))
+
+
+def input_quantizers(model: nn.Module) -> dict[nn.Module, Quantizer]:
+    """Module to the fake quantizer of its input, for all that have one."""
+    found = {}
+    for wrapper in model.modules():
+        if isinstance(wrapper, QuantWrapper):
+            quantizer = _read(getattr(wrapper.quant, "activation_post_process", None))
+            if quantizer is not None:
+                found[wrapper.module] = quantizer
+    return found
+
+
+def wanted_quantization(
+    model: nn.Module, recipe_text: str, epoch: float
+) -> dict[str, WantedQuantization]:
+    """What the recipe's first quantization due by ``epoch`` says of each convolution.
+
+    It alone decides: later ones find the model quantized and only learn its ranges again.
+
+    Args:
+        model: Quantized or not.
+        recipe_text: A resolved recipe, possibly with stages.
+        epoch: Epochs done, counted as the recipe counts them.
+
+    Returns:
+        By the name that recipes have for the convolution's weight.
+    """
+    manager = build_manager(parse(recipe_text, "the recipe"), "the recipe")
+    due = [m for m in manager.quantization_modifiers if m.start_epoch <= epoch]
+    if not due:
+        return {}
+    modifier = min(due, key=lambda m: m.start_epoch)
+    rule = _by_scheme if hasattr(modifier, "scheme") else _by_submodule
+    kinds = _kinds(model)
+    return {
+        name: wanted
+        for name, conv in convolutions(model).items()
+        if (wanted := rule(modifier, name.removesuffix(".weight"), kinds[conv]))
+    }
+
+
+def _kinds(model: nn.Module) -> dict[nn.Module, str]:
+    """The class that a recipe has to name to mean a convolution: that of what it is fused into."""
+    kinds: dict[nn.Module, str] = {}
+    for module in model.modules():
+        for inner in module.modules() if isinstance(module, FUSED) else (module,):
+            kinds.setdefault(inner, type(module).__name__)
+    return kinds
+
+
+def _by_scheme(modifier: Any, name: str, kind: str) -> WantedQuantization | None:
+    if _match(name, kind, modifier.ignore):
+        return None
+    # Beside a ReLU alone, the convolution inside the fused layer says how its weights are rounded.
+    own_kind = "Conv2d" if kind == "ConvReLU2d" else kind
+    weights = _wanted(_scheme(modifier, name, own_kind).weights)
+    inputs = _wanted(_scheme(modifier, name, kind).input_activations)
+    return WantedQuantization(weights, inputs) if weights or inputs else None
+
+
+def _scheme(modifier: Any, name: str, kind: str) -> Any:
+    override = _match(name, kind, modifier.scheme_overrides)
+    return modifier.scheme if override is None else modifier.scheme_overrides[override]
+
+
+def _by_submodule(modifier: Any, name: str, kind: str) -> WantedQuantization | None:
+    """The older fields of the modifier: everything inside some submodules."""
+    inside = modifier.submodules is None or any(
+        part in ("", name) or name.startswith(f"{part}.") for part in modifier.submodules
+    )
+    if not inside or kind in (modifier.exclude_module_types or []):
+        return None
+    bits = modifier.weight_bits or 8
+    return WantedQuantization(WantedQuantizer(bits, symmetric=True, per_channel=False), None)
+
+
+def _match(name: str, kind: str, names_or_kinds: Collection[str]) -> str | None:
+    """As sparseml matches: the longest beginning of the name, else the class."""
+    beginnings = [text for text in names_or_kinds if name.startswith(text)]
+    if beginnings:
+        return max(beginnings, key=len)
+    return kind if kind in names_or_kinds else None
+
+
+def _wanted(arguments: Any) -> WantedQuantizer | None:
+    if arguments is None:
+        return None
+    return WantedQuantizer(arguments.num_bits, arguments.symmetric, arguments.strategy == "channel")
+
+
+_CHANNELWISE = (torch.per_channel_affine, torch.per_channel_symmetric)
+_SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
+
+
+def _read(module: Any) -> Quantizer | None:
+    if not isinstance(module, FakeQuantize):
+        return None
+    low, high = int(module.quant_min), int(module.quant_max)
+    scale, zero = module.scale.double(), module.zero_point.double()
+    seen = module.activation_post_process.min_val
+    return Quantizer(
+        bits=round(math.log2(high - low + 1)),
+        symmetric=module.qscheme in _SYMMETRIC,
+        per_channel=module.qscheme in _CHANNELWISE,
+        scale=(float(scale.min()), float(scale.max())),
+        range=(float((scale * (low - zero)).min()), float((scale * (high - zero)).max())),
+        learnt=seen.numel() > 0 and bool(seen.isfinite().all()),
+    )

@@ -1,0 +1,165 @@
+"""The one door to sparseml: quiet, offline and mended for the torch this package pins.
+
+sparseml 1.8.0 is the last release and was written for an older torch. What each line mends here
+(the ``patch_*`` modules do the same for single modifiers):
+
+* ``NM_DISABLE_ANALYTICS``: importing sparseml would post usage data, after asking ident.me and a
+  geolocation service for this machine's country, without a timeout (sparsezoo/analytics.py).
+* OpenVINO: where it is installed, importing sparseml imports it too (sparseml/onnx/utils/model.py),
+  and that reports to its makers and leaves files in ``~/intel``.
+* Handlers: sparseml logs to the console itself and also takes over the ``__main__`` logger
+  (sparseml/log.py).
+* ``torch.compile``: sparseml replaces it by a function that warns (sparseml/pytorch/__init__.py).
+* :class:`_QConfig`: sparseml hangs its scheme on a qconfig (quantization_scheme.py), but torch's
+  has ``__slots__ = ()`` and takes no attributes.
+* Observers: torch's also learn ranges while a model is validated, so that the next image's result
+  would depend on the images before it. These learn only when gradients are recorded.
+* The warning filter: sparseml's LearningRateModifier steps its scheduler before the optimizer on
+  purpose, which torch cannot know.
+* The level of the distillation logger: sparseml's modifiers warn that they have no teacher; they
+  are read for their schedule only (see :mod:`yolact.sparsify.distillation`).
+* :func:`quiet_loggers`: with no logger, modifiers open a file in ``./sparse_logs``
+  (sparseml/pytorch/utils/logger.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.ao.quantization import (
+    FakeQuantize,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    QConfig,
+)
+
+from yolact.host import hidden
+
+os.environ["NM_DISABLE_ANALYTICS"] = "1"
+_compile = torch.compile
+_main_handlers = list(logging.getLogger("__main__").handlers)
+with warnings.catch_warnings(), hidden("openvino"):
+    warnings.simplefilter("ignore")  # deprecations in sparseml's own imports
+    from sparseml.pytorch.optim import ScheduledModifierManager
+    from sparseml.pytorch.sparsification import (
+        ACDCPruningModifier,
+        ConstantPruningModifier,
+        DistillationModifier,
+        GlobalMagnitudePruningModifier,
+        GMPruningModifier,
+        GradualParamModifier,
+        LayerPruningModifier,
+        MagnitudePruningModifier,
+        PerLayerDistillationModifier,
+        SetParamModifier,
+        SparsificationLoggingModifier,
+        TopKASTPruningModifier,
+    )
+    from sparseml.pytorch.sparsification.modifier import (
+        Modifier,
+        ModifierProp,
+        PyTorchModifierYAML,
+        ScheduledUpdateModifier,
+    )
+    from sparseml.pytorch.sparsification.pruning.mask_creator import (
+        GroupedPruningMaskCreator,
+        get_mask_creator_default,
+    )
+    from sparseml.pytorch.sparsification.pruning.modifier_pruning_base import BasePruningModifier
+    from sparseml.pytorch.sparsification.quantization import quantization_scheme
+    from sparseml.pytorch.sparsification.quantization.quantization_scheme import (
+        QuantizationArgs,
+        QuantizationScheme,
+    )
+    from sparseml.pytorch.sparsification.training.modifier_lr import CONSTRUCTORS as LR_SCHEDULERS
+    from sparseml.pytorch.utils import LambdaLogger, LoggerManager
+    from sparseml.sparsification import SparsificationTypes
+
+    import yolact.sparsify.sparseml.patch_quantization
+    import yolact.sparsify.sparseml.patch_schedules  # noqa: F401
+    from yolact.sparsify.sparseml.patch_pruning import lift_masks
+torch.compile = _compile
+logging.getLogger("__main__").handlers = _main_handlers
+logging.getLogger("sparseml").handlers = []
+logging.getLogger("sparseml").setLevel(logging.WARNING)
+logging.getLogger("sparseml.pytorch.sparsification.distillation").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`", module="sparseml")
+
+__all__ = [
+    "LR_SCHEDULERS",
+    "ACDCPruningModifier",
+    "BasePruningModifier",
+    "ConstantPruningModifier",
+    "DistillationModifier",
+    "GMPruningModifier",
+    "GlobalMagnitudePruningModifier",
+    "GradualParamModifier",
+    "GroupedPruningMaskCreator",
+    "LayerPruningModifier",
+    "MagnitudePruningModifier",
+    "Modifier",
+    "ModifierProp",
+    "PerLayerDistillationModifier",
+    "PyTorchModifierYAML",
+    "QuantizationArgs",
+    "QuantizationScheme",
+    "ScheduledModifierManager",
+    "ScheduledUpdateModifier",
+    "SetParamModifier",
+    "SparsificationLoggingModifier",
+    "SparsificationTypes",
+    "TopKASTPruningModifier",
+    "get_mask_creator_default",
+    "lift_masks",
+    "log_loggers",
+    "quiet_loggers",
+]
+
+
+class _QConfig(QConfig):
+    """A qconfig with a ``__dict__``: a subclass without ``__slots__`` has one."""
+
+
+class _Observer(MovingAverageMinMaxObserver):
+    def forward(self, x_orig: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            super().forward(x_orig)  # type: ignore[no-untyped-call]
+        return x_orig
+
+
+class _ChannelObserver(MovingAveragePerChannelMinMaxObserver):
+    def forward(self, x_orig: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            super().forward(x_orig)  # type: ignore[no-untyped-call]
+        return x_orig
+
+
+quantization_scheme.torch_quantization = SimpleNamespace(
+    QConfig=_QConfig,
+    FakeQuantize=FakeQuantize,
+    MovingAverageMinMaxObserver=_Observer,
+    MovingAveragePerChannelMinMaxObserver=_ChannelObserver,
+)
+
+
+def quiet_loggers() -> Any:
+    """A logger manager that modifiers accept and that writes nothing."""
+    nothing = LambdaLogger(lambda_func=lambda *_, **__: True, enabled=False)
+    return LoggerManager([nothing], log_frequency=None, log_python=False)
+
+
+def log_loggers(logger: logging.Logger) -> Any:
+    """A logger manager that writes a model's totals to ``logger``; reports list its layers."""
+
+    def write(tag: str | None, value: Any, **_: Any) -> bool:
+        if value is not None and str(tag).startswith("SparsificationSummaries/"):
+            logger.info("%s %s", tag, value)
+        return True
+
+    return LoggerManager([LambdaLogger(lambda_func=write)], log_python=False)

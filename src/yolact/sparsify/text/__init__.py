@@ -1,1 +1,0 @@
-"""Recipes as text: where they come from, their variables, their stages."""

@@ -1,0 +1,401 @@
+"""The training loop: steps, recipe, checkpoints, validation, and an orderly end.
+
+The loop owns the clock: step i of a run with n steps an epoch is at epoch i / n, and that number
+drives the recipe, so that loop and recipe never drift apart and a resumed run continues exactly.
+
+What a run is about to do, in words, for ``--dry-run``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from yolact.checkpoint import Checkpoint, TrainingState
+from yolact.data.coco import evaluation_order
+from yolact.data.loader import make_loader
+from yolact.engines.torch import TorchEngine
+from yolact.errors import DataError, StorageError
+from yolact.files import require_space, require_writable
+from yolact.loss.criterion import YolactLoss
+from yolact.model.quantized import parameter_count
+from yolact.predict.evaluate import Evaluation, evaluate
+from yolact.sparsify.check.forecast import count_macs
+from yolact.sparsify.report.report import ModelReport, report, save_report
+from yolact.sparsify.report.sparsity import overall_sparsity
+from yolact.training.logs import StepRecord, TrainLog, ValidationRecord, step_line
+from yolact.training.memory import QuantizationMemory
+from yolact.training.retention import CheckpointKeeper
+from yolact.training.settings import TrainSettings
+from yolact.training.start import Run, prepare
+from yolact.training.step import ImageTooLargeError, Stepper
+from yolact.training.stop import GracefulStop, Interrupted
+from yolact.types import Batch
+
+if TYPE_CHECKING:
+    from typing_extensions import Never
+
+logger = logging.getLogger(__name__)
+
+LINE_EVERY = 10
+"""Steps between console lines."""
+SPARSITY_EVERY = 50
+"""Steps between measurements of the sparsity shown beside the losses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended."""
+
+    checkpoint: Path | None
+    """None when the run was interrupted and told not to save then."""
+    best_checkpoint: Path | None
+    evaluation: Evaluation | None
+    """Of the final weights; None when validation is off or the run was interrupted."""
+    interrupted: bool
+    skipped_steps: int
+    report: ModelReport | None
+    """Of the final weights; None when the run had no recipe or was interrupted."""
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """Promises of the recipe that the final weights do not keep, in words."""
+        return self.report.missed if self.report else ()
+
+
+def train(settings: TrainSettings) -> TrainResult:
+    """Train as ``settings`` say, from checking them to the final validation.
+
+    Raises:
+        YolactError: Anything the user can fix; before the first step where that is possible.
+    """
+    require_writable(settings.save.folder)
+    run = prepare(settings)
+    logger.info("%s", describe(run))
+    require_space(settings.save.folder, _checkpoint_size(run), "one checkpoint")
+    with (
+        TrainLog(settings.log, run.config.name, asdict(settings)) as log,
+        GracefulStop() as stop,
+    ):
+        return Trainer(run, log, stop).train()
+
+
+class Trainer:
+    """Runs the steps of a prepared :class:`~yolact.training.start.Run`."""
+
+    def __init__(self, run: Run, log: TrainLog, stop: GracefulStop) -> None:
+        """Continue from where ``run`` stands."""
+        settings = run.settings
+        self.run = run
+        self.log = log
+        self.stop = stop
+        self.iteration = run.iteration
+        self.keeper = CheckpointKeeper(run.config.name, settings.save)
+        self.best_map = run.resumed.best_map if run.resumed else None
+        self.stepper = Stepper(
+            run.model,
+            run.distillation or YolactLoss(run.config.loss),
+            run.optimizer,
+            run.device,
+            half=settings.half,
+            max_grad_norm=run.optim.max_grad_norm,
+            allocation=settings.batch_alloc,
+        )
+        self.loader = make_loader(
+            run.train_data,
+            settings.batch_size,
+            settings.data.num_workers,
+            run.seed,
+            pin_memory=run.device.type == "cuda",
+        )
+        if run.resumed and run.resumed.training and run.resumed.training.scaler:
+            self.stepper.scaler.load_state_dict(run.resumed.training.scaler)
+        self._recent: dict[str, deque[float]] = {}
+        quantizes = run.driver is not None and run.driver.quantizes_by(math.inf)
+        self._memory = QuantizationMemory(run.device) if quantizes else None
+
+    def train(self) -> TrainResult:
+        """Run to the end, or to an interruption, and save."""
+        run = self.run
+        try:
+            with logging_redirect_tqdm([logging.getLogger("yolact")]), self._bar() as bar:
+                while self.iteration < run.plan.total_steps:
+                    self._epoch(bar)
+        except Interrupted:
+            return self._result(self._save_interrupt(), None, interrupted=True)
+        # Of an image or a log, met between two steps; or a step for which there is no memory.
+        except (DataError, StorageError, ImageTooLargeError):
+            self._save_what_there_is()
+            raise
+        if run.driver is not None:
+            run.driver.finish(run.model)
+        path = self.keeper.save(self._checkpoint())
+        try:
+            evaluation = self._validate(final=True) if run.validation_data else None
+        except Interrupted:
+            return self._result(path, None, interrupted=True)
+        return self._result(path, evaluation, interrupted=False)
+
+    def _save_what_there_is(self) -> None:
+        """After an error, unless it is saved already."""
+        if self.iteration > self.run.iteration and not self.keeper.holds(self.iteration):
+            with suppress(StorageError):  # the first error is the one to tell
+                self._save_interrupt()
+
+    def _save_interrupt(self) -> Path | None:
+        if not self.run.settings.save.interrupt:
+            return None
+        with self.stop.shielded():
+            return self.keeper.save_interrupt(self._checkpoint())
+
+    def _epoch(self, bar: tqdm[Never]) -> None:
+        """The rest of the current epoch, with its validation."""
+        run, settings = self.run, self.run.settings
+        epoch, first_batch = run.plan.batch_of(self.iteration)
+        self.loader.batch_sampler.set_position(epoch, first_batch)
+        run.model.train()
+        for batches in _groups(iter(self.loader), settings.accumulate):
+            self._step(epoch, batches, bar)
+            if self.iteration >= run.plan.total_steps:
+                return
+            self.stop.check()
+            if self.keeper.due(self.iteration):
+                self.keeper.save(self._checkpoint())
+        every = settings.validation_epoch
+        if run.validation_data and (epoch + 1) % every == 0:
+            self._validate()
+
+    def _step(self, epoch: int, batches: list[Batch], bar: tqdm[Never]) -> None:
+        run, began = self.run, time.perf_counter()
+        clock = self.iteration / run.plan.steps_per_epoch
+        if self._memory is not None:
+            self._memory.begin()
+        if run.driver is not None:
+            self._keep_float_weights(clock)
+            if run.driver.quantizes_by(clock + 1 / run.plan.steps_per_epoch):
+                self.stepper.full_precision()
+            run.driver.before_forward(run.model, run.optimizer, clock)
+        if run.distillation is not None:
+            run.distillation.set_epoch(clock)
+        if run.driver is None or not run.driver.controls_lr:
+            self._set_lr(run.optim.lr_at(self.iteration))
+        losses = self.stepper.gradients(batches)
+        if run.driver is not None:
+            run.driver.before_step(run.model, run.optimizer, clock)
+        self.stepper.apply(self.iteration, losses, batches)
+        if run.driver is not None:
+            run.driver.after_step(run.model, run.optimizer, clock)
+        self.iteration += 1
+        self._measure(clock)
+        self._report(epoch, losses, time.perf_counter() - began, bar)
+
+    def _keep_float_weights(self, clock: float) -> None:
+        """Save right before quantization begins: its first step may be one too large for memory."""
+        run = self.run
+        assert run.driver is not None
+        begins = run.driver.quantizes_by(clock) and not run.driver.quantizes_by(
+            clock - 1 / run.plan.steps_per_epoch
+        )
+        if begins and self.iteration > run.iteration and not self.keeper.holds(self.iteration):
+            self.keeper.save(self._checkpoint())
+
+    def _measure(self, clock: float) -> None:
+        """Once quantization has begun, or the run has ended before long, tell what it takes."""
+        run, memory = self.run, self._memory
+        if memory is None or run.driver is None:
+            return
+        complete = memory.end(quantized=run.driver.quantizes_by(clock))
+        ended = self.iteration >= run.plan.total_steps and not memory.done
+        record = memory.record(self.iteration) if complete or ended else None
+        if record is not None:
+            self.log.memory(record)
+            logger.info("%s", record.line())
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.run.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _report(
+        self, epoch: int, losses: Mapping[str, float], elapsed: float, bar: tqdm[Never]
+    ) -> None:
+        run = self.run
+        sparse = run.driver is not None and self.iteration % SPARSITY_EVERY == 0
+        record = StepRecord(
+            epoch=epoch,
+            iteration=self.iteration,
+            lr=run.optimizer.param_groups[0]["lr"],
+            losses=losses,
+            elapsed=elapsed,
+            sparsity=overall_sparsity(run.model) if sparse else None,
+        )
+        self.log.step(record)
+        for name, value in losses.items():
+            self._recent.setdefault(name, deque(maxlen=100)).append(value)
+        means = {name: sum(values) / len(values) for name, values in self._recent.items()}
+        images = run.settings.batch_size * run.settings.accumulate
+        bar.update()
+        bar.set_postfix(
+            {name: f"{value:.2f}" for name, value in means.items()}
+            | {"lr": f"{record.lr:.1e}", "img/s": f"{images / elapsed:.1f}"}
+            | ({"sparsity": f"{record.sparsity:.3f}"} if record.sparsity is not None else {}),
+            refresh=False,
+        )
+        if bar.disable and self.iteration % LINE_EVERY == 0:
+            smooth = replace(record, losses=means)
+            logger.info("%s", step_line(smooth, run.plan.total_steps))
+
+    def _validate(self, *, final: bool = False) -> Evaluation:
+        """Evaluate and note the result; the final table is the command's to print."""
+        run, began = self.run, time.perf_counter()
+        assert run.validation_data is not None
+        ids = evaluation_order(run.validation_data.image_ids)[: run.settings.validation_size]
+        run.model.eval()
+        try:
+            with self.stop.at_once():
+                evaluation = evaluate(
+                    TorchEngine(run.model, run.classes, device=str(run.device)),
+                    run.validation_data,
+                    detect=run.config.detect,
+                    batch_size=run.settings.batch_size,
+                    image_ids=ids,
+                )
+        finally:
+            run.model.train()
+        record = ValidationRecord(
+            epoch=self._epoch_index(),
+            iteration=self.iteration,
+            elapsed=time.perf_counter() - began,
+            box=evaluation.box,
+            mask=evaluation.mask,
+        )
+        self.log.validation(record)
+        if not final:
+            logger.info("epoch %d\n%s", record.epoch, evaluation.table())
+        self._keep_if_best(evaluation.mask["all"])
+        return evaluation
+
+    def _keep_if_best(self, mask_map: float) -> None:
+        """Save when mask mAP is a new best of weights that have their final sparsity and bits."""
+        driver = self.run.driver
+        clock = self.iteration / self.run.plan.steps_per_epoch
+        settled = driver is None or clock >= driver.settles_at
+        if settled and (self.best_map is None or mask_map > self.best_map):
+            self.best_map = mask_map
+            path = self.keeper.save_best(self._checkpoint())
+            self._prove(path)
+            logger.info("best mask mAP so far, %.2f: kept as %s", mask_map, path)
+            if self.keeper.holds(self.iteration):  # a run resumed from it has to know the best
+                self.keeper.save(self._checkpoint())
+
+    def _epoch_index(self) -> int:
+        return max(self.iteration - 1, 0) // self.run.plan.steps_per_epoch
+
+    def _checkpoint(self) -> Checkpoint:
+        run, scaler = self.run, self.stepper.scaler
+        rng = {"cpu": torch.get_rng_state()}
+        if run.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(run.device)
+        training = TrainingState(
+            optimizer=run.optimizer.state_dict(),
+            scaler=scaler.state_dict() if scaler.is_enabled() else None,
+            rng=rng,
+            steps_per_epoch=run.plan.steps_per_epoch,
+            batch_size=run.settings.batch_size,
+            accumulate=run.settings.accumulate,
+            seed=run.seed,
+            stage_recipe=run.stage_recipe,
+            earlier_recipe=run.earlier_recipe,
+            distillation=None if run.distillation is None else run.distillation.state(),
+        )
+        return Checkpoint(
+            model_state=run.model.state_dict(),
+            epoch=self._epoch_index(),
+            iteration=self.iteration,
+            recipe=run.driver.text if run.driver else run.earlier_recipe,
+            classes=run.classes,
+            config=run.config,
+            training=training,
+            best_map=self.best_map,
+        )
+
+    def _result(
+        self, path: Path | None, evaluation: Evaluation | None, *, interrupted: bool
+    ) -> TrainResult:
+        best = self.keeper.best_path
+        return TrainResult(
+            checkpoint=path,
+            best_checkpoint=best if self.best_map is not None and best.exists() else None,
+            evaluation=evaluation,
+            interrupted=interrupted,
+            skipped_steps=self.stepper.skipped.total,
+            report=self._prove(path, final=True) if path and not interrupted else None,
+        )
+
+    def _prove(self, checkpoint: Path, *, final: bool = False) -> ModelReport | None:
+        """Write beside a checkpoint of the current weights how far they follow the recipe."""
+        run = self.run
+        if run.driver is None:
+            return None
+        # While the recipe runs, its hooks are in the model: operations are counted at the end.
+        macs = count_macs(run.model, run.config.model.image_size) if final else None
+        result = report(run.model, run.driver.text, macs=macs)
+        save_report(result, checkpoint)
+        return result
+
+    def _bar(self) -> tqdm[Never]:
+        plan = self.run.plan
+        return tqdm(
+            total=plan.total_steps,
+            initial=self.iteration,
+            desc="train",
+            unit="step",
+            disable=None,  # a bar on a terminal, lines elsewhere
+            dynamic_ncols=True,
+        )
+
+
+def _checkpoint_size(run: Run) -> int:
+    """Bytes of the weights and of SGD's momentum, of which a checkpoint mostly consists."""
+    return 2 * sum(p.numel() * p.element_size() for p in run.model.parameters())
+
+
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of ``size`` consecutive batches; the last may be shorter."""
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def describe(run: Run) -> str:
+    """A few lines: data, weights, length, learning rate, recipe, files."""
+    settings, plan, optim = run.settings, run.plan, run.optim
+    images = len(run.train_data)
+    validation = len(run.validation_data) if run.validation_data else 0
+    parameters = parameter_count(run.model)
+    batch = f"{settings.batch_size}" + f" x {plan.accumulate}" * (plan.accumulate > 1)
+    lr = "set by the recipe" if run.driver and run.driver.controls_lr else f"{optim.lr:g}"
+    lines = [
+        f"network     {run.config.name}, {run.config.model.image_size} px, "
+        f"{parameters / 1e6:.1f} M parameters, on {run.device}",
+        f"weights     {run.origin}",
+        f"data        {images} images to train on, {min(validation, settings.validation_size)} to "
+        f"validate on, {len(run.classes)} classes",
+        f"length      {plan.total_steps} steps of batch {batch}: {plan.steps_per_epoch} steps an "
+        f"epoch, {plan.epochs} epochs, beginning at step {run.iteration}",
+        f"lr          {lr}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}",
+        f"recipe      {'yes, checked against the network' if run.driver else 'none'}",
+        *([f"teacher     {run.distillation.origin}"] if run.distillation else []),
+        f"checkpoints {settings.save.folder}, every {settings.save.interval} steps",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,71 @@
+"""Which checkpoint files of a run stay on disk."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from yolact.checkpoint import Checkpoint, checkpoint_name, parse_checkpoint_name, save_checkpoint
+from yolact.training.settings import SaveSettings
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointKeeper:
+    """Writes a run's checkpoints and removes those it has been told not to keep."""
+
+    def __init__(self, config_name: str, settings: SaveSettings) -> None:
+        """Write to ``settings.folder``."""
+        self.config_name = config_name
+        self.settings = settings
+        self._latest: tuple[int, Path] | None = None
+
+    @property
+    def best_path(self) -> Path:
+        """Where the checkpoint with the best mask mAP of the run is kept."""
+        return self.settings.folder / f"{self.config_name}_best.pth"
+
+    def due(self, iteration: int) -> bool:
+        """Whether a checkpoint is to be written after step ``iteration``."""
+        return iteration % self.settings.interval == 0
+
+    def holds(self, iteration: int) -> bool:
+        """Whether the latest regular checkpoint of this run was written after that step."""
+        return self._latest is not None and self._latest[0] == iteration
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a regular checkpoint; with keep_latest, remove this run's previous one.
+
+        Raises:
+            StorageError: It cannot be written; the previous one is then still there.
+        """
+        path = self._write(checkpoint, interrupt=False)
+        previous, self._latest = self._latest, (checkpoint.iteration or 0, path)
+        if self.settings.keep_latest and previous and previous[1] != path:
+            every = self.settings.keep_latest_interval
+            if every <= 0 or previous[0] % every:
+                previous[1].unlink(missing_ok=True)
+        return path
+
+    def save_best(self, checkpoint: Checkpoint) -> Path:
+        """Replace the best checkpoint."""
+        save_checkpoint(self.best_path, checkpoint)
+        return self.best_path
+
+    def save_interrupt(self, checkpoint: Checkpoint) -> Path:
+        """Write ``*_interrupt.pth``, then remove older ones of the same configuration."""
+        path = self._write(checkpoint, interrupt=True)
+        for other in self.settings.folder.glob("*_interrupt.pth"):
+            parts = parse_checkpoint_name(other)
+            if other != path and parts and parts[0] == self.config_name:
+                other.unlink(missing_ok=True)
+        return path
+
+    def _write(self, checkpoint: Checkpoint, *, interrupt: bool) -> Path:
+        name = checkpoint_name(
+            self.config_name, checkpoint.epoch or 0, checkpoint.iteration or 0, interrupt=interrupt
+        )
+        path = self.settings.folder / name
+        save_checkpoint(path, checkpoint)
+        logger.info("saved %s", path)
+        return path

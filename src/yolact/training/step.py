@@ -1,0 +1,235 @@
+"""One optimizer step: forward, loss, backward; and when memory ends or the loss is not finite."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from yolact.errors import ConfigError
+from yolact.training.memory import is_out_of_memory
+from yolact.training.split_batch import (
+    BatchLosses,
+    Criterion,
+    Generators,
+    PartWeights,
+    forward_loss,
+    split,
+    task_loss,
+    watched_priors,
+)
+from yolact.types import Batch, Target
+
+logger = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 100
+
+
+class ImageTooLargeError(ConfigError):
+    """The training step of a single image does not fit into memory."""
+
+
+@dataclass
+class SkippedSteps:
+    """Steps that were not taken because loss or gradient was not finite."""
+
+    total: int = 0
+    in_a_row: int = 0
+    image_ids: set[int] = field(default_factory=set)
+
+    def add(self, iteration: int, losses: dict[str, float], image_ids: Sequence[int]) -> None:
+        """Count one and name its images.
+
+        Raises:
+            ConfigError: Training has diverged: the last 100 steps were all skipped.
+        """
+        self.total += 1
+        self.in_a_row += 1
+        self.image_ids.update(image_ids)
+        bad = [name for name, value in losses.items() if not torch.isfinite(torch.tensor(value))]
+        logger.warning(
+            "step %d skipped: %s not finite; images %s",
+            iteration,
+            ", ".join(bad) or "the gradient is",
+            ", ".join(map(str, image_ids)),
+        )
+        if self.in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise ConfigError(
+                f"training has diverged: {self.in_a_row} steps in a row had no finite loss",
+                hint="lower --lr, or continue from an earlier checkpoint",
+            )
+
+
+class Stepper:
+    """Takes optimizer steps over groups of batches.
+
+    Args:
+        model: The network in training mode.
+        criterion: Its loss.
+        optimizer: Already holds the network's parameters.
+        device: Where the batches go.
+        half: Mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU.
+        max_grad_norm: Longer gradients are scaled down to this L2 norm; None leaves them.
+        allocation: Images per GPU, or None for one device.
+
+    Attributes:
+        parts: In how many parts every batch is computed; doubled when memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        optimizer: Optimizer,
+        device: torch.device,
+        *,
+        half: bool = False,
+        max_grad_norm: float | None = None,
+        allocation: tuple[int, ...] | None = None,
+    ) -> None:
+        """Nothing skipped yet."""
+        self.model = model
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.device = device
+        self.half = half
+        self.max_grad_norm = max_grad_norm
+        self.allocation = allocation
+        self.parts = 1
+        self.scaler = torch.amp.GradScaler(enabled=half and device.type == "cuda")
+        self.skipped = SkippedSteps()
+        self._buffers: dict[str, Tensor] = {}
+
+    def gradients(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Leave the mean gradient over ``batches`` in the parameters; return the mean losses.
+
+        When memory does not suffice, the step is taken again with every batch in two parts, then
+        in four, and so on (see :mod:`yolact.training.split_batch`); later steps keep the parts.
+
+        Raises:
+            ImageTooLargeError: Not even one image fits; the model is as before the step.
+        """
+        self._buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        generators = Generators(self.device)
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._accumulated(batches)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = error.with_traceback(None)  # whose frames hold the tensors in the way
+            self.optimizer.zero_grad(set_to_none=True)
+            self._restore_buffers()
+            generators.restore()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._split_further(batches, failure)
+
+    def apply(self, iteration: int, losses: dict[str, float], batches: Sequence[Batch]) -> bool:
+        """Step the optimizer unless loss or gradient is not finite; say whether it did."""
+        if self._finite(losses):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.skipped.in_a_row = 0
+            return True
+        if self.scaler.is_enabled():  # a first overflow is how the scale finds its level
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._restore_buffers()
+        ids = [image_id for batch in batches for image_id in batch.image_ids]
+        self.skipped.add(iteration, losses, ids)
+        return False
+
+    def full_precision(self) -> None:
+        """Leave mixed precision for good: fake quantization needs float32."""
+        if self.half:
+            logger.info("mixed precision off: quantization-aware training is due")
+        self.half = False
+        self.scaler = torch.amp.GradScaler(enabled=False)
+
+    def _accumulated(self, batches: Sequence[Batch]) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for batch in batches:
+            images = batch.images.to(
+                self.device, non_blocking=True, memory_format=torch.channels_last
+            )
+            targets = [_moved(target, self.device) for target in batch.targets]
+            for losses in self._of_batch(images, targets):
+                self.scaler.scale(losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
+                for name, value in losses._asdict().items():
+                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(batches)
+        return sums
+
+    def _of_batch(self, images: Tensor, targets: Sequence[Target]) -> Iterator[BatchLosses]:
+        """Losses that add up to those of the batch, one after the other."""
+        size = math.ceil(len(targets) / self.parts)
+        slices = split(len(targets), [size] * self.parts)
+        if len(slices) == 1:
+            yield self._losses(images, targets)
+            return
+        weights: PartWeights | None = None
+        for part in slices:
+            with watched_priors(self.model) as priors:
+                losses = self._losses(images[part], targets[part])
+            weights = weights or PartWeights.of(task_loss(self.criterion), priors[0], targets)
+            yield weights.weighted(losses, part)
+
+    def _losses(self, images: Tensor, targets: Sequence[Target]) -> BatchLosses:
+        with self._autocast():
+            return forward_loss(self.model, self.criterion, images, targets, self.allocation)
+
+    def _split_further(self, batches: Sequence[Batch], error: BaseException) -> None:
+        """Halve the parts, or say that there is nothing left to halve."""
+        if self.parts >= max(len(batch.targets) for batch in batches):
+            side = batches[0].images.shape[-1]
+            raise ImageTooLargeError(
+                f"out of memory: the training step of one image of {side} x {side} pixels does "
+                f"not fit into the memory of {self.device}",
+                hint="give a smaller --image_size, or use a device with more memory",
+            ) from error
+        self.parts *= 2
+        logger.warning(
+            "out of memory on %s: the step is taken again, and from now on every batch is "
+            "computed in %d parts, each with its own batch norm statistics",
+            *(self.device, self.parts),
+        )
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if not self.half:
+            return nullcontext()
+        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def _finite(self, losses: dict[str, float]) -> bool:
+        """Whether losses and gradient are; a finite gradient is clipped on the way."""
+        self.scaler.unscale_(self.optimizer)
+        if not torch.isfinite(torch.tensor(list(losses.values()))).all():
+            return False
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm: Tensor = torch.nn.utils.get_total_norm(
+            [p.grad for p in parameters if p.grad is not None]
+        )
+        if not torch.isfinite(norm):
+            return False
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        return True
+
+    @torch.no_grad()
+    def _restore_buffers(self) -> None:
+        """Forget what a lost step told batch norms and observers: NaN would stay in them."""
+        for name, buffer in self.model.named_buffers():
+            if name in self._buffers:
+                before = self._buffers[name]
+                buffer.resize_(before.shape).copy_(before)
+
+
+def _moved(target: Target, device: torch.device) -> Target:
+    return Target(*(tensor.to(device, non_blocking=True) for tensor in target))

@@ -1,0 +1,200 @@
+"""The deployment folder: whole or not at all, and enough without anything of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from onnx_models import CLASSES, SIDE, small_model
+from yolact.config import DetectConfig
+from yolact.data.images import read_rgb
+from yolact.engines.onnx_file import OUTPUT_MEANINGS
+from yolact.engines.onnxruntime import OrtEngine, run_graph
+from yolact.errors import StorageError
+from yolact.exporter import deployment
+from yolact.exporter.deployment import FILES, require_deployable, write_deployment
+from yolact.exporter.export import export
+from yolact.exporter.trace import test_card as card
+from yolact.predict.pipeline import find
+from yolact.predict.postprocess import above
+
+ALONE = """
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("yolact", "torch", "sparseml", "onnx", "PIL", "scipy"):
+            raise ImportError(f"{name} is not there")
+sys.meta_path.insert(0, Refuse())
+sys.argv = ["run.py", *sys.argv[1:]]
+runpy.run_path("run.py", run_name="__main__")
+"""
+"""Runs the script where only onnxruntime, OpenCV and numpy can be imported."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("deploy") / "small.onnx"
+    export(small_model(), CLASSES, path, recipe="pruning_modifiers: []")
+    return write_deployment(path)
+
+
+def run_alone(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", ALONE, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+
+
+def test_the_folder_holds_all_it_takes(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert folder.name == "deployment"
+    assert (folder / "labels.txt").read_text("utf-8").splitlines() == list(CLASSES.names)
+    assert (folder / "model.onnx").read_bytes() == (folder.parent / "small.onnx").read_bytes()
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["deployment", "small.onnx"]
+
+
+def test_the_configuration_says_how_to_use_the_model(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert config["classes"][2] == {"index": 2, "id": 90, "name": "鳥"}
+    assert config["input"]["shape"] == ["batch", 3, SIDE, SIDE]
+    assert (config["input"]["color_order"], config["input"]["scale"]) == ("RGB", 1 / 255)
+    assert [(o["name"], o["shape"], o["type"]) for o in config["outputs"]][0] == (
+        *("loc", ["batch", 582, 4], "float32"),
+    )
+    assert all(o["meaning"] == OUTPUT_MEANINGS[o["name"]] for o in config["outputs"])
+    assert config["detection"]["nms"] == "fast" and config["detection"]["nms_iou"] == 0.5
+    assert config["recipe"] == "pruning_modifiers: []"
+    assert config["tools"]["opset"] == 14 and config["tools"]["sparseml-yolact"]
+
+
+def test_the_sample_is_an_input_and_what_it_gives(folder: Path) -> None:
+    sample = np.load(folder / "sample.npz", allow_pickle=False)
+    graph = onnx.load(str(folder / "model.onnx")).graph
+    assert sorted(sample) == sorted(["input", *(output.name for output in graph.output)])
+    import torch
+
+    outputs = run_graph(folder / "model.onnx", torch.from_numpy(sample["input"]))
+    for name, expected in outputs.items():
+        np.testing.assert_allclose(sample[name], expected, atol=1e-6)
+
+
+def test_the_script_finds_what_we_find_and_needs_nothing_of_ours(
+    folder: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "picture.png"
+    cv2.imwrite(str(picture), cv2.cvtColor(card(150, 200), cv2.COLOR_RGB2BGR))
+    result = run_alone(folder, picture, tmp_path / "result.png")
+    assert result.returncode == 0, result.stderr
+    engine = OrtEngine(folder / "model.onnx")
+    found = find(engine, [read_rgb(picture)], DetectConfig())[0]
+    found = found._replace(detections=above(found.detections, 0.3))
+    instances = found.instances()
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(instances.scores) > 10
+    for index, line in enumerate(lines):
+        *name, score, x1, y1, x2, y2, area, _ = line.split(" ")
+        assert " ".join(name) == CLASSES.names[instances.labels[index]]
+        assert float(score) == pytest.approx(float(instances.scores[index]), abs=1e-4)
+        box = [int(x1), int(y1), int(x2), int(y2)]
+        np.testing.assert_allclose(box, instances.boxes[index].numpy(), atol=1)
+        assert int(area) == pytest.approx(int(instances.masks[index].sum()), abs=2)
+    assert read_rgb(tmp_path / "result.png").shape == (150, 200, 3)
+
+
+@pytest.mark.parametrize(
+    ("picture", "target", "words"), [("no.png", "r.png", "cannot read no.png")]
+)
+def test_the_script_names_what_it_cannot_read(
+    folder: Path, picture: str, target: str, words: str
+) -> None:
+    result = run_alone(folder, picture, target)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1] == words
+
+
+def test_an_older_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    export(small_model(), CLASSES, path)
+    old = tmp_path / "deployment"
+    old.mkdir()
+    (old / "config.json").write_text("")  # as SparseML's exporter left it
+    assert write_deployment(path) == old
+    assert sorted(p.name for p in old.iterdir()) == sorted(FILES)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deployment", "m.onnx"]
+
+
+def test_what_no_export_has_written_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "deployment").mkdir()
+    (tmp_path / "deployment" / "thesis.tex").write_text("years of work")
+    with pytest.raises(StorageError) as caught:
+        require_deployable(tmp_path / "m.onnx")
+    assert str(caught.value) == (
+        f"{tmp_path / 'deployment'} holds thesis.tex, which no export has written"
+    )
+    assert caught.value.hint == "move it away, or choose another --save-dir"
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "deployment").write_text("")
+    with pytest.raises(StorageError) as caught:
+        require_deployable(tmp_path / "m.onnx")
+    assert str(caught.value) == (
+        f"cannot write the folder {tmp_path / 'deployment'}: a file of that name is in the way"
+    )
+
+
+def test_a_folder_that_fails_half_way_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    export(small_model(), CLASSES, path)
+    (tmp_path / "deployment").mkdir()
+    (tmp_path / "deployment" / "labels.txt").write_text("yesterday's")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(deployment, "_write_sample", fail)
+    with pytest.raises(StorageError, match="no space left to write"):
+        write_deployment(path)
+    assert [p.name for p in (tmp_path / "deployment").iterdir()] == ["labels.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deployment", "m.onnx"]
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    export(small_model(), CLASSES, path)
+    write_deployment(path)
+    before = (tmp_path / "deployment" / "config.json").stat().st_ino
+    rename = os.rename
+
+    def fail(source: Path, target: Path) -> None:
+        if source.name == "new":
+            raise PermissionError(13, "Permission denied", str(target))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(StorageError, match="no permission to write"):
+        write_deployment(path)
+    assert (tmp_path / "deployment" / "config.json").stat().st_ino == before
+
+
+def test_exporting_again_does_not_change_a_folder_made_before(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    export(small_model(), CLASSES, path)
+    model = write_deployment(path) / "model.onnx"
+    before = model.read_bytes()
+    export(small_model(), CLASSES, path, opset=17)
+    assert model.read_bytes() == before != path.read_bytes()

@@ -1,0 +1,103 @@
+"""Learning rates of the published schedule, and the arithmetic of epochs and steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import golden_json
+from yolact.config import OptimConfig
+from yolact.training.schedule import Plan, make_plan
+
+PUBLISHED = OptimConfig()
+
+
+def test_learning_rates_are_the_published_ones_at_every_batch_size() -> None:
+    for case in golden_json("config.json")["lr_schedule"]:
+        optim = PUBLISHED.autoscaled(case["batch_size"])
+        assert (optim.lr, optim.max_iter, list(optim.lr_steps)) == (
+            case["lr"],
+            case["max_iter"],
+            case["lr_steps"],
+        )
+        assert (optim.warmup_init, optim.warmup_until) == (
+            case["warmup_init"],
+            case["warmup_until"],
+        )
+        for iteration, lr in case["lr_at"]:
+            assert optim.lr_at(iteration) == pytest.approx(lr, rel=1e-12), iteration
+
+
+def test_autoscaling_to_the_published_batch_size_changes_nothing() -> None:
+    assert PUBLISHED.autoscaled(8) == PUBLISHED
+
+
+def test_warm_up_can_be_turned_off() -> None:
+    assert replace(PUBLISHED, warmup_until=0).lr_at(0) == PUBLISHED.lr
+
+
+@given(st.integers(1, 10**6), st.integers(0, 10**6))
+def test_a_fitted_schedule_starts_low_and_never_rises_after_its_warm_up(
+    steps: int, iteration: int
+) -> None:
+    optim = PUBLISHED.fitted(steps)
+    iteration %= steps
+    lr = optim.lr_at(iteration)
+    assert 0 < lr <= optim.lr
+    if iteration >= optim.warmup_until:
+        assert optim.lr_at(iteration + 1) <= lr
+    assert optim.lr_at(0) == (optim.warmup_init if optim.warmup_until else optim.lr)
+
+
+@given(st.integers(1, 10**6))
+def test_fitting_keeps_the_fractions_of_the_run(steps: int) -> None:
+    optim = PUBLISHED.fitted(steps)
+    assert optim.max_iter == steps
+    assert optim.warmup_until <= steps / 10
+    for fit, step in zip(optim.lr_steps, PUBLISHED.lr_steps, strict=True):
+        exact = step * steps / PUBLISHED.max_iter
+        assert exact - 1e-6 <= fit < exact + 1
+
+
+def test_fitting_to_the_schedules_own_length_changes_nothing() -> None:
+    assert PUBLISHED.fitted(PUBLISHED.max_iter) == PUBLISHED
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 500))
+def test_steps_use_every_batch_of_an_epoch_once_and_in_order(
+    batches: int, accumulate: int, steps: int
+) -> None:
+    plan = Plan(batches_per_epoch=batches, accumulate=accumulate, total_steps=steps)
+    expected_epoch, next_batch = 0, 0
+    for step in range(steps):
+        epoch, batch = plan.batch_of(step)
+        if next_batch >= batches:
+            expected_epoch, next_batch = expected_epoch + 1, 0
+        assert (epoch, batch) == (expected_epoch, next_batch)
+        next_batch += accumulate
+    assert plan.epochs == expected_epoch + 1
+
+
+@given(st.integers(1, 10**5), st.integers(1, 8), st.integers(1, 100))
+def test_whole_epochs_are_whole(batches: int, accumulate: int, epochs: int) -> None:
+    plan = make_plan(
+        batches_per_epoch=batches, accumulate=accumulate, max_iter=1, epochs=float(epochs)
+    )
+    assert plan.total_steps == epochs * math.ceil(batches / accumulate)
+    assert plan.epochs == epochs
+    assert plan.batch_of(plan.total_steps) == (epochs, 0)
+
+
+def test_a_run_without_epochs_takes_max_iter_steps() -> None:
+    plan = make_plan(batches_per_epoch=10, accumulate=1, max_iter=25, epochs=None)
+    assert (plan.total_steps, plan.steps_per_epoch, plan.epochs) == (25, 10, 3)
+
+
+def test_a_fraction_of_an_epoch_takes_at_least_one_step() -> None:
+    plan = make_plan(batches_per_epoch=10, accumulate=1, max_iter=25, epochs=0.01)
+    assert plan.total_steps == 1
+    assert make_plan(batches_per_epoch=10, accumulate=1, max_iter=9, epochs=1.5).total_steps == 15
