@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
 
 import onnx
 from torch import Tensor, nn
 
+from yolact.exporter.options import Layout
 from yolact.exporter.passes import CONV_INTEGER, INTEGERS, quantizing_passes, run_passes
 from yolact.exporter.passes.quantize import missing_ranges
 from yolact.exporter.passes.ranges import measure_outputs
-
-Layout = Literal["qdq", "openvino", "deepsparse"]
-"""How a quantized graph is written.
-
-qdq: QuantizeLinear / DequantizeLinear around every node, the form that all engines read, and that
-ONNX Runtime runs in integers throughout. openvino: the same without a pair between convolution and
-LeakyReLU, which OpenVINO runs in one kernel. deepsparse: ConvInteger, as SparseML's exporter wrote;
-quantizers are where training has put them, and ``images`` have no use.
-"""
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 def to_integers(
@@ -34,7 +24,7 @@ def to_integers(
     Args:
         graph: Traced from ``network``, after the passes of every export.
         network: Run on ``images`` to measure the outputs that training has no range for.
-        layout: See :data:`Layout`.
+        layout: See :data:`yolact.exporter.options.Layout`.
         images: Network inputs like those the model will see; None leaves those outputs float.
 
     Returns:

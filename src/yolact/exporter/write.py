@@ -65,6 +65,11 @@ class Reference:
     images: tuple[Tensor, ...]
     """Like the sample, real ones, to compare the detections of a quantized network in."""
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the model is quantized."""
+        return self.unquantized is not None
+
 
 def prepare(
     model: Yolact,
