@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from onnx_models import CLASSES, SIDE, save, small_model
-from yolact.bench.benchmark import BenchmarkOptions, benchmark, benchmark_pair, parse_input_shapes
+from yolact.bench.benchmark import benchmark, benchmark_pair
+from yolact.bench.options import BenchmarkOptions, parse_input_shapes
 from yolact.bench.timing import PERCENTILES, run_async, run_paired, run_sync, summarize
 from yolact.errors import ConfigError
 from yolact.exporter.export import export

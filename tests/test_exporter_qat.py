@@ -19,8 +19,8 @@ from yolact.errors import ExportError
 from yolact.exporter import export as export_module
 from yolact.exporter.export import ExportReport, export
 from yolact.exporter.graph import conv_weights
-from yolact.exporter.integers import to_integers
 from yolact.exporter.options import ExportOptions
+from yolact.exporter.passes import to_integers
 from yolact.exporter.trace import fold_quantized_batch_norms
 from yolact.model.quantized import is_quantized
 from yolact.model.yolact import Yolact

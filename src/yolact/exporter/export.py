@@ -20,12 +20,11 @@ from yolact.engines.onnx_file import DETECTED, OUTPUT_MEANINGS, ModelMetadata
 from yolact.errors import ConfigError
 from yolact.exporter.deployment import require_deployable, write_deployment
 from yolact.exporter.graph import graph_sparsity
-from yolact.exporter.integers import to_integers
 from yolact.exporter.options import ExportJob, ExportOptions
-from yolact.exporter.passes import CLEAN, run_passes
+from yolact.exporter.passes import CLEAN, run_passes, to_integers
 from yolact.exporter.trace import OUTPUTS, label_outputs, sample_images, trace
 from yolact.exporter.verify import Agreement, OutputParity
-from yolact.exporter.write import Finish, Reference, greedy, prepare, write_checked
+from yolact.exporter.write import Reference, greedy, prepare, write_checked
 from yolact.files import Compression, require_space, require_writable_file
 from yolact.model.quantized import is_quantized, parameter_count, require_quantized
 from yolact.model.yolact import Yolact
@@ -150,7 +149,8 @@ def export(
     require_writable_file(path)
     bytes_each = 1 if is_quantized(model) and options.convert_qat else 4
     require_space(path.parent, bytes_each * parameter_count(model), "the graph")
-    reference = _reference(model, config.model.image_size, options, images)
+    sample = sample_images(options.image, config.model.image_size, options.batch_size)
+    reference = prepare(model, sample, images, options)
     graph, float_outputs = _graph(reference, options, images)
     metadata = ModelMetadata(
         classes=classes,
@@ -177,19 +177,6 @@ def _stored_config(
     return replace(config, detect=greedy(config.detect)) if options.with_nms else config
 
 
-def _reference(
-    model: Yolact, side: int, options: ExportOptions, images: Iterable[Tensor] | None
-) -> Reference:
-    return prepare(
-        model,
-        sample_images(options.image, side, options.batch_size),
-        images,
-        convert_qat=options.convert_qat,
-        per_channel=options.per_channel,
-        reduce_range=options.reduce_range,
-    )
-
-
 def _graph(
     reference: Reference, options: ExportOptions, images: Iterable[Tensor] | None
 ) -> tuple[onnx.ModelProto, int]:
@@ -214,8 +201,7 @@ def _write(
 ) -> ExportReport:
     sparsity = graph_sparsity(graph)
     raw_shapes = tuple(_shape(output) for output in graph.graph.output)
-    steps = Finish(half=options.half, pack_blocks=options.pack_blocks, with_nms=options.with_nms)
-    parity, found, finished = write_checked(graph, path, reference, steps, detect)
+    parity, found, finished = write_checked(graph, path, reference, options, detect)
     written = {kind: compress_file(path, kind) for kind in options.compress}
     return ExportReport(
         path=path,
