@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from conftest import SEED, Golden, golden, unit
+from conftest import SEED, Golden, GoldenSet, unit
 from yolact.config import LossConfig
 from yolact.loss.classification import hard_negatives
 from yolact.loss.criterion import Losses, YolactLoss
@@ -23,8 +23,8 @@ UNIFORM_SCALE = {"loc": 1.5, "conf": 3.0, "mask": 1.0, "proto": 2.0, "segm": 4.0
 
 
 @pytest.fixture(scope="module")
-def reference() -> Golden:
-    return golden("loss.npz")
+def reference(golden: GoldenSet) -> Golden:
+    return golden.npz("loss.npz")
 
 
 def target_of(reference: Golden, case: str, image: int) -> Target:
