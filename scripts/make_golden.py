@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # the fill recipe of the weights lives with the tests
 sys.path.append(str(ROOT / "tests"))
 
-from golden import detection, instances, network, reference  # noqa: E402
+from golden import detection, instances, losses, network, reference, steps  # noqa: E402
 
 WRITERS = {
     "state_dict.json": network.write_state_dict,
@@ -25,6 +25,8 @@ WRITERS = {
     "box_ops.npz": detection.write_box_ops,
     "detect.npz": detection.write_detect,
     "postprocess.npz": instances.write_postprocess,
+    "loss.npz": losses.write_loss,
+    "train_trace.json": steps.write_trace,
 }
 
 

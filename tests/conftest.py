@@ -79,6 +79,7 @@ class Golden:
     """One golden .npz file; :meth:`check` compares subsampled arrays."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.arrays = np.load(path, allow_pickle=False)
         self.meta: dict[str, Any] = json.loads(str(self.arrays["meta"]))
 

@@ -120,15 +120,25 @@ def resized(scene: Scene, side: int) -> tuple[Bytes, Bytes]:
 
 
 def speck_scene(
-    rng: np.random.Generator, count: int, smallest: float, largest: float
+    rng: np.random.Generator, count: int, smallest: float, largest: float, cells: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Small boxes all over an image.
+
+    Args:
+        rng: Where to draw from.
+        count: How many.
+        smallest: Shortest side, relative to the image's.
+        largest: Longest side.
+        cells: When not 0, boxes lie about the centres of cells of a square grid of so many a row.
 
     Returns:
         Relative corners [count, 4] and class indices [count].
     """
     sides = rng.uniform(smallest, largest, (count, 2))
     corner = rng.uniform(0, 1 - sides)
+    if cells:
+        centre = (np.floor((corner + sides / 2) * cells) + 0.5) / cells
+        corner = centre - sides / 2 + rng.uniform(-0.001, 0.001, (count, 2))
     boxes = np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
     return boxes, rng.integers(0, 80, count).astype(np.float64)
 
