@@ -16,7 +16,17 @@ ROOT = Path(__file__).resolve().parents[1]
 # the fill recipe of the weights lives with the tests
 sys.path.append(str(ROOT / "tests"))
 
-from golden import detection, instances, losses, network, reference, steps  # noqa: E402
+from golden import (  # noqa: E402
+    accuracy,
+    augmenting,
+    detection,
+    instances,
+    losses,
+    network,
+    reference,
+    settings,
+    steps,
+)
 
 WRITERS = {
     "state_dict.json": network.write_state_dict,
@@ -27,6 +37,9 @@ WRITERS = {
     "postprocess.npz": instances.write_postprocess,
     "loss.npz": losses.write_loss,
     "train_trace.json": steps.write_trace,
+    "augmentation.npz": augmenting.write_augmentation,
+    "ap.json": accuracy.write_ap,
+    "config.json": settings.write_config,
 }
 
 

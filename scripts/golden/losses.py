@@ -234,9 +234,14 @@ def untied(reference: Reference, objects: int, priors: Tensor) -> Target:
 
 
 def target_of(scene: Scene, side: int) -> Target:
-    """A generated image's annotations at an input size."""
+    """A generated image's annotations at an input size.
+
+    Boxes are moved by a fraction of a pixel: with edges on whole pixels, rounding would decide
+    which column a mask is cut at.
+    """
     picture, masks = resized(scene, side)
-    rows = np.concatenate([scene.boxes, scene.labels[:, None]], axis=1).astype(np.float32)
+    boxes = scene.boxes + generator(scene.name).uniform(-0.4, 0.4, scene.boxes.shape) / SIDE
+    rows = np.concatenate([boxes, scene.labels[:, None]], axis=1).astype(np.float32)
     return Target(rows, masks, scene.crowds, picture)
 
 

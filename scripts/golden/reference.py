@@ -96,7 +96,7 @@ class Reference:
     @contextmanager
     def settings(self, **changes: Any) -> Iterator[None]:
         """Other settings inside the block."""
-        with patch.multiple(self.cfg, **changes):
+        with patch.dict(vars(self.cfg), changes):
             yield
 
     def criterion(self) -> Any:

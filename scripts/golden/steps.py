@@ -139,6 +139,8 @@ class Run:
 
     def record(self, double: Run) -> dict[str, Any]:
         """What the file holds of this run; ``double`` tells what of it is rounding."""
+        for name, value in self.steps[0]["losses"].items():
+            assert abs(value - double.steps[0]["losses"][name]) < 1e-5 * value, name
         return {
             "steps": self.steps,
             "loss_after_3_steps_on_step0_batch": self.after,
