@@ -50,6 +50,14 @@ def tiny_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shapes(tmp_path_factory.mktemp("data") / "shapes")
 
 
+@pytest.fixture(scope="session", params=["own", "coco"])
+def pictures(request: pytest.FixtureRequest, tiny_shapes: Path) -> Path:
+    """A folder of generated pictures, then one of photographs beside the checkout."""
+    if request.param == "own":
+        return tiny_shapes / "images"
+    return from_shared("data/coco-tiny/images")
+
+
 @pytest.fixture
 def package_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

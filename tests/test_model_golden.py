@@ -76,9 +76,7 @@ def check_stages(forward: Golden, case: str, model: Yolact, image: Tensor) -> No
             forward.check(f"{case}.{kind}{index}", value, **TOLERANCE)
 
 
-def test_golden_weights_are_filled_as_their_recipe_says(
-    golden: GoldenSet, model: Yolact
-) -> None:
+def test_golden_weights_are_filled_as_their_recipe_says(golden: GoldenSet, model: Yolact) -> None:
     state = model.state_dict()
     for name, head, total, largest in golden.json("state_dict.json")["fill_check"]["entries"]:
         values = state[name].double().flatten()

@@ -69,9 +69,7 @@ def initial() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module", params=["bn_train", "bn_frozen"])
-def trace(
-    request: pytest.FixtureRequest, golden: GoldenSet, initial: dict[str, Tensor]
-) -> Trace:
+def trace(request: pytest.FixtureRequest, golden: GoldenSet, initial: dict[str, Tensor]) -> Trace:
     mode: str = request.param
     reference = golden.json("train_trace.json")["modes"][mode]
     model = Yolact(ModelConfig(image_size=160, prior_base_size=160)).train()

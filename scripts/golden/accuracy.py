@@ -6,8 +6,9 @@ import io
 import json
 import shutil
 from collections import defaultdict
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,7 @@ from golden.pictures import mask_of, sample_folder
 from golden.reference import Reference
 from golden.store import generator, origin, save_json
 
-IMAGES, SIZE = 30, 240
+IMAGES, SIZE = 30, 300
 NEVER_DRAWN = ("hexagon", "arrow")
 """Classes without ground truth, which the original counts as AP 0 where they are detected."""
 COCO_NAMES = (
@@ -44,21 +45,18 @@ def write_ap(reference: Reference, folder: Path) -> None:
     for kind in KINDS:
         save_json(folder / f"ap_{kind}_results.json", [entry_of(each, kind) for each in found])
     ids = [image["id"] for image in truth["images"]]
-    names = [category["name"] for category in truth["categories"]]
     table = Table(reference, folder / "ap_gt.json", found)
     badhash = reference.evaluation.badhash
-    dataset = reference.cfg.dataset.copy(
-        {"class_names": names, "label_map": {c["id"]: i + 1 for i, c in enumerate(truth["categories"])}}
-    )
-    with reference.settings(dataset=dataset), redirect_stdout(io.StringIO()):
+    with classes_of(reference, truth), redirect_stdout(io.StringIO()):
         plain, counts = table.measure()
         breakdown = {
             "as_is": plain,
             "no_gt_classes_excluded": table.measure(only_with_truth=True)[0],
             "and_small_gt_kept": table.measure(only_with_truth=True, small=True)[0],
-            "and_crowd_class_fixed": table.measure(only_with_truth=True, small=True, crowds=True)[0],
+            "and_crowd_class_fixed": table.measure(only_with_truth=True, small=True, crowds=True)[
+                0
+            ],
         }
-        pulls = pulled(reference, folder / "ap_gt.json")
     content = {
         **origin(reference),
         "image_ids": ids,
@@ -70,9 +68,16 @@ def write_ap(reference: Reference, folder: Path) -> None:
         "deviation_breakdown": breakdown,
         "num_detections": len(found),
         "ap_from_points": points(reference),
-        "pulled": pulls,
     }
     save_json(folder / "ap.json", content)
+
+
+def classes_of(reference: Reference, truth: dict[str, Any]) -> AbstractContextManager[None]:
+    """Let the original know the classes of this data."""
+    names = [category["name"] for category in truth["categories"]]
+    labels = {category["id"]: i + 1 for i, category in enumerate(truth["categories"])}
+    changes = {"class_names": names, "label_map": labels}
+    return reference.settings(dataset=reference.cfg.dataset.copy(changes))
 
 
 def ground_truth() -> dict[str, Any]:
@@ -99,7 +104,24 @@ def ground_truth() -> dict[str, Any]:
         )
     if not any(entry["iscrowd"] for entry in content["annotations"]):
         raise LookupError("the generated images hold no crowd: take more of them")
+    content["annotations"] = thinned(content["annotations"])
+    # the original passes over images without annotations
+    shown = {entry["image_id"] for entry in content["annotations"]}
+    content["images"] = [image for image in content["images"] if image["id"] in shown]
     return {key: content[key] for key in ("images", "annotations", "categories")}
+
+
+def thinned(annotations: list[Entry]) -> list[Entry]:
+    """Fewer objects, so that no recall is a whole percentage.
+
+    There the original and COCO disagree: 7 of 20 is not quite the 35th of COCO's hundredths.
+    """
+    removed: set[int] = set()
+    for category in {entry["category_id"] for entry in annotations}:
+        of_class = [e for e in annotations if e["category_id"] == category and not e["iscrowd"]]
+        while gcd(len(of_class), 100) > 1:
+            removed.add(of_class.pop()["id"])
+    return [entry for entry in annotations if entry["id"] not in removed]
 
 
 @dataclass(frozen=True)
@@ -126,23 +148,45 @@ def detections(truth: dict[str, Any]) -> list[Found]:
             reach = max(1, min(entry["bbox"][2:]) * rng.choice([0.02, 0.08, 0.25]))
             shift = rng.uniform(-reach, reach, 2)
             move = np.array([[1, 0, shift[0]], [0, 1, shift[1]]])
-            moved = cv2.warpAffine(mask, move, (width, height), flags=cv2.INTER_NEAREST)
+            moved = np.asarray(
+                cv2.warpAffine(mask, move, (width, height), flags=cv2.INTER_NEAREST), np.uint8
+            )
             if moved.any():
                 wrong = rng.random() < 0.2
                 category = int(rng.choice(categories)) if wrong else entry["category_id"]
                 raw.append((entry["image_id"], category, box_around(moved), moved))
     for image, (height, width) in sizes.items():
-        for _ in range(rng.integers(0, 5)):
+        for _ in range(rng.integers(1, 5)):
             x, y = rng.integers(0, width - 40), rng.integers(0, height - 40)
             mask = np.zeros((height, width), np.uint8)
             mask[y : y + rng.integers(8, 40), x : x + rng.integers(8, 40)] = 1
             raw.append((image, int(rng.choice(categories)), box_around(mask), mask))
+    by_image: dict[int, list[Entry]] = defaultdict(list)
+    for entry in truth["annotations"]:
+        by_image[entry["image_id"]].append(entry)
+    raw = [each for each in raw if not borderline(by_image[each[0]], each[2], each[3])]
     # all different, and exact in float32
     scores = (1 + rng.permutation(len(raw))) / 1024
     return [
         Found(image, category, float(score), box, mask)
         for (image, category, box, mask), score in zip(raw, scores, strict=True)
     ]
+
+
+def borderline(truth: list[Entry], box: tuple[int, int, int, int], mask: NDArray[np.uint8]) -> bool:
+    """Whether an overlap equals a threshold, which the original counts as a miss and COCO a hit."""
+    if not truth:
+        return False
+    crowds = [entry["iscrowd"] for entry in truth]
+    masks = [np.asfortranarray(mask_of(entry, *mask.shape)) for entry in truth]
+    x1, y1, x2, y2 = box
+    rows = np.array([[x1, y1, x2 - x1, y2 - y1]], np.float64)
+    overlaps = [
+        rle.iou(rows, np.array([entry["bbox"] for entry in truth]), crowds),
+        rle.iou([rle.encode(np.asfortranarray(mask))], [rle.encode(m) for m in masks], crowds),
+    ]
+    steps = np.concatenate([np.asarray(values).reshape(-1) for values in overlaps]) * 20
+    return bool(((np.abs(steps - np.round(steps)) < 1e-3) & (steps > 9) & (steps < 19.5)).any())
 
 
 def box_around(mask: NDArray[np.uint8]) -> tuple[int, int, int, int]:
@@ -167,7 +211,9 @@ def coco_numbers(folder: Path) -> dict[str, Any]:
     with redirect_stdout(io.StringIO()):
         truth = COCO(str(folder / "ap_gt.json"))
         for kind in KINDS:
-            evaluation = COCOeval(truth, truth.loadRes(str(folder / f"ap_{kind}_results.json")), kind)
+            evaluation = COCOeval(
+                truth, truth.loadRes(str(folder / f"ap_{kind}_results.json")), kind
+            )
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -232,8 +278,7 @@ class Table:
     def _add(self, objects: dict[str, Any], image: int, truth: tuple[Any, ...]) -> None:
         rows, masks, height, width, number = truth
         found, label_map = self.found[image], self.reference.cfg.dataset.label_map
-        if not found:
-            return
+        assert found, "the original forgets the objects of an image without detections"
         stacked = torch.from_numpy(np.stack([each.mask for each in found])).float()
         output = (
             torch.tensor([label_map[each.category] - 1 for each in found]),
@@ -244,9 +289,7 @@ class Table:
         evaluation = self.reference.evaluation
         # detections are given, so there is no output of a network to turn into some
         with patch.object(evaluation, "postprocess", lambda *_, **__: output):
-            evaluation.prep_metrics(
-                objects, None, None, rows, masks, height, width, number, image
-            )
+            evaluation.prep_metrics(objects, None, None, rows, masks, height, width, number, image)
 
 
 def blank_dataset(reference: Reference, annotations: Path, folder: Path) -> Any:
@@ -307,21 +350,22 @@ def points(reference: Reference) -> list[dict[str, Any]]:
     return rows
 
 
-def pulled(reference: Reference, annotations: Path) -> list[dict[str, Any]]:
+def pulled(reference: Reference) -> list[dict[str, Any]]:
     """Ground truth of some images as the original's data set delivers it for evaluation."""
-    found = []
-    with TemporaryDirectory() as temporary:
-        dataset = blank_dataset(reference, annotations, Path(temporary))
-        crowded = [bool(crowds_of(dataset, image)) for image in dataset.ids]
-        for index in (0, 1, crowded.index(True)):
-            _, rows, masks, height, width, number = dataset.pull_item(index)
-            found.append(
-                {
-                    "image_id": dataset.ids[index],
-                    "target": rows.tolist(),
-                    "hw": [height, width],
-                    "num_crowds": int(number),
-                    "mask_area": np.asarray(masks).sum((1, 2)).tolist(),
+    truth, found = ground_truth(), []
+    with TemporaryDirectory() as temporary, redirect_stdout(io.StringIO()):
+        path = Path(temporary) / "truth.json"
+        save_json(path, truth)
+        with classes_of(reference, truth):
+            dataset = blank_dataset(reference, path, Path(temporary))
+            crowded = [bool(crowds_of(dataset, image)) for image in dataset.ids]
+            for index in (0, 1, crowded.index(True)):
+                _, rows, masks, height, width, number = dataset.pull_item(index)
+                values = {
+                    "target": rows,
+                    "hw": np.array([height, width]),
+                    "num_crowds": np.array(number),
+                    "mask_area": np.asarray(masks).sum((1, 2)).astype(np.int64),
                 }
-            )
+                found.append({"image_id": dataset.ids[index], "arrays": values})
     return found

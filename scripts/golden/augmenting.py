@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from golden.accuracy import pulled
 from golden.pictures import Scene, choose
 from golden.reference import Reference
 from golden.store import Arrays
@@ -32,6 +33,8 @@ EXPAND: list[Draw] = [("randint", 0), ("uniform", 1.6302), ("at", 0.395), ("at",
 CROP: list[Draw] = [("at", 0.48), ("at", 0.41), ("at", 0.5), ("at", 0.46)]
 """``at`` is a place between the bounds of the draw, as a share of their distance."""
 TOO_WIDE: list[Draw] = [("at", 0.95), ("at", 0.01)]
+MEANS = (103.94, 116.78, 123.68)
+"""What the original's training passes on: the grey it expands pictures with, in BGR."""
 FEW = 150
 """Elements stored of images that a transform leaves as they are."""
 
@@ -124,8 +127,6 @@ CASES: dict[str, Case] = {
     ),
     "full_train_noaug": Case(lambda t: t.SSDAugmentation(), relative=True, integers=True),
 }
-MEANS = (103.94, 116.78, 123.68)
-"""What the original's training passes on: the grey it expands pictures with, in BGR."""
 AUGMENTATIONS = ("photometric_distort", "expand", "random_sample_crop", "random_mirror")
 
 
@@ -139,7 +140,7 @@ def write_augmentation(reference: Reference, folder: Path) -> None:
     arrays.put("image.png", png.reshape(-1))
     arrays.put("in.boxes_rel", scene.boxes)
     arrays.put("in.labels", scene.labels)
-    arrays.masks("in.masks_packed", "in.masks_shape", scene.masks)
+    arrays.masks("in.masks", scene.masks)
     arrays.put("in.num_crowds", np.array(scene.crowds))
     meta = {name: put_case(reference, arrays, name, case, scene) for name, case in CASES.items()}
     fast = reference.augmentations.FastBaseTransform(cuda=False)
@@ -147,6 +148,9 @@ def write_augmentation(reference: Reference, folder: Path) -> None:
     height, width = scene.size
     put_discarded(reference, arrays, "discard_rel", height, width, resize_gt=False)
     put_discarded(reference, arrays, "discard_abs", height, width, resize_gt=True)
+    for number, pull in enumerate(pulled(reference)):
+        arrays.update(f"pull.{number}", pull["arrays"])
+        meta[f"pull.{number}"] = {"image": ["ap_gt.json", pull["image_id"]]}
     content = {"cases": meta, "image": scene.name, "height": height, "width": width}
     arrays.save(folder / "augmentation.npz", reference, content)
 
@@ -165,7 +169,7 @@ def put_case(
         image, masks, boxes, labels = case.make(augmentations)(picture, scene.masks, boxes, labels)
     assert not dice.draws, f"{name}: {dice.draws} are left"
     arrays.sample(f"{name}.image", image, FEW if case.unchanged else 2000)
-    arrays.masks(f"{name}.masks_packed", f"{name}.masks_shape", masks)
+    arrays.masks(f"{name}.masks", masks)
     arrays.put(f"{name}.masks_area", np.asarray(masks).sum((1, 2)).astype(np.int64))
     arrays.put(f"{name}.boxes", boxes)
     arrays.put(f"{name}.labels", labels["labels"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from golden.network import SMALL, evaluating, filled, forget_priors, small_input
 from golden.pictures import choose
 from golden.reference import Reference
-from golden.store import Arrays, Array, generator
+from golden.store import Array, Arrays, generator
 
 CLASSES, COEFFICIENTS = 81, 32
 MODES = ("fast", "cross_class", "traditional")
@@ -51,7 +51,7 @@ def random_boxes(rng: np.random.Generator, count: int) -> Floats:
     """[count, 4] relative corners of boxes with an area."""
     sides = rng.uniform(0.05, 0.6, (count, 2))
     corner = rng.uniform(-0.05, 1.05 - sides)
-    return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
+    return np.asarray(np.concatenate([corner, corner + sides], axis=1), np.float32)
 
 
 def put_spans(reference: Reference, arrays: Arrays, rng: np.random.Generator) -> None:
@@ -84,14 +84,20 @@ def put_masks(reference: Reference, arrays: Arrays, rng: np.random.Generator) ->
     arrays.put("maskiou.crowd_b", reference.boxes.mask_iou(first, second, iscrowd=True))
 
 
+class Placing(NamedTuple):
+    """Where boxes are."""
+
+    priors: Floats
+    loc: Floats
+    """[images, priors, 4]."""
+
+
 @dataclass(frozen=True)
 class Case:
     """Raw outputs of a network, made up, and the settings they are detected with."""
 
     note: str
-    priors: Floats
-    loc: Floats
-    """[images, priors, 4]."""
+    placing: Placing
     conf: Floats
     """[images, priors, 81], a softmax's."""
     modes: tuple[str, ...] = MODES
@@ -113,7 +119,8 @@ class Case:
 
 def write_detect(reference: Reference, folder: Path) -> None:
     """Write detect.npz."""
-    arrays, meta = Arrays(), {}
+    arrays = Arrays()
+    meta: dict[str, dict[str, Any]] = {}
     for name, case in cases().items():
         rng = generator(f"detect.{name}.mask")
         images, count = case.conf.shape[:2]
@@ -121,7 +128,7 @@ def write_detect(reference: Reference, folder: Path) -> None:
         mask[..., 0] = np.arange(count, dtype=np.float32) / 1024  # tells priors apart
         arrays.update(
             f"{name}.in",
-            {"priors": case.priors, "loc": case.loc, "conf": case.conf, "mask": mask},
+            {**case.placing._asdict(), "conf": case.conf, "mask": mask},
         )
         meta[name] = {"note": case.note, "params": case.params}
         for mode in case.modes:
@@ -142,7 +149,7 @@ def detect(
     )
     layer.use_fast_nms = mode != "traditional"
     layer.use_cross_class_nms = mode == "cross_class"
-    predictions = {"loc": case.loc, "conf": case.conf, "mask": mask, "priors": case.priors}
+    predictions = {**case.placing._asdict(), "conf": case.conf, "mask": mask}
     tensors = {name: torch.from_numpy(value) for name, value in predictions.items()}
     return [entry["detection"] for entry in layer(tensors, None)]
 
@@ -199,11 +206,11 @@ def scored(rows: list[dict[int, float]], low: float = 0.0) -> Floats:
     return conf.astype(np.float32)[None]
 
 
-def placed(corners: list[tuple[float, float, float, float]]) -> dict[str, Floats]:
+def placed(corners: list[tuple[float, float, float, float]]) -> Placing:
     """Priors that are exactly these boxes: zero offsets."""
     rows = np.array(corners, np.float32)
     priors = np.concatenate([(rows[:, :2] + rows[:, 2:]) / 2, rows[:, 2:] - rows[:, :2]], axis=1)
-    return {"priors": priors, "loc": np.zeros((1, len(rows), 4), np.float32)}
+    return Placing(priors, np.zeros((1, len(rows), 4), np.float32))
 
 
 def cases() -> dict[str, Case]:
@@ -227,7 +234,7 @@ def chain() -> Case:
     boxes = [(0.1 + 0.05 * i, 0.25, 0.35 + 0.05 * i, 0.5) for i in range(4)]
     scores = [{5: 0.8 - 0.15 * i} for i in range(4)]
     note = "a chain: greedy keeps the 1st and 3rd, fast only the 1st (suppressed boxes suppress)"
-    return Case(note, **placed(boxes), conf=scored(scores, low=1e-3))
+    return Case(note, placed(boxes), scored(scores, low=1e-3))
 
 
 def exact_iou() -> Case:
@@ -238,7 +245,7 @@ def exact_iou() -> Case:
         boxes += [(left, top, left + 0.25, top + 0.25), (left, top, left + 0.25, top + side)]
         scores += [{9: 0.9 - 0.0625 * 2 * pair}, {9: 0.9 - 0.0625 * (2 * pair + 1)}]
     note = "IoU equal to nms_thresh: kept in the fast modes; traditional NMS measures pixels + 1"
-    return Case(note, **placed(boxes), conf=scored(scores, low=1e-3))
+    return Case(note, placed(boxes), scored(scores, low=1e-3))
 
 
 def exact_score() -> Case:
@@ -246,17 +253,15 @@ def exact_score() -> Case:
     boxes = [(0.125 * i, 0.5, 0.125 * i + 0.0625, 0.75) for i in range(7)]
     scores = [{i: 0.25 + 0.0625 * (i - 1)} for i in range(1, 8)]
     note = "a best score equal to conf_thresh is dropped"
-    return Case(note, **placed(boxes), conf=scored(scores, low=1e-3), conf_thresh=0.25)
+    return Case(note, placed(boxes), scored(scores, low=1e-3), conf_thresh=0.25)
 
 
-def noisy(
-    rng: np.random.Generator, count: int, images: int = 1, smallest: float = 0.03
-) -> dict[str, Floats]:
+def noisy(rng: np.random.Generator, count: int, images: int = 1, smallest: float = 0.03) -> Placing:
     """Random priors and small offsets."""
     sides = rng.uniform(smallest, 0.35, (count, 1)).repeat(2, axis=1)
     priors = np.concatenate([rng.uniform(0, 1, (count, 2)), sides], axis=1)
     loc = rng.integers(-128, 129, (images, count, 4)) / 128
-    return {"priors": priors.astype(np.float32), "loc": loc.astype(np.float32)}
+    return Placing(priors.astype(np.float32), loc.astype(np.float32))
 
 
 def softmaxed(rng: np.random.Generator, images: int, count: int, background: float) -> Floats:
@@ -281,7 +286,9 @@ def many() -> Case:
     conf[..., 0] = 1 - conf[..., 1:].sum(-1)
     priors = np.concatenate([centers, sides], axis=1).astype(np.float32)
     loc = (rng.integers(-64, 65, (1, count, 4)) / 128).astype(np.float32)
-    return Case("more than top_k candidates and more than 100 survivors", priors, loc, conf)
+    return Case(
+        "more than top_k candidates and more than 100 survivors", Placing(priors, loc), conf
+    )
 
 
 def none_and_some() -> Case:
@@ -292,7 +299,7 @@ def none_and_some() -> Case:
     conf[0, :, 0] = 1 - conf[0, :, 1:].sum(-1)
     conf[1, [4, 17, 33], [12, 12, 70]] = 0.6, 0.55, 0.4
     note = "image 0 has no foreground score above conf_thresh: n = -1"
-    return Case(note, **noisy(rng, 60, images=2), conf=conf)
+    return Case(note, noisy(rng, 60, images=2), conf)
 
 
 def params() -> Case:
@@ -301,7 +308,7 @@ def params() -> Case:
     conf = softmaxed(rng, 1, 40, background=2)
     conf[0, np.arange(30), 1 + np.arange(30) % 4] = 0.25 + 0.7 * rng.permutation(30) / 30
     note = "conf_thresh, nms_thresh and top_k other than usual"
-    case = Case(note, **noisy(rng, 40, smallest=0.2), conf=conf)
+    case = Case(note, noisy(rng, 40, smallest=0.2), conf)
     return replace(case, conf_thresh=0.3, nms_thresh=0.3, top_k=10)
 
 
@@ -310,14 +317,14 @@ def single() -> Case:
     rng = generator("detect.single")
     conf = softmaxed(rng, 1, 20, background=12)
     conf[0, 7, 1 + 33] = 0.7
-    return Case("one prior; per-class NMS returns its low scores too", **noisy(rng, 20), conf=conf)
+    return Case("one prior; per-class NMS returns its low scores too", noisy(rng, 20), conf)
 
 
 def ties_disjoint() -> Case:
     """Four equal scores far apart, and two lower ones."""
     boxes = [(0.2 * i, 0.1, 0.2 * i + 0.125, 0.3) for i in range(4)]
     conf = scored([{3: 0.75} for _ in range(4)], low=1e-3)
-    return Case("equal scores: the order of the first four is open", **placed(boxes), conf=conf)
+    return Case("equal scores: the order of the first four is open", placed(boxes), conf)
 
 
 def ties_overlap() -> Case:
@@ -326,7 +333,7 @@ def ties_overlap() -> Case:
     boxes += [(0.5, 0.5, 0.8, 0.8), (0.52, 0.5, 0.82, 0.8)]
     conf = scored([{3: 0.75}, {3: 0.75}, {3: 0.5}, {3: 0.5}], low=1e-3)
     note = "one of each pair survives; the lower index, with a stable sort"
-    return Case(note, **placed(boxes), conf=conf, modes=("fast", "cross_class"))
+    return Case(note, placed(boxes), conf, modes=("fast", "cross_class"))
 
 
 def typical() -> Case:
@@ -335,7 +342,7 @@ def typical() -> Case:
     objects = random_boxes(rng, 7).clip(0, 1)
     truth = objects[np.arange(120) % 7] + rng.normal(0, 0.012, (120, 4))
     placing = noisy(rng, 120, images=2)
-    priors = placing["priors"].copy()
+    priors = placing.priors.copy()
     corner, far = truth[:, :2], truth[:, 2:]
     near = np.concatenate([(corner + far) / 2, far - corner], axis=1)
     priors[:60] = near[:60].astype(np.float32)
@@ -345,4 +352,4 @@ def typical() -> Case:
     conf[1, np.arange(60), labels] = 0.1 + 0.85 * rng.permutation(60) / 60
     conf[1, 60:] = softmaxed(rng, 1, 60, background=2)[0]
     note = "7 objects with several priors each; two images share the priors"
-    return Case(note, priors, placing["loc"] * np.float32(0.25), conf)
+    return Case(note, Placing(priors, placing.loc * np.float32(0.25)), conf)

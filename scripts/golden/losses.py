@@ -11,10 +11,10 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from conftest import SEED, unit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from conftest import SEED, unit
 from golden.matching import Matched, match
 from golden.network import filled, forget_priors, training
 from golden.pictures import Scene, choose, ellipses, resized, speck_scene
@@ -95,8 +95,7 @@ def put_targets(
         arrays.put(f"{name}.in.target.{image}", target.rows)
         arrays.put(f"{name}.in.num_crowds.{image}", np.array(target.crowds))
         if masks:
-            keys = (f"{name}.in.masks_{kind}.{image}" for kind in ("packed", "shape"))
-            arrays.masks(*keys, target.masks)
+            arrays.masks(f"{name}.in.masks", target.masks, f".{image}")
         matched = match(reference, target.rows, target.crowds, priors)
         arrays.update(f"{name}.match.{image}", matched.arrays)
         arrays.put(f"{name}.tie_priors.{image}", matched.ties)
@@ -148,9 +147,7 @@ def run(
         losses = reference.criterion()(None, predictions, targets, masks, crowds)
     total = losses[only] if only else sum(losses.values())
     total.backward()
-    gradients = {
-        k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in outputs.items()
-    }
+    gradients = {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in outputs.items()}
     return {key: value.item() for key, value in losses.items()}, gradients
 
 
@@ -202,9 +199,7 @@ def cases(reference: Reference, small: Tensor, full: Tensor) -> dict[str, Case]:
             stored=False,
         ),
         "SAT": Case("float32's sigmoid is exactly 1", SIDE, [plain, crowded], saturated),
-        "L4": Case(
-            "full size", FULL, large, drawn_outputs("L4", full, 138, 69), stored=False
-        ),
+        "L4": Case("full size", FULL, large, drawn_outputs("L4", full, 138, 69), stored=False),
         "L5": Case(
             "crowded: small objects inside several equal priors",
             SIDE,

@@ -31,9 +31,7 @@ class Matched:
     """How near an overlap comes to the threshold that decides on it."""
 
 
-def match(
-    reference: Reference, rows: NDArray[np.float32], crowds: int, priors: Tensor
-) -> Matched:
+def match(reference: Reference, rows: NDArray[np.float32], crowds: int, priors: Tensor) -> Matched:
     """Run the original's matching on one image.
 
     Args:
@@ -56,7 +54,10 @@ def match(
     overlaps = reference.boxes.jaccard(truths[:, :4].double(), corners)
     ties = tied(overlaps.numpy())
     best = overlaps.max(0).values
-    distances = [(best - cfg.positive_iou_threshold).abs(), (best - cfg.negative_iou_threshold).abs()]
+    distances = [
+        (best - cfg.positive_iou_threshold).abs(),
+        (best - cfg.negative_iou_threshold).abs(),
+    ]
     if crowd is not None:
         covered = reference.boxes.jaccard(corners, crowd.double(), iscrowd=True).max(1).values
         distances.append((covered - cfg.crowd_iou_threshold).abs())

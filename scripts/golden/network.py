@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,12 +11,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from conftest import SEED, golden_weight
 from torch import Tensor, nn
 
+from conftest import SEED, golden_weight
 from golden.pictures import choose
 from golden.reference import Reference
-from golden.store import Arrays, Array, origin, save_json
+from golden.store import Array, Arrays, origin, save_json
 
 OUTPUTS = ("loc", "conf", "mask", "priors", "proto")
 SMALL = 138
@@ -234,7 +233,10 @@ def fill_check(state: dict[str, Tensor]) -> list[list[Any]]:
 def loading_cases(reference: Reference, network: nn.Module) -> list[dict[str, Any]]:
     """What the original does with checkpoints that hold more or less than the network."""
     added = {
-        "old_backbone_alias": ["backbone.layer1.0.conv1.weight", "backbone.layer4.2.bn3.running_var"],
+        "old_backbone_alias": [
+            "backbone.layer1.0.conv1.weight",
+            "backbone.layer4.2.bn3.running_var",
+        ],
         "v1_downsample": ["fpn.downsample_layers.2.*", "fpn.downsample_layers.3.*"],
         "unknown_key": ["maskiou_net.0.weight"],
     }

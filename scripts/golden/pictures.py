@@ -11,10 +11,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from conftest import SEED
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
+from conftest import SEED
 from yolact.data.shapes import SHAPE_CLASSES, generate_shapes
 
 Bytes = NDArray[np.uint8]
@@ -94,7 +94,9 @@ def scenes(size: int, count: int = 120) -> list[Scene]:
     folder = sample_folder(size, count)
     content = json.loads((folder / "annotations" / "instances_train.json").read_text())
     found = {
-        image["id"]: Scene(image["file_name"], (folder / "images" / image["file_name"]).read_bytes())
+        image["id"]: Scene(
+            image["file_name"], (folder / "images" / image["file_name"]).read_bytes()
+        )
         for image in content["images"]
     }
     for entry in sorted(content["annotations"], key=lambda entry: entry["iscrowd"]):

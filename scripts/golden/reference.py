@@ -197,13 +197,12 @@ def _stubs() -> AbstractContextManager[None]:
 
 def _compile_nms(folder: Path) -> None:
     """Build its traditional NMS, a Cython file, outside the checkout and the home folder."""
-    import pyximport
-
+    compiler = importlib.import_module("pyximport")
     # removed from NumPy 1.24; the file was written before
     vars(np)["int"] = int
     finders = list(sys.meta_path)
     build = tempfile.mkdtemp(prefix="cython-")
-    pyximport.install(build_dir=build, setup_args={"include_dirs": np.get_include()})
+    compiler.install(build_dir=build, setup_args={"include_dirs": np.get_include()})
     try:
         importlib.import_module("utils.cython_nms")
     finally:

@@ -26,6 +26,8 @@ ITERATIONS = (
 def write_config(reference: Reference, folder: Path) -> None:
     """Write config.json."""
     cfg = reference.cfg
+    # building a network completes the config
+    fixed = constants(reference)
     content = {
         **origin(reference),
         "config_name": CONFIG,
@@ -36,7 +38,7 @@ def write_config(reference: Reference, folder: Path) -> None:
         "label_map": cfg.dataset.label_map,
         "means_bgr": reference.data.MEANS,
         "std_bgr": reference.data.STD,
-        "constants_not_in_config": constants(reference),
+        "constants_not_in_config": fixed,
         "lr_schedule": [schedule(reference, size) for size in (8, 16, 4)],
     }
     save_json(folder / "config.json", content)
@@ -119,7 +121,7 @@ def rate_at(train: ModuleType, iteration: int) -> float:
     def begun(_: Any) -> None:
         raise _Begun
 
-    stand_ins = {
+    stand_ins: dict[str, Any] = {
         "COCODetection": lambda **_: range(10**8),
         "Yolact": _Network,
         "SparseMLWrapper": idle_recipe(),
@@ -132,7 +134,7 @@ def rate_at(train: ModuleType, iteration: int) -> float:
     train.args.start_iter = iteration
     train.args.save_folder = "."
     with (
-        patch.multiple(train, **stand_ins),
+        patch.dict(vars(train), stand_ins),
         # one image is sent through the network first
         patch.object(Tensor, "cuda", lambda self: self),
         redirect_stdout(io.StringIO()),

@@ -40,7 +40,7 @@ def write_trace(reference: Reference, folder: Path) -> None:
     """Write train_trace.json and train_trace_inputs.npz."""
     batches = [
         [target_of(choose(160, objects=n, skip=skip), SIDE) for n in objects]
-        for skip, objects in ((3, (2, 4)), (4, (5, 1)), (5, (3, 2)))
+        for skip, objects in ((1, (2, 4)), (2, (3, 1)), (3, (3, 2)))
     ]
     write_inputs(reference, folder, batches)
     modes = {}
@@ -71,8 +71,7 @@ def write_inputs(reference: Reference, folder: Path, batches: list[list[Target]]
         arrays.put(f"step{step}.images_uint8_nchw_rgb", images_of(targets))
         for index, target in enumerate(targets):
             arrays.put(f"step{step}.target.{index}", target.rows)
-            keys = (f"step{step}.masks_{kind}.{index}" for kind in ("packed", "shape"))
-            arrays.masks(*keys, target.masks)
+            arrays.masks(f"step{step}.masks", target.masks, f".{index}")
     arrays.save(folder / "train_trace_inputs.npz", reference, {"size": SIDE})
 
 

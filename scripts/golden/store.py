@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import SEED
 from numpy.typing import NDArray
 
+from conftest import SEED
 from golden.reference import Reference
 
 PACKAGES = ("torch", "numpy", "opencv-python", "pycocotools")
@@ -83,17 +83,17 @@ class Arrays:
             np.array([wide.sum(), wide.mean(), magnitude, norm, wide.min(), wide.max()]),
         )
 
-    def masks(self, packed: str, shape: str, masks: Any) -> None:
+    def masks(self, key: str, masks: Any, index: str = "") -> None:
         """Store masks [n, height, width] of 0 and 1, eight pixels a byte."""
         array = np.asarray(plain(masks), np.uint8)
-        self.put(packed, np.packbits(array.reshape(len(array), -1), axis=1))
-        self.put(shape, np.array(array.shape, np.int64))
+        self.put(f"{key}_packed{index}", np.packbits(array.reshape(len(array), -1), axis=1))
+        self.put(f"{key}_shape{index}", np.array(array.shape, np.int64))
 
     def save(self, path: Path, reference: Reference, meta: dict[str, Any]) -> None:
         """Write the file; NumPy dates every entry 1980, so that equal arrays are equal bytes."""
         meta = {**origin(reference), "stats_order": STATS, **meta}
         self.put("meta", np.array(json.dumps(meta, sort_keys=True)))
-        np.savez_compressed(path, **self.stored)  # type: ignore[arg-type]
+        np.savez_compressed(path, **self.stored)
 
 
 def save_json(path: Path, content: Any) -> None:
