@@ -253,7 +253,7 @@ def speck_target(
 
 
 def network_outputs(reference: Reference, targets: list[Target]) -> dict[str, Tensor]:
-    """What the filled network says in training, rounded to 1/1024.
+    """What the filled network says in training, rounded to 1/64 for a small file.
 
     Prototypes are scaled down, or the sigmoid of masks would saturate.
     """
@@ -264,7 +264,7 @@ def network_outputs(reference: Reference, targets: list[Target]) -> dict[str, Te
     with reference.settings(max_size=SIDE), torch.no_grad():
         outputs = network(images)
     outputs["proto"] = outputs["proto"] * 0.1
-    return {name: (outputs[name] * 1024).round() / 1024 for name in LEARNED}
+    return {name: (outputs[name] * 64).round() / 64 for name in LEARNED}
 
 
 def drawn_outputs(name: str, priors: Tensor, grid: int, segm: int) -> dict[str, Tensor]:

@@ -276,7 +276,8 @@ def load_outcome(reference: Reference, checkpoint: dict[str, Any]) -> dict[str, 
         except RuntimeError as error:
             kinds = {"missing": "Missing", "unexpected": "Unexpected"}
             found = {kind: named(str(error), word) for kind, word in kinds.items()}
-            return {"outcome": "rejected", **found}
+            counts = {k: {"count": len(v), "first": v[:3]} for k, v in found.items()}
+            return {"outcome": "rejected", **counts}
     state = network.state_dict()
     equal = all(torch.equal(state[name], expected[name]) for name in state.keys() & expected.keys())
     return {"outcome": "loaded", "weights_equal_to_file": equal}

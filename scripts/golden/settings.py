@@ -17,6 +17,8 @@ from golden.store import origin, save_json
 
 SCHEDULE = ("lr", "max_iter", "lr_steps")
 """Settings that train.py scales with the batch size."""
+ELSEWHERE = ("dataset", "mask_proto_debug", "_tmp_img_h", "_tmp_img_w")
+"""Not of the config: listed on its own, made by a command line, or by the last forward pass."""
 ITERATIONS = (
     *(0, 1, 2, 50, 250, 499, 500, 501, 1000, 279_999, 280_000, 599_999, 600_000),
     *(699_999, 700_000, 749_999, 750_000, 799_999),
@@ -32,7 +34,9 @@ def write_config(reference: Reference, folder: Path) -> None:
         **origin(reference),
         "config_name": CONFIG,
         "config": {
-            name: simple(value) for name, value in vars(cfg).items() if not name.startswith("_tmp")
+            name: simple(value, activations(reference))
+            for name, value in vars(cfg).items()
+            if name not in ELSEWHERE
         },
         "class_names": cfg.dataset.class_names,
         "label_map": cfg.dataset.label_map,
@@ -44,19 +48,24 @@ def write_config(reference: Reference, folder: Path) -> None:
     save_json(folder / "config.json", content)
 
 
-def simple(value: Any) -> Any:
+def activations(reference: Reference) -> dict[Any, str]:
+    """The original's activation functions, one of which is a lambda, and their names."""
+    return {function: name for name, function in vars(reference.data.activation_func).items()}
+
+
+def simple(value: Any, names: dict[Any, str]) -> Any:
     """A setting as JSON has it; activations and backbones by name."""
     if isinstance(value, dict):
-        return {str(key): simple(part) for key, part in value.items()}
+        return {str(key): simple(part, names) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [simple(part) for part in value]
+        return [simple(part, names) for part in value]
     if isinstance(value, type):
         return f"class:{value.__name__}"
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if callable(value):
-        return f"activation:{getattr(value, '__name__', type(value).__name__)}"
-    return simple(vars(value))
+        return f"activation:{names[value]}"
+    return simple(vars(value), names)
 
 
 def constants(reference: Reference) -> dict[str, Any]:
