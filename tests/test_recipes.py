@@ -90,7 +90,7 @@ def test_recipes_end_at_the_promised_sparsity(name: str, sparsity: float) -> Non
         driver.after_step(model, optimizer, epoch)
     driver.finish(model)
     assert overall_sparsity(model) == pytest.approx(sparsity, abs=0.002)
-    assert missed_targets(model, driver.text) == []
+    assert missed_targets(model, driver.composed) == []
     if "quant" in name:
         _check_blocks(model)
 

@@ -238,22 +238,22 @@ def test_a_broken_regular_expression_is_a_recipe_error() -> None:
 
 
 def test_composed_recipes_follow_each_other() -> None:
-    first, second = load_recipe(RECIPE).text, load_recipe(RECIPE, {"num_epochs": 2}).text
+    first, second = load_recipe(RECIPE), load_recipe(RECIPE, {"num_epochs": 2})
     once = compose(first, second)
     twice = compose(once, second)
     assert compose(None, first) == first
-    assert list(parse(twice, "test")) == ["stage_0", "stage_1", "stage_2"]
-    assert last_stage_begins(parse(once, "test")) == 4
-    assert last_stage_begins(parse(twice, "test")) == 6
-    assert last_epoch(parse(twice, "test")) == 8
-    assert load_recipe(twice).text == twice
+    assert list(twice.stages) == ["stage_0", "stage_1", "stage_2"]
+    assert last_stage_begins(once) == 4
+    assert last_stage_begins(twice) == 6
+    assert last_epoch(twice) == 8
+    assert load_recipe(twice.text) == twice
 
 
 def test_composing_keeps_regular_expressions_as_they_are() -> None:
     pattern = r"re:body\.(?!bias)\w+"
-    text = load_recipe(RECIPE.replace("body.weight", f"'{pattern}'")).text
-    composed = compose(text, text)
-    assert [e.fields["params"] for e in entries(parse(composed, "")) if "params" in e.fields] == [
+    recipe = load_recipe(RECIPE.replace("body.weight", f"'{pattern}'"))
+    composed = load_recipe(compose(recipe, recipe).text)
+    assert [e.fields["params"] for e in composed.entries if "params" in e.fields] == [
         [pattern],
         [pattern],
     ]
@@ -326,6 +326,7 @@ def test_a_loaded_recipe_loads_as_itself(
             "update_frequency": frequency,
         },
     )
-    text = load_recipe(dump({"pruning_modifiers": [entry]})).text
-    assert load_recipe(text).text == text
-    assert list(entries(parse(text, "test"))) == [entry]
+    recipe = load_recipe(dump({"pruning_modifiers": [entry]}))
+    again = load_recipe(recipe.text)
+    assert (again, again.text) == (recipe, recipe.text)
+    assert recipe.entries == (entry,)

@@ -161,7 +161,7 @@ def export_onnx(
     images = _find_images(calibration_images, calibration_count, side)
     if one_shot is not None:
         done = _apply(model, one_shot, images, loaded.recipe)
-        loaded = replace(loaded, recipe=done.recipe)
+        loaded = replace(loaded, recipe=done.recipe.text)
     if images is not None:
         require_quantized(model, "--calibration_images")
     image = image or (images.paths[0] if images else None)
@@ -265,8 +265,12 @@ def _apply(
     model: Yolact, recipe: str, images: CalibrationImages | None, checkpoint_recipe: str | None
 ) -> OneShot:
     from yolact.sparsify.one_shot import apply_at_once
+    from yolact.sparsify.recipe import Recipe
 
-    return apply_at_once(model, _read_recipe(recipe), images, checkpoint_recipe)
+    stored, earlier = checkpoint_recipe, None
+    if stored is not None:
+        earlier = Recipe.of_text(stored, "the checkpoint's recipe")
+    return apply_at_once(model, _read_recipe(recipe), images, earlier)
 
 
 def report_lines(report: ExportReport) -> list[str]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from yolact.config import YolactConfig
     from yolact.model.yolact import Yolact
     from yolact.sparsify.check.examine import Draft, Outlook, RecipeReport
+    from yolact.sparsify.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class _Subject:
     """In words."""
     config: YolactConfig
     model: Yolact
-    earlier: str | None
+    earlier: Recipe | None
     """The recipes that its weights went through."""
 
 
@@ -129,6 +130,7 @@ def _checkpoint(given: dict[str, Any]) -> _Subject:
     from yolact.checkpoint import load_checkpoint
     from yolact.config import YolactConfig, named_config
     from yolact.restore import build_model
+    from yolact.sparsify.recipe import Recipe
 
     path = given["checkpoint"]
     checkpoint = load_checkpoint(local_path(path, Kind.CHECKPOINT))
@@ -140,7 +142,9 @@ def _checkpoint(given: dict[str, Any]) -> _Subject:
             hint=f"add --config {stored.name}_config, or leave --config out",
         )
     config = _sized(config, given["image_size"])
-    return _Subject(str(path), config, build_model(checkpoint, config), checkpoint.recipe)
+    text = checkpoint.recipe
+    earlier = Recipe.of_text(text, "the checkpoint's recipe") if text is not None else None
+    return _Subject(str(path), config, build_model(checkpoint, config), earlier)
 
 
 def _sized(config: YolactConfig, image_size: int | None) -> YolactConfig:
@@ -155,7 +159,7 @@ def _look(
 
     from yolact.sparsify.check.examine import examine, look_ahead
 
-    report = examine(draft.entries, subject.model, draft.label, epochs=epochs)
+    report = examine(draft.recipe, subject.model, epochs=epochs)
     if draft.problem is not None and not report.errors:
         report = replace(report, problems=(draft.problem, *report.problems))
     config = subject.config
@@ -165,14 +169,12 @@ def _look(
     return report, outlook
 
 
-def _history(earlier: str) -> str:
-    from yolact.sparsify.document import entries, parse, stages
+def _history(earlier: Recipe) -> str:
     from yolact.sparsify.stages import last_epoch
 
-    document = parse(earlier, "the checkpoint's recipe")
-    count, staged = len(list(entries(document))), len(stages(document))
+    count, staged = len(earlier.entries), len(earlier.stages)
     recipes = f"{staged} recipe" + "s" * (staged != 1)
-    return f"{recipes} before: {count} modifiers, {last_epoch(document):g} epochs"
+    return f"{recipes} before: {count} modifiers, {last_epoch(earlier):g} epochs"
 
 
 def _end(report: RecipeReport, *, strict: bool) -> None:

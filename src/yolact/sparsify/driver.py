@@ -23,22 +23,17 @@ from torch.optim import Optimizer
 
 from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
-from yolact.sparsify.catalog import SAMPLED
+from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.check.parameters import check_against
 from yolact.sparsify.distillation import distillation_schedule
-from yolact.sparsify.document import parse
-from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparseml import (
     ACDCPruningModifier,
     BasePruningModifier,
     ConstantPruningModifier,
-    GlobalMagnitudePruningModifier,
-    GMPruningModifier,
     GradualParamModifier,
     GroupedPruningMaskCreator,
     LayerPruningModifier,
-    MagnitudePruningModifier,
     SetParamModifier,
     SparsificationLoggingModifier,
     TopKASTPruningModifier,
@@ -61,11 +56,11 @@ class RecipeDriver:
 
     Args:
         recipe: What to apply.
-        checkpoint_recipe: The composed recipe of the stages that the starting weights went
-            through before this run, if any.
+        earlier: The composed recipe of the stages that the starting weights went through
+            before this run, if any.
 
     Attributes:
-        text: The recipe to store in checkpoints: all stages, composed.
+        composed: The recipe to store in checkpoints: all stages.
         max_epochs: Length of the run, or None when the recipe has no EpochRangeModifier.
         controls_lr: Whether the recipe sets learning rates.
         distillation: What is to be distilled from a teacher, and when; the loop's loss does it.
@@ -73,24 +68,22 @@ class RecipeDriver:
         samples_gradients: Whether :meth:`start` needs gradient samples.
     """
 
-    def __init__(self, recipe: Recipe, checkpoint_recipe: str | None = None) -> None:
+    def __init__(self, recipe: Recipe, earlier: Recipe | None = None) -> None:
         """Read the recipe; the model comes with :meth:`start`."""
-        document = parse(recipe.text, recipe.label)
         self._recipe = recipe
-        self._manager = build_manager(document, recipe.label)
+        self._manager = recipe.manager()
         self._steps_per_epoch = 1
         self._steps = 0
         self.distillation = distillation_schedule(
-            self._manager.iter_modifiers(), document, recipe.label
+            self._manager.iter_modifiers(), recipe.entries, recipe.label
         )
-        self.text = compose(checkpoint_recipe, recipe.text)
+        self.composed = compose(earlier, recipe)
         self.controls_lr = bool(self._manager.learning_rate_modifiers)
         self.max_epochs: float | None = None
         if self._manager.epoch_modifiers:
-            self.max_epochs = last_epoch(document)
+            self.max_epochs = last_epoch(recipe)
         self.settles_at = self._settles_at()
-        names = [type(modifier).__name__ for modifier in self._manager.iter_modifiers()]
-        self.samples_gradients = any(name in SAMPLED for name in names)
+        self.samples_gradients = any(facts_of(entry.name).samples for entry in recipe.entries)
 
     def quantizes_by(self, epoch: float) -> bool:
         """Whether quantization has begun at ``epoch``."""
@@ -127,9 +120,9 @@ class RecipeDriver:
                 hint="train with this recipe, or prune by magnitude with GMPruningModifier",
             )
         if self.quantizes_by(math.inf):
-            rehearse(model, self._recipe.text)
+            rehearse(model, self._recipe)
         if any(isinstance(m, LayerPruningModifier) for m in self._manager.iter_modifiers()):
-            rehearse_removal(model, self._recipe.text)
+            rehearse_removal(model, self._recipe)
         self._steps_per_epoch = steps_per_epoch
         self._steps = round(epoch * steps_per_epoch)
         bring_to(self._manager, model, optimizer, self._steps, steps_per_epoch, samples)
@@ -190,15 +183,6 @@ class RecipeDriver:
 
 
 logger = logging.getLogger(__name__)
-
-_MEMORYLESS = (
-    ACDCPruningModifier,
-    ConstantPruningModifier,
-    GMPruningModifier,
-    GlobalMagnitudePruningModifier,
-    MagnitudePruningModifier,
-)
-"""Pruning whose masks follow from the weights alone."""
 
 
 def bring_to(
@@ -284,7 +268,7 @@ def _replay(
 def _restore_masks(
     modifier: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
 ) -> None:
-    if type(modifier) not in _MEMORYLESS or _remembers_beginning(modifier):
+    if facts_of(type(modifier).__name__).remembers or _remembers_beginning(modifier):
         logger.warning(
             "%s keeps state that is not saved: "
             "the continued run may differ from an uninterrupted one",

@@ -18,7 +18,7 @@ errors of their layers took 3 to 10 dB away, and is not done.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,36 +35,26 @@ from tqdm import tqdm
 
 from yolact.errors import CheckpointError, ConfigError, RecipeError, TargetMissedError
 from yolact.model.quantized import is_quantized, parameter_count
+from yolact.sparsify.catalog import Kind, facts_of
 from yolact.sparsify.check.parameters import check_against
-from yolact.sparsify.document import dump, entries, parse
 from yolact.sparsify.driver import RecipeDriver
-from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.report.sparsity import (
     convolutions,
     overall_sparsity,
     shared_targets,
     sparsity_targets,
-    wishes_by_layer,
 )
 from yolact.sparsify.stages import compose
 from yolact.sparsify.structure import apply_structure
-
-_AT_ONCE = (
-    "ChannelThinningModifier",
-    "ConstantPruningModifier",
-    "GMPruningModifier",
-    "GlobalMagnitudePruningModifier",
-    "MagnitudePruningModifier",
-)
-"""Pruning that goes by the weights alone; all other kinds watch how gradients change them."""
+from yolact.sparsify.targets import targets_by_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneShot:
     """What was done to a model."""
 
-    recipe: str
+    recipe: Recipe
     """All stages composed, to be stored with the model."""
     parameters: tuple[int, int]
     """Before and after; fewer where channels were removed."""
@@ -94,7 +84,7 @@ def apply_at_once(
     model: nn.Module,
     recipe: Recipe,
     images: Inputs | None = None,
-    checkpoint_recipe: str | None = None,
+    checkpoint_recipe: Recipe | None = None,
 ) -> OneShot:
     """Prune and quantize ``model`` as the end of ``recipe`` has it, in place, without training.
 
@@ -113,16 +103,15 @@ def apply_at_once(
         RecipeError: The recipe does not fit the model, or cannot do without training.
         TargetMissedError: A layer is less sparse than the recipe asks.
     """
-    manager = build_manager(parse(recipe.text, recipe.label), recipe.label)
-    pruning = {type(modifier).__name__ for modifier in manager.pruning_modifiers}
-    quantizing = {type(modifier).__name__ for modifier in manager.quantization_modifiers}
-    _require_no_training(recipe, pruning)
-    _require_images_if(bool(quantizing), images, recipe.label)
+    pruning = _only(recipe, "pruning", "constant", "thinning")
+    quantization = _only(recipe, "quantization")
+    _require_no_training(pruning)
+    _require_images_if(bool(quantization.entries), images, recipe.label)
     check_against(recipe, model)
     parameters = parameter_count(model)
-    if pruning:
-        _prune(model, Recipe(_only(recipe, pruning), recipe.label))
-    targets = [*sparsity_targets(model, recipe.text), *shared_targets(model, recipe.text)]
+    if pruning.entries:
+        _prune(model, pruning)
+    targets = [*sparsity_targets(model, recipe), *shared_targets(model, recipe)]
     missed = [t.missed for t in targets if t.missed and t.actual < t.wanted]
     if missed:
         raise TargetMissedError(
@@ -133,21 +122,21 @@ def apply_at_once(
     calibrated = 0
     if images is not None:
         if not is_quantized(model):
-            apply_structure(model, _only(recipe, quantizing))
+            apply_structure(model, quantization)
         calibrated = calibrate(model, images)
     return OneShot(
-        recipe=compose(checkpoint_recipe, recipe.text),
+        recipe=compose(checkpoint_recipe, recipe),
         parameters=(parameters, parameter_count(model)),
-        pruned=len(wishes_by_layer(list(convolutions(model)), recipe.text, math.inf)),
+        pruned=len(targets_by_parameter(list(convolutions(model)), recipe.entries, math.inf)),
         sparsity=overall_sparsity(model),
         calibrated=calibrated,
         images=0 if images is None else len(images),
     )
 
 
-def _require_no_training(recipe: Recipe, pruning: Collection[str]) -> None:
-    for name in sorted(pruning):
-        if name not in _AT_ONCE:
+def _require_no_training(recipe: Recipe) -> None:
+    for name in sorted(entry.name for entry in recipe.entries):
+        if not facts_of(name).at_once:
             raise RecipeError(
                 f"{recipe.label}: !{name} learns from training what to prune, and there is none "
                 "in one shot",
@@ -169,10 +158,10 @@ def _require_images_if(quantizes: bool, images: Inputs | None, label: str) -> No
         )
 
 
-def _only(recipe: Recipe, names: Collection[str]) -> str:
-    """The recipe with nothing but modifiers of these names."""
-    found = entries(parse(recipe.text, recipe.label))
-    return dump({"modifiers": [entry for entry in found if entry.name in names]})
+def _only(recipe: Recipe, *kinds: Kind) -> Recipe:
+    """The recipe with nothing but modifiers of these kinds."""
+    found = [entry for entry in recipe.entries if facts_of(entry.name).kind in kinds]
+    return Recipe({"modifiers": found}, recipe.label)
 
 
 def _prune(model: nn.Module, recipe: Recipe) -> None:
@@ -189,7 +178,7 @@ def _prune(model: nn.Module, recipe: Recipe) -> None:
 
 def _turning_points(recipe: Recipe) -> list[int]:
     """Whole epochs by which each modifier has begun and ended."""
-    fields = [entry.fields for entry in entries(parse(recipe.text, recipe.label))]
+    fields = [entry.fields for entry in recipe.entries]
     ends = [f.get(name, 0.0) for f in fields for name in ("start_epoch", "end_epoch")]
     return sorted({0, *(math.ceil(max(float(end), 0.0)) for end in ends)})
 

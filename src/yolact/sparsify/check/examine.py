@@ -1,7 +1,4 @@
-"""Everything that can be said of a recipe and a model before the first step.
-
-A recipe that may be wrong: what can be read of it, and what is wrong with the rest.
-"""
+"""Everything that can be said of a recipe and a model before the first step."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from torch import nn
 from yolact.config import OptimConfig
 from yolact.errors import RecipeError
 from yolact.sparsify.check.curves import Curves, trace_curves
-from yolact.sparsify.check.forecast import Prediction, predict
+from yolact.sparsify.check.forecast import Forecast, forecast
 from yolact.sparsify.check.parameters import (
     Parameters,
     Problem,
@@ -24,8 +21,7 @@ from yolact.sparsify.check.parameters import (
     raise_errors,
 )
 from yolact.sparsify.check.timetable import ModifierRow, clashes, rows_of, run_end
-from yolact.sparsify.document import Entry, entries, parse
-from yolact.sparsify.recipe import Recipe, load_recipe, read_source
+from yolact.sparsify.recipe import Recipe, read_document
 from yolact.sparsify.report.sparsity import convolutions, layer_sparsity
 from yolact.sparsify.variables import Variable, listing, override, resolve
 
@@ -64,13 +60,12 @@ class Outlook:
     """What a recipe will do to a model."""
 
     curves: Curves
-    prediction: Prediction
+    forecast: Forecast
 
 
 def examine(
-    items: Sequence[Entry],
+    recipe: Recipe,
     model: nn.Module,
-    label: str,
     *,
     epochs: float | None = None,
     teacher: bool = False,
@@ -78,27 +73,26 @@ def examine(
     """Check a recipe against a model; every problem is named, none is raised.
 
     Args:
-        items: All modifiers of the recipe, variables resolved.
+        recipe: As read; its modifiers need not be right, nor even known.
         model: What the run begins with; without weights (on the meta device) will do.
-        label: What messages call the recipe.
         epochs: Length of the run by the command line, for recipes that set none.
         teacher: Whether there is one to distill from.
     """
     parameters = Parameters.of(model)
-    rows, problems = rows_of(items, parameters, label)
+    rows, problems = rows_of(recipe.entries, parameters, recipe.label)
     end = run_end(rows, epochs)
     for row in rows:
         problems += misfits(row.entry, row.number, parameters)
         problems += layer_problems(row.entry, row.number, model)
         problems += _values(row)
-        if row.name.endswith("DistillationModifier") and not teacher:
+        if row.facts.distils and not teacher:
             problems.append(_no_teacher(row))
     problems += clashes(rows, end)
     convs = list(convolutions(model))
     pruned = {n for row in rows if row.kind in ("pruning", "thinning") for n in row.parameters}
     problems += _lost_zeros(model, rows)
     return RecipeReport(
-        label=label,
+        label=recipe.label,
         rows=tuple(rows),
         unpruned=tuple(name for name in convs if name not in pruned),
         problems=tuple(sorted(problems, key=lambda p: p.number or 0)),
@@ -122,8 +116,7 @@ def require_sound(recipe: Recipe, model: nn.Module, epochs: float) -> tuple[Prob
     Raises:
         RecipeError: It has errors; the message names all of them.
     """
-    items = list(entries(parse(recipe.text, recipe.label)))
-    report = examine(items, model, recipe.label, epochs=epochs, teacher=True)
+    report = examine(recipe, model, epochs=epochs, teacher=True)
     raise_errors(report.problems, recipe.label)
     return report.warnings
 
@@ -147,13 +140,13 @@ def look_ahead(
     ends = [epoch for row in report.rows for epoch in (row.begin, row.end) if epoch]
     try:
         curves = trace_curves(rows, model, optim, report.length or max(ends, default=1.0))
-        return Outlook(curves, predict(rows, curves, model, image_size)), None
+        return Outlook(curves, forecast(rows, curves, model, image_size)), None
     except RecipeError as error:
         return None, from_error(error, report.label)
 
 
 def _values(row: ModifierRow) -> Iterator[Problem]:
-    for name, value in _sparsities(row.fields):
+    for name, value in _sparsities(row):
         if not 0 <= value < 1:
             yield Problem(
                 "error",
@@ -163,7 +156,7 @@ def _values(row: ModifierRow) -> Iterator[Problem]:
                 row.number,
             )
     first = row.fields.get("init_sparsity")
-    for name, value in _sparsities(row.fields):
+    for name, value in _sparsities(row):
         if name == "final_sparsity" and isinstance(first, int | float) and value < first:
             yield Problem(
                 "error",
@@ -174,11 +167,11 @@ def _values(row: ModifierRow) -> Iterator[Problem]:
             )
 
 
-def _sparsities(fields: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in fields.items():
-        if name.endswith("sparsity") and not isinstance(value, bool):
-            values = list(value) if isinstance(value, dict) else [value]
-            yield from ((name, float(v)) for v in values if isinstance(v, int | float))
+def _sparsities(row: ModifierRow) -> Iterator[tuple[str, float]]:
+    for name in row.facts.sparsities:
+        value = row.fields.get(name)
+        values = list(value) if isinstance(value, dict) else [value]
+        yield from ((name, float(v)) for v in values if isinstance(v, int | float))
 
 
 def _no_teacher(row: ModifierRow) -> Problem:
@@ -210,11 +203,8 @@ def _lost_zeros(model: nn.Module, rows: Sequence[ModifierRow]) -> Iterator[Probl
 class Draft:
     """A recipe that has been read, before anyone knows whether it works."""
 
-    label: str
-    """Where it came from, for messages."""
+    recipe: Recipe
     variables: tuple[Variable, ...]
-    entries: tuple[Entry, ...]
-    """Its modifiers, variables resolved."""
     problem: Problem | None
     """Why :func:`yolact.sparsify.recipe.load_recipe` refuses it; None if it does not."""
 
@@ -233,20 +223,12 @@ def read_draft(
         RecipeError: Nothing can be listed: the recipe is missing, is not YAML, or its variables
             cannot be computed.
     """
+    written, label = read_document(source, label)
+    used = override(written, recipe_args, label) if recipe_args else written
+    recipe = Recipe(resolve(used, label), label)
     problem = None
     try:
-        load_recipe(source, recipe_args, label)
+        recipe.manager()
     except RecipeError as error:
-        problem = error
-    text, own_label = read_source(source)
-    label = label or own_label
-    if problem is not None and not text.strip():
-        raise problem
-    written = parse(text, label)
-    used = override(written, recipe_args, label) if recipe_args else written
-    return Draft(
-        label=label,
-        variables=tuple(listing(written, used, label)),
-        entries=tuple(entries(resolve(used, label))),
-        problem=None if problem is None else from_error(problem, label),
-    )
+        problem = from_error(error, label)
+    return Draft(recipe, tuple(listing(written, used, label)), problem)

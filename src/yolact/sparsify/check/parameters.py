@@ -1,8 +1,7 @@
-"""Does a recipe fit a model? Checked before training, with every misfit named at once.
+"""Does a recipe fit a model? Names that match nothing, masks and layers that cannot be.
 
-Do the layers that a quantization modifier names exist? sparseml asks when its epoch has come.
-
-What is wrong with a recipe, as records: collected, printed, or raised as one error.
+What is wrong is collected as records of :class:`Problem`, of which all checks are made, and
+printed, or raised as one error.
 """
 
 from __future__ import annotations
@@ -17,10 +16,71 @@ from torch import nn
 
 from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
-from yolact.sparsify.catalog import nm_of
-from yolact.sparsify.document import Entry, entries, matches, parse
+from yolact.sparsify.catalog import facts_of
+from yolact.sparsify.document import Entry, matches
 from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.sparseml import OBSPruningModifier, TrainableParamsModifier
 from yolact.sparsify.structure import recipe_names
+from yolact.sparsify.targets import nm_of
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that will not work (an error), or that is probably not meant (a warning)."""
+
+    severity: Severity
+    sentence: str
+    """What is wrong, without the name of the recipe."""
+    hint: str
+    """What to do about it."""
+    modifier: str | None = None
+    """Class name of the modifier it is about; None for the recipe as a whole."""
+    number: int | None = None
+    """Place of that modifier in the recipe, from 1."""
+
+    def __str__(self) -> str:
+        """The sentence, with the modifier that it is about."""
+        if self.modifier is None or self.sentence.startswith(self.modifier):
+            return self.sentence
+        if f"!{self.modifier}" in self.sentence:
+            return self.sentence
+        return f"{self.modifier}: {self.sentence}"
+
+
+def from_error(
+    error: RecipeError, label: str, modifier: str | None = None, number: int | None = None
+) -> Problem:
+    """The problem that an error tells of.
+
+    Args:
+        error: Its message may begin with ``label`` and with ``modifier``.
+        label: What messages call the recipe.
+        modifier: As in :class:`Problem`.
+        number: As in :class:`Problem`.
+    """
+    sentence = str(error).removeprefix(f"{label}: ").removeprefix(f"{modifier}: ")
+    return Problem("error", sentence, error.hint or "", modifier, number)
+
+
+def raise_errors(problems: Iterable[Problem], label: str) -> None:
+    """Raise one error that names every problem that is one; warnings pass.
+
+    Raises:
+        RecipeError: There are errors among the problems.
+    """
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if not errors:
+        return
+    if len(errors) == 1:
+        raise RecipeError(f"{label}: {errors[0]}", hint=errors[0].hint)
+    hints = dict.fromkeys(problem.hint for problem in errors)
+    raise RecipeError(
+        f"{label} has {len(errors)} problems: {'; '.join(map(str, errors))}",
+        hint="; ".join(hints),
+    )
+
 
 PRUNABLE = "__ALL_PRUNABLE__"
 
@@ -68,7 +128,7 @@ def check_against(recipe: Recipe, model: nn.Module) -> None:
             names all of them.
     """
     parameters = Parameters.of(model)
-    items = list(enumerate(entries(parse(recipe.text, recipe.label)), 1))
+    items = list(enumerate(recipe.entries, 1))
     problems = [p for number, entry in items for p in misfits(entry, number, parameters)]
     problems += [p for number, entry in items for p in layer_problems(entry, number, model)]
     raise_errors(problems, recipe.label)
@@ -146,7 +206,7 @@ def _larger_kernels(entry: Entry, parameters: Parameters) -> Iterator[tuple[str,
 
 
 def _frozen(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
-    if entry.name != "TrainableParamsModifier" or entry.fields.get("trainable"):
+    if entry.name != TrainableParamsModifier.__name__ or entry.fields.get("trainable"):
         return
     if len(matched(entry, parameters)) == len(parameters.shapes):
         yield "freezes every parameter: nothing is left to train", "name some of them in params"
@@ -154,7 +214,7 @@ def _frozen(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
 
 def _uneven(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
     block = entry.fields.get("mask_type")
-    if (entry.name, block) == ("OBSPruningModifier", "block4"):
+    if (entry.name, block) == (OBSPruningModifier.__name__, "block4"):
         yield from _larger_kernels(entry, parameters)
     if ratio := nm_of(block):
         block = [1, ratio[1]]  # groups lie along the input channels
@@ -190,7 +250,7 @@ def layer_problems(entry: Entry, number: int, model: nn.Module) -> Iterator[Prob
         number: Its place in the recipe, from 1.
         model: What the run begins with. Of a quantized one nothing is asked: its quantizers stay.
     """
-    if entry.name != "QuantizationModifier":
+    if facts_of(entry.name).kind != "quantization":
         return
     for sentence, hint in _errors(entry, model):
         yield Problem("error", sentence, hint, entry.name, number)
@@ -242,63 +302,4 @@ def _unmatched(field: str, text: Any, known: list[str]) -> tuple[str, str]:
     return (
         f"{field} names {text!r}, and the network has no such layer",
         f"did you mean {near[0]!r}?" if near else "give the name or the class of a layer",
-    )
-
-
-Severity = Literal["error", "warning"]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that will not work (an error), or that is probably not meant (a warning)."""
-
-    severity: Severity
-    sentence: str
-    """What is wrong, without the name of the recipe."""
-    hint: str
-    """What to do about it."""
-    modifier: str | None = None
-    """Class name of the modifier it is about; None for the recipe as a whole."""
-    number: int | None = None
-    """Place of that modifier in the recipe, from 1."""
-
-    def __str__(self) -> str:
-        """The sentence, with the modifier that it is about."""
-        if self.modifier is None or self.sentence.startswith(self.modifier):
-            return self.sentence
-        if f"!{self.modifier}" in self.sentence:
-            return self.sentence
-        return f"{self.modifier}: {self.sentence}"
-
-
-def from_error(
-    error: RecipeError, label: str, modifier: str | None = None, number: int | None = None
-) -> Problem:
-    """The problem that an error tells of.
-
-    Args:
-        error: Its message may begin with ``label`` and with ``modifier``.
-        label: What messages call the recipe.
-        modifier: As in :class:`Problem`.
-        number: As in :class:`Problem`.
-    """
-    sentence = str(error).removeprefix(f"{label}: ").removeprefix(f"{modifier}: ")
-    return Problem("error", sentence, error.hint or "", modifier, number)
-
-
-def raise_errors(problems: Iterable[Problem], label: str) -> None:
-    """Raise one error that names every problem that is one; warnings pass.
-
-    Raises:
-        RecipeError: There are errors among the problems.
-    """
-    errors = [problem for problem in problems if problem.severity == "error"]
-    if not errors:
-        return
-    if len(errors) == 1:
-        raise RecipeError(f"{label}: {errors[0]}", hint=errors[0].hint)
-    hints = dict.fromkeys(problem.hint for problem in errors)
-    raise RecipeError(
-        f"{label} has {len(errors)} problems: {'; '.join(map(str, errors))}",
-        hint="; ".join(hints),
     )

@@ -56,10 +56,12 @@ with warnings.catch_warnings(), hidden("openvino"):
         GradualParamModifier,
         LayerPruningModifier,
         MagnitudePruningModifier,
+        OBSPruningModifier,
         PerLayerDistillationModifier,
         SetParamModifier,
         SparsificationLoggingModifier,
         TopKASTPruningModifier,
+        TrainableParamsModifier,
     )
     from sparseml.pytorch.sparsification.modifier import (
         Modifier,
@@ -105,6 +107,7 @@ __all__ = [
     "MagnitudePruningModifier",
     "Modifier",
     "ModifierProp",
+    "OBSPruningModifier",
     "PerLayerDistillationModifier",
     "PyTorchModifierYAML",
     "QuantizationArgs",
@@ -115,6 +118,7 @@ __all__ = [
     "SparsificationLoggingModifier",
     "SparsificationTypes",
     "TopKASTPruningModifier",
+    "TrainableParamsModifier",
     "get_mask_creator_default",
     "lift_masks",
     "log_loggers",
