@@ -23,6 +23,7 @@ from yolact.model.yolact import Yolact
 from yolact.sparsify.check.curves import meta_copy, with_values
 from yolact.sparsify.check.examine import (
     Outlook,
+    PlannedRun,
     RecipeReport,
     examine,
     look_ahead,
@@ -57,7 +58,7 @@ def report_of(
     text: str, model: Yolact, *, epochs: float | None = None, **recipe_args: Any
 ) -> RecipeReport:
     draft = read_draft(text, recipe_args)
-    return examine(draft.recipe, model, epochs=epochs)
+    return examine(draft.recipe, model, PlannedRun(epochs))
 
 
 def outlook_of(text: str, config: YolactConfig, model: Yolact | None = None) -> Outlook:
@@ -337,11 +338,11 @@ def test_all_problems_are_found_at_once_and_in_order(tiny: Yolact) -> None:
 
 def test_errors_stop_a_run_and_warnings_are_returned(tiny: Yolact) -> None:
     slow = PRUNE.replace("update_frequency: 0.5", "update_frequency: 5")
-    (warning,) = require_sound(load_recipe(LENGTH + slow), tiny, 10)
+    (warning,) = require_sound(load_recipe(LENGTH + slow), tiny, PlannedRun(10))
     assert warning.severity == "warning"
     late = slow.replace("end_epoch: 4", "end_epoch: 12").replace("net.0.", "net.1.")
     with pytest.raises(RecipeError) as caught:
-        require_sound(load_recipe(LENGTH + late), tiny, 10)
+        require_sound(load_recipe(LENGTH + late), tiny, PlannedRun(10))
     assert str(caught.value) == (
         "the recipe has 2 problems: "
         "GMPruningModifier: no parameter of the model matches 'proto_net.1.weight'; "
@@ -351,6 +352,33 @@ def test_errors_stop_a_run_and_warnings_are_returned(tiny: Yolact) -> None:
         "did you mean 'proto_net.10.weight'?; "
         "lower its end_epoch, or raise the EpochRangeModifier's end_epoch"
     )
+
+
+QUANTIZE = "- !QuantizationModifier {start_epoch: 60}\n"
+
+
+def test_what_would_fail_when_quantization_begins_fails_before_the_run(tiny: Yolact) -> None:
+    recipe = load_recipe(QUANTIZE.replace("60", "60, ignore: [nothing]"))
+    with pytest.raises(RecipeError, match="ignore names 'nothing', and the network has no such"):
+        require_sound(recipe, tiny, PlannedRun(90))
+
+
+def test_a_rehearsal_leaves_model_and_random_numbers_alone() -> None:
+    model = Yolact(tiny_config().model)
+    before, names = torch.get_rng_state(), model.state_dict().keys()
+    require_sound(load_recipe(QUANTIZE), model, PlannedRun(90))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.state_dict().keys() == names
+
+
+def test_one_shot_asks_nothing_of_epochs_but_refuses_what_learns(tiny: Yolact) -> None:
+    late = "- !EpochRangeModifier {start_epoch: 0, end_epoch: 1}\n" + PRUNE
+    with pytest.raises(RecipeError, match="ends at epoch 4, after the run"):
+        require_sound(load_recipe(late), tiny, PlannedRun())
+    assert require_sound(load_recipe(late), tiny, None) == ()
+    moving = load_recipe(late.replace("GMPruning", "MovementPruning"))
+    with pytest.raises(RecipeError, match="!MovementPruningModifier learns from training"):
+        require_sound(moving, tiny, None)
 
 
 # Numbers at the end
@@ -586,7 +614,7 @@ def test_a_report_in_words() -> None:
     config = tiny_config()
     draft = read_draft("n: eval(5 * 2)\nmodifiers:\n" + LENGTH.replace("10", "eval(n)") + PRUNE)
     model = without_weights(config)
-    report = examine(draft.recipe, model)
+    report = examine(draft.recipe, model, PlannedRun())
     outlook, _ = look_ahead(report, model, config.optim, config.model.image_size)
     text = describe_check(draft.variables, report, outlook)
     assert text.startswith(
@@ -613,7 +641,7 @@ def test_json_holds_what_is_said() -> None:
     text = LENGTH + PRUNE.replace("update_frequency: 0.5", "update_frequency: 5")
     draft = read_draft(text)
     model = without_weights(config)
-    report = examine(draft.recipe, model)
+    report = examine(draft.recipe, model, PlannedRun())
     outlook, _ = look_ahead(report, model, config.optim, config.model.image_size)
     content = json.loads(json.dumps(check_json(draft.variables, report, outlook)))
     assert list(content) == [
@@ -681,7 +709,7 @@ def modifiers(draw: st.DrawFn) -> Entry:
 def test_no_recipe_crashes_the_checker(
     tiny: Yolact, entries: list[Entry], epochs: float | None
 ) -> None:
-    report = examine(Recipe({"modifiers": entries}, "the recipe"), tiny, epochs=epochs)
+    report = examine(Recipe({"modifiers": entries}, "the recipe"), tiny, PlannedRun(epochs))
     outlook, problem = look_ahead(report, tiny, OptimConfig(), 64)
     assert (outlook is None) == (problem is not None)
     assert describe_check((), report, outlook)

@@ -33,7 +33,8 @@ RUN = (
     WATCH
     + """
 import torch
-from yolact.sparsify import RecipeDriver, load_recipe
+from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.recipe import load_recipe
 recipe = load_recipe('''
 modifiers:
   - !EpochRangeModifier {start_epoch: 0, end_epoch: 2}

@@ -317,20 +317,6 @@ def test_a_quantized_model_trained_on_by_other_recipes_keeps_its_batch_norms() -
     assert torch.equal(second.snapshots[3].model[name], first.snapshots[2].model[name])
 
 
-def test_what_would_fail_when_quantization_begins_fails_at_the_start() -> None:
-    recipe = "- !QuantizationModifier {start_epoch: 60, ignore: [nothing]}\n"
-    with pytest.raises(RecipeError, match="ignore names 'nothing', and the network has no such"):
-        Training(recipe).run(0, 1)
-
-
-def test_a_rehearsal_leaves_model_and_random_numbers_alone() -> None:
-    training = Training("- !QuantizationModifier {start_epoch: 60}\n")
-    before, model = torch.get_rng_state(), training.snapshot().model
-    training.driver.start(training.model, training.optimizer, 0, STEPS)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert training.model.state_dict().keys() == model.keys()
-
-
 @pytest.mark.parametrize(
     "scheme",
     [

@@ -157,9 +157,9 @@ def _look(
     """The report with every problem in it, and what the recipe will do."""
     from dataclasses import replace
 
-    from yolact.sparsify.check.examine import examine, look_ahead
+    from yolact.sparsify.check.examine import PlannedRun, examine, look_ahead
 
-    report = examine(draft.recipe, subject.model, epochs=epochs)
+    report = examine(draft.recipe, subject.model, PlannedRun(epochs))
     if draft.problem is not None and not report.errors:
         report = replace(report, problems=(draft.problem, *report.problems))
     config = subject.config

@@ -24,7 +24,6 @@ from torch.optim import Optimizer
 from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
 from yolact.sparsify.catalog import facts_of
-from yolact.sparsify.check.parameters import check_against
 from yolact.sparsify.distillation import distillation_schedule
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparseml import (
@@ -33,7 +32,6 @@ from yolact.sparsify.sparseml import (
     ConstantPruningModifier,
     GradualParamModifier,
     GroupedPruningMaskCreator,
-    LayerPruningModifier,
     SetParamModifier,
     SparsificationLoggingModifier,
     TopKASTPruningModifier,
@@ -42,7 +40,7 @@ from yolact.sparsify.sparseml import (
 )
 from yolact.sparsify.sparseml.patch_pruning import lift_masks
 from yolact.sparsify.stages import compose, last_epoch
-from yolact.sparsify.structure import fit_errors, rehearse, rehearse_removal, training_mode
+from yolact.sparsify.structure import fit_errors, training_mode
 
 
 class RecipeDriver:
@@ -97,7 +95,10 @@ class RecipeDriver:
         steps_per_epoch: int,
         samples: GradientSamples | None = None,
     ) -> None:
-        """Check the recipe against the model and bring both to ``epoch``.
+        """Bring recipe and model to ``epoch``.
+
+        That the recipe works for the model,
+        :func:`yolact.sparsify.check.examine.require_sound` has said before.
 
         Args:
             model: With its weights. When the run resumes after quantization began, with that
@@ -112,17 +113,12 @@ class RecipeDriver:
             RecipeError: The recipe does not fit the model, or gradients are needed and there are
                 none.
         """
-        check_against(self._recipe, model)
         if self.samples_gradients and samples is None:
             raise RecipeError(
                 f"{self._recipe.label} prunes by gradients of training batches, "
                 "which there are only while training",
                 hint="train with this recipe, or prune by magnitude with GMPruningModifier",
             )
-        if self.quantizes_by(math.inf):
-            rehearse(model, self._recipe)
-        if any(isinstance(m, LayerPruningModifier) for m in self._manager.iter_modifiers()):
-            rehearse_removal(model, self._recipe)
         self._steps_per_epoch = steps_per_epoch
         self._steps = round(epoch * steps_per_epoch)
         bring_to(self._manager, model, optimizer, self._steps, steps_per_epoch, samples)

@@ -33,10 +33,10 @@ from torch.ao.quantization import (
 )
 from tqdm import tqdm
 
-from yolact.errors import CheckpointError, ConfigError, RecipeError, TargetMissedError
+from yolact.errors import CheckpointError, ConfigError, TargetMissedError
 from yolact.model.quantized import is_quantized, parameter_count
 from yolact.sparsify.catalog import Kind, facts_of
-from yolact.sparsify.check.parameters import check_against
+from yolact.sparsify.check.examine import require_sound
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.report.sparsity import (
@@ -105,9 +105,8 @@ def apply_at_once(
     """
     pruning = _only(recipe, "pruning", "constant", "thinning")
     quantization = _only(recipe, "quantization")
-    _require_no_training(pruning)
+    require_sound(recipe, model, None)
     _require_images_if(bool(quantization.entries), images, recipe.label)
-    check_against(recipe, model)
     parameters = parameter_count(model)
     if pruning.entries:
         _prune(model, pruning)
@@ -132,16 +131,6 @@ def apply_at_once(
         calibrated=calibrated,
         images=0 if images is None else len(images),
     )
-
-
-def _require_no_training(recipe: Recipe) -> None:
-    for name in sorted(entry.name for entry in recipe.entries):
-        if not facts_of(name).at_once:
-            raise RecipeError(
-                f"{recipe.label}: !{name} learns from training what to prune, and there is none "
-                "in one shot",
-                hint="use !GMPruningModifier, or train with sparseml.yolact.train --recipe",
-            )
 
 
 def _require_images_if(quantizes: bool, images: Inputs | None, label: str) -> None:

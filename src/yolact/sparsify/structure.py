@@ -15,11 +15,14 @@ from torch.ao.quantization import QuantWrapper
 from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.sparseml import quiet_loggers
+from yolact.sparsify.sparseml import LayerPruningModifier, quiet_loggers
 from yolact.sparsify.stages import last_stage_begins
 
 FUSED = (ConvBn2d, ConvBnReLU2d, ConvReLU2d)
 """What fusing makes of a convolution and its neighbours; quantizing replaces these."""
+
+_SIDE = 64
+"""Of the image that is tried, in pixels."""
 
 
 def apply_structure(model: nn.Module, recipe: Recipe, epoch: float = math.inf) -> None:
@@ -45,13 +48,33 @@ def apply_structure(model: nn.Module, recipe: Recipe, epoch: float = math.inf) -
 
 
 def rehearse(model: nn.Module, recipe: Recipe) -> None:
-    """Quantize a copy: what would fail when quantization begins, epochs from now, fails here.
+    """Do to a copy what the recipe does epochs from now, if it quantizes or removes layers.
 
     Raises:
-        RecipeError: The recipe's quantization does not fit the model.
+        RecipeError: The recipe's quantization does not fit the model, or the model does not run
+            without the layers, because others need their shapes.
     """
+    manager = recipe.manager()
+    removes = any(isinstance(m, LayerPruningModifier) for m in manager.iter_modifiers())
+    if not removes and not manager.quantization_modifiers:
+        return
     with torch.random.fork_rng(devices=[]):  # torch draws weights for the layers it replaces
-        apply_structure(copy.deepcopy(model), recipe)
+        trial = copy.deepcopy(model)
+        apply_structure(trial, recipe)
+    if removes:
+        _require_running(trial)
+
+
+def _require_running(model: nn.Module) -> None:
+    image = torch.zeros(1, 3, _SIDE, _SIDE, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise RecipeError(
+            f"LayerPruningModifier: the network does not run without these layers: {error}",
+            hint="remove whole residual blocks, for instance backbone.layers.3.8",
+        ) from error
 
 
 def recipe_names(model: nn.Module) -> dict[str, str]:
@@ -97,28 +120,4 @@ def fit_errors() -> Iterator[None]:
         raise RecipeError(
             f"the recipe does not fit the model: {error}",
             hint="use the recipe made for this --config",
-        ) from error
-
-
-_SIDE = 64
-"""Of the image that is tried, in pixels."""
-
-
-def rehearse_removal(model: nn.Module, recipe: Recipe) -> None:
-    """Run a copy of ``model`` without the layers that the recipe removes.
-
-    Raises:
-        RecipeError: It does not run, because other layers need the shapes of those.
-    """
-    with torch.random.fork_rng(devices=[]):
-        trial = copy.deepcopy(model)
-        apply_structure(trial, recipe)
-    image = torch.zeros(1, 3, _SIDE, _SIDE, device=next(model.parameters()).device)
-    try:
-        with torch.no_grad():
-            trial.eval()(image)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise RecipeError(
-            f"LayerPruningModifier: the network does not run without these layers: {error}",
-            hint="remove whole residual blocks, for instance backbone.layers.3.8",
         ) from error

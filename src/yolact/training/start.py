@@ -28,7 +28,7 @@ from yolact.loss.criterion import YolactLoss
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.restore import restore_structure
-from yolact.sparsify.check.examine import require_sound
+from yolact.sparsify.check.examine import PlannedRun, require_sound
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import Recipe, load_recipe
 from yolact.sparsify.stages import until
@@ -425,7 +425,7 @@ def _check_recipe(run: Run) -> None:
     if recipe is None:
         return
     epochs = run.settings.epochs or run.plan.total_steps / run.plan.steps_per_epoch
-    for problem in require_sound(recipe, run.model, epochs):
+    for problem in require_sound(recipe, run.model, PlannedRun(epochs, teacher=True)):
         logger.warning("%s: %s; %s", recipe.label, problem, problem.hint)
 
 

@@ -23,10 +23,21 @@ from yolact.sparsify.check.parameters import (
 from yolact.sparsify.check.timetable import ModifierRow, clashes, rows_of, run_end
 from yolact.sparsify.recipe import Recipe, read_document
 from yolact.sparsify.report.sparsity import convolutions, layer_sparsity
+from yolact.sparsify.structure import rehearse
 from yolact.sparsify.variables import Variable, listing, override, resolve
 
 _SPARSE = 0.05
 """A layer with fewer zeros than this is dense: some weights are zero by chance."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What is known of a training run before it begins."""
+
+    epochs: float | None = None
+    """Its length by the command line, for recipes that set none."""
+    teacher: bool = False
+    """Whether there is one to distill from, or somebody else asks for one."""
 
 
 @dataclass(frozen=True)
@@ -63,61 +74,56 @@ class Outlook:
     forecast: Forecast
 
 
-def examine(
-    recipe: Recipe,
-    model: nn.Module,
-    *,
-    epochs: float | None = None,
-    teacher: bool = False,
-) -> RecipeReport:
-    """Check a recipe against a model; every problem is named, none is raised.
+def examine(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> RecipeReport:
+    """Check a recipe against a model and a run; every problem is named, none is raised.
 
     Args:
         recipe: As read; its modifiers need not be right, nor even known.
         model: What the run begins with; without weights (on the meta device) will do.
-        epochs: Length of the run by the command line, for recipes that set none.
-        teacher: Whether there is one to distill from.
+        run: What is known of it. None stands for one shot without training, in which epochs and
+            teachers do not matter.
     """
     parameters = Parameters.of(model)
     rows, problems = rows_of(recipe.entries, parameters, recipe.label)
-    end = run_end(rows, epochs)
-    for row in rows:
-        problems += misfits(row.entry, row.number, parameters)
-        problems += layer_problems(row.entry, row.number, model)
-        problems += _values(row)
-        if row.facts.distils and not teacher:
-            problems.append(_no_teacher(row))
-    problems += clashes(rows, end)
-    convs = list(convolutions(model))
+    end = run_end(rows, run.epochs if run else None)
+    problems += [p for row in rows for p in _alone(row, parameters, model)]
+    if run is None:
+        problems += [_needs_training(row) for row in rows if _learns(row)]
+    else:
+        problems += [_no_teacher(row) for row in rows if row.facts.distils and not run.teacher]
+        problems += clashes(rows, end)
+        problems += _lost_zeros(model, rows)
     pruned = {n for row in rows if row.kind in ("pruning", "thinning") for n in row.parameters}
-    problems += _lost_zeros(model, rows)
     return RecipeReport(
         label=recipe.label,
         rows=tuple(rows),
-        unpruned=tuple(name for name in convs if name not in pruned),
+        unpruned=tuple(name for name in convolutions(model) if name not in pruned),
         problems=tuple(sorted(problems, key=lambda p: p.number or 0)),
         length=end.epoch if end else None,
     )
 
 
-def require_sound(recipe: Recipe, model: nn.Module, epochs: float) -> tuple[Problem, ...]:
+def require_sound(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> tuple[Problem, ...]:
     """Refuse a recipe that will not work, with everything that is wrong with it.
 
-    Whether there is a teacher to distill from is not looked at: training itself refuses without.
+    Whoever gives a recipe to a :class:`yolact.sparsify.driver.RecipeDriver` asks this first.
 
     Args:
-        recipe: What the run follows.
-        model: What it begins with.
-        epochs: Length of the run by the command line, for recipes that set none.
+        recipe: As loaded.
+        model: What the run begins with; it is not changed.
+        run: As for :func:`examine`.
 
     Returns:
         What is probably not meant.
 
     Raises:
-        RecipeError: It has errors; the message names all of them.
+        RecipeError: It has errors, all of which the message names; or the model cannot be
+            quantized, or does not run, as the recipe wants it later.
     """
-    report = examine(recipe, model, epochs=epochs, teacher=True)
+    report = examine(recipe, model, run)
     raise_errors(report.problems, recipe.label)
+    if run is not None:
+        rehearse(model, recipe)
     return report.warnings
 
 
@@ -143,6 +149,13 @@ def look_ahead(
         return Outlook(curves, forecast(rows, curves, model, image_size)), None
     except RecipeError as error:
         return None, from_error(error, report.label)
+
+
+def _alone(row: ModifierRow, parameters: Parameters, model: nn.Module) -> Iterator[Problem]:
+    """What is wrong with a modifier whatever the others do."""
+    yield from misfits(row.entry, row.number, parameters)
+    yield from layer_problems(row.entry, row.number, model)
+    yield from _values(row)
 
 
 def _values(row: ModifierRow) -> Iterator[Problem]:
@@ -172,6 +185,20 @@ def _sparsities(row: ModifierRow) -> Iterator[tuple[str, float]]:
         value = row.fields.get(name)
         values = list(value) if isinstance(value, dict) else [value]
         yield from ((name, float(v)) for v in values if isinstance(v, int | float))
+
+
+def _learns(row: ModifierRow) -> bool:
+    return row.kind in ("pruning", "constant", "thinning") and not row.facts.at_once
+
+
+def _needs_training(row: ModifierRow) -> Problem:
+    return Problem(
+        "error",
+        f"!{row.name} learns from training what to prune, and there is none in one shot",
+        "use !GMPruningModifier, or train with sparseml.yolact.train --recipe",
+        row.name,
+        row.number,
+    )
 
 
 def _no_teacher(row: ModifierRow) -> Problem:

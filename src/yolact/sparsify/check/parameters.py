@@ -18,7 +18,6 @@ from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.document import Entry, matches
-from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparseml import OBSPruningModifier, TrainableParamsModifier
 from yolact.sparsify.structure import recipe_names
 from yolact.sparsify.targets import nm_of
@@ -117,21 +116,6 @@ class Parameters:
         if pattern == PRUNABLE:
             return [name for name in self.shapes if name in self.prunable]
         return [name for name in self.shapes if matches(pattern, name)]
-
-
-def check_against(recipe: Recipe, model: nn.Module) -> None:
-    """Check that a recipe's parameter names and mask shapes fit ``model``.
-
-    Raises:
-        RecipeError: A name or regular expression matches no parameter, a block of the mask does
-            not divide a parameter it is for, or a layer to quantize does not exist. The message
-            names all of them.
-    """
-    parameters = Parameters.of(model)
-    items = list(enumerate(recipe.entries, 1))
-    problems = [p for number, entry in items for p in misfits(entry, number, parameters)]
-    problems += [p for number, entry in items for p in layer_problems(entry, number, model)]
-    raise_errors(problems, recipe.label)
 
 
 def patterns_of(entry: Entry) -> list[Any]:
