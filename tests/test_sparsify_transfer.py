@@ -145,7 +145,7 @@ def test_every_zero_stays_where_it_was_and_class_layers_are_new_and_dense(
             assert not torch.equal(weight, before[name]), f"{name} was not trained"
 
 
-def test_the_proof_counts_class_layers_as_dense_and_all_others_as_pruned(
+def test_the_report_counts_class_layers_as_dense_and_all_others_as_pruned(
     transfer: Transfer,
 ) -> None:
     assert transfer.second.missed == () and transfer.second.report is not None

@@ -65,7 +65,7 @@ def check_json(
     | ``modifiers`` | number, name, kind, begin, end, frequency, fields, parameters |
     | ``unpruned`` | names of weights |
     | ``schedule`` | epochs, lr, lr_by_recipe, weight_decay, groups, phases; or null |
-    | ``prediction`` | image_size, before, after, layers, quantized; or null |
+    | ``prediction`` | image_size, before, after, layers; or null |
     """
     return {
         "schema": _SCHEMA,
