@@ -30,6 +30,13 @@ from yolact.sparsify.sparseml import (
 from yolact.sparsify.targets import nm_of
 from yolact.sparsify.thinning import require_alone
 
+_TOLERANCE = 0.01
+"""Of sparseml, between a sparsity and that of N:M masks."""
+
+_Finding = tuple[str, str]
+
+_FINE = ("", "")
+
 
 def build_manager(document: Document, label: str) -> Any:
     """The manager of all modifiers of a resolved document.
@@ -147,10 +154,6 @@ def _subclasses(kind: Any) -> Iterator[Any]:
         yield from _subclasses(child)
 
 
-_TOLERANCE = 0.01
-"""Of sparseml, between a sparsity and that of N:M masks."""
-
-
 def _refuse_values(modifier: Any, label: str) -> None:
     """Refuse what sparseml accepts and then ignores, or fails on in the middle of training.
 
@@ -173,10 +176,6 @@ def _refuse_values(modifier: Any, label: str) -> None:
     ):
         if problem:
             raise RecipeError(f"{label}: {name}: {problem}", hint=hint)
-
-
-_Finding = tuple[str, str]
-_FINE = ("", "")
 
 
 def _masks(modifier: Any) -> _Finding:

@@ -1,6 +1,4 @@
-"""Recipes without training: all masks at once, and ranges of INT8 from a few images.
-
-Static quantization without training: the ranges of a quantized model, found on images.
+"""Recipes without training: all masks at once, and the ranges of INT8 from a few images.
 
 What sparseml puts into a model follows ranges by a moving average that gives each batch a weight
 of 0.01: right for thousands of training steps, far off after a hundred images. Here every image
@@ -48,6 +46,15 @@ from yolact.sparsify.report.sparsity import (
 from yolact.sparsify.stages import compose
 from yolact.sparsify.structure import apply_structure
 from yolact.sparsify.targets import targets_by_parameter
+
+_PER_CHANNEL = (torch.per_channel_symmetric, torch.per_channel_affine)
+
+
+class Inputs(Sized, Protocol):
+    """Network inputs, a known number of them; read anew each time they are iterated."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """[B, 3, H, W] each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +140,43 @@ def apply_at_once(
     )
 
 
+@torch.no_grad()
+def calibrate(model: nn.Module, images: Inputs) -> int:
+    """Set the range of every fake quantizer that ``images`` reach.
+
+    Only scales, zero points and what observers have seen change: weights, batch norms and their
+    statistics stay as they are. Afterwards the model is in the mode it was in, quantizes, and its
+    observers are off.
+
+    Args:
+        model: With the structure of its quantization (see
+            :func:`yolact.sparsify.structure.apply_structure`). What ranges it had is forgotten.
+        images: Like those the model will see. In another order, histograms that widen at other
+            moments can change a range by some percent, and results by less than 1 dB of noise.
+
+    Returns:
+        How many quantizers got a range; those of layers that inference skips do not.
+
+    Raises:
+        CheckpointError: Weights or activations are not finite.
+    """
+    observers = {
+        module: _observer(module, weights=name.endswith("weight_fake_quant"))
+        for name, module in model.named_modules()
+        if isinstance(module, FakeQuantize)
+    }
+    training = model.training
+    model.eval()
+    with _watched(observers, {module: name for name, module in model.named_modules()}):
+        for image in tqdm(images, desc="calibrating", unit="image", disable=None):
+            model(image)
+    model.train(training)
+    seen = {q: observer for q, observer in observers.items() if _has_seen(observer)}
+    for quantizer, observer in seen.items():
+        _set_range(quantizer, observer)
+    return len(seen)
+
+
 def _require_images_if(quantizes: bool, images: Inputs | None, label: str) -> None:
     if quantizes and images is None:
         raise ConfigError(
@@ -170,53 +214,6 @@ def _turning_points(recipe: Recipe) -> list[int]:
     fields = [entry.fields for entry in recipe.entries]
     ends = [f.get(name, 0.0) for f in fields for name in ("start_epoch", "end_epoch")]
     return sorted({0, *(math.ceil(max(float(end), 0.0)) for end in ends)})
-
-
-_PER_CHANNEL = (torch.per_channel_symmetric, torch.per_channel_affine)
-
-
-class Inputs(Sized, Protocol):
-    """Network inputs, a known number of them; read anew each time they are iterated."""
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """[B, 3, H, W] each."""
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, images: Inputs) -> int:
-    """Set the range of every fake quantizer that ``images`` reach.
-
-    Only scales, zero points and what observers have seen change: weights, batch norms and their
-    statistics stay as they are. Afterwards the model is in the mode it was in, quantizes, and its
-    observers are off.
-
-    Args:
-        model: With the structure of its quantization (see
-            :func:`yolact.sparsify.structure.apply_structure`). What ranges it had is forgotten.
-        images: Like those the model will see. In another order, histograms that widen at other
-            moments can change a range by some percent, and results by less than 1 dB of noise.
-
-    Returns:
-        How many quantizers got a range; those of layers that inference skips do not.
-
-    Raises:
-        CheckpointError: Weights or activations are not finite.
-    """
-    observers = {
-        module: _observer(module, weights=name.endswith("weight_fake_quant"))
-        for name, module in model.named_modules()
-        if isinstance(module, FakeQuantize)
-    }
-    training = model.training
-    model.eval()
-    with _watched(observers, {module: name for name, module in model.named_modules()}):
-        for image in tqdm(images, desc="calibrating", unit="image", disable=None):
-            model(image)
-    model.train(training)
-    seen = {q: observer for q, observer in observers.items() if _has_seen(observer)}
-    for quantizer, observer in seen.items():
-        _set_range(quantizer, observer)
-    return len(seen)
 
 
 def _observer(quantizer: FakeQuantize, *, weights: bool) -> Any:

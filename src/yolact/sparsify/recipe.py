@@ -21,6 +21,8 @@ from yolact.sparsify.document import Document, Entry
 from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.variables import override, resolve
 
+_SUFFIXES = (".md", ".yaml", ".yml")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -108,9 +110,6 @@ def read_document(source: str, label: str | None = None) -> tuple[Document, str]
     if not text.strip():
         raise RecipeError(f"{label} is empty", hint="a recipe is a list of modifiers in YAML")
     return documents.parse(text, label), label
-
-
-_SUFFIXES = (".md", ".yaml", ".yml")
 
 
 def packaged_recipes() -> list[str]:

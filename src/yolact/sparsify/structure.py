@@ -65,18 +65,6 @@ def rehearse(model: nn.Module, recipe: Recipe) -> None:
         _require_running(trial)
 
 
-def _require_running(model: nn.Module) -> None:
-    image = torch.zeros(1, 3, _SIDE, _SIDE, device=next(model.parameters()).device)
-    try:
-        with torch.no_grad():
-            model.eval()(image)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise RecipeError(
-            f"LayerPruningModifier: the network does not run without these layers: {error}",
-            hint="remove whole residual blocks, for instance backbone.layers.3.8",
-        ) from error
-
-
 def recipe_names(model: nn.Module) -> dict[str, str]:
     """Parameter name in the model to its name in recipes, which know nothing of wrappers.
 
@@ -120,4 +108,16 @@ def fit_errors() -> Iterator[None]:
         raise RecipeError(
             f"the recipe does not fit the model: {error}",
             hint="use the recipe made for this --config",
+        ) from error
+
+
+def _require_running(model: nn.Module) -> None:
+    image = torch.zeros(1, 3, _SIDE, _SIDE, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise RecipeError(
+            f"LayerPruningModifier: the network does not run without these layers: {error}",
+            hint="remove whole residual blocks, for instance backbone.layers.3.8",
         ) from error

@@ -30,10 +30,13 @@ logger = logging.getLogger(__name__)
 
 _POINTS = 2400
 """Of a curve: more than a picture can show."""
+
 _FINEST = 100
 """Points of one epoch at most."""
+
 _COCO_STEPS = 14_658
 """Of an epoch of COCO in batches of 8, by which the configurations count."""
+
 _CANNOT = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What modifiers raise that look at weights, gradients or data when they begin."""
 
@@ -104,6 +107,24 @@ def trace_curves(
         groups=tuple(curve for row in rows for curve in _groups(row, model, epochs, per_epoch)),
         phases=tuple(phase for row in rows for phase in _phases(row, end)),
     )
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose tensors have shapes only; it takes no memory to speak of."""
+    memo: dict[int, Any] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        memo[id(tensor)] = _empty(tensor)
+    return copy.deepcopy(model, memo)
+
+
+def with_values(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with values: its own, or ones where it has none."""
+    memo: dict[int, Any] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.is_meta:
+            values = torch.ones_like(tensor, device="cpu", requires_grad=False)
+            memo[id(tensor)] = nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
+    return copy.deepcopy(model, memo)
 
 
 def _optimizer_curves(
@@ -204,26 +225,8 @@ def _built(entry: Entry) -> Any:
     return next(iter(recipe.manager().iter_modifiers()))
 
 
-def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` whose tensors have shapes only; it takes no memory to speak of."""
-    memo: dict[int, Any] = {}
-    for tensor in chain(model.parameters(), model.buffers()):
-        memo[id(tensor)] = _empty(tensor)
-    return copy.deepcopy(model, memo)
-
-
 def _empty(tensor: Tensor) -> Tensor:
     empty = torch.empty_like(tensor, device="meta", requires_grad=False)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(empty, requires_grad=tensor.requires_grad)
     return empty
-
-
-def with_values(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with values: its own, or ones where it has none."""
-    memo: dict[int, Any] = {}
-    for tensor in chain(model.parameters(), model.buffers()):
-        if tensor.is_meta:
-            values = torch.ones_like(tensor, device="cpu", requires_grad=False)
-            memo[id(tensor)] = nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
-    return copy.deepcopy(model, memo)

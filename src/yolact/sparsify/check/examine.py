@@ -74,6 +74,16 @@ class Outlook:
     forecast: Forecast
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A recipe that has been read, before anyone knows whether it works."""
+
+    recipe: Recipe
+    variables: tuple[Variable, ...]
+    problem: Problem | None
+    """Why :func:`yolact.sparsify.recipe.load_recipe` refuses it; None if it does not."""
+
+
 def examine(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> RecipeReport:
     """Check a recipe against a model and a run; every problem is named, none is raised.
 
@@ -127,6 +137,51 @@ def require_sound(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> t
     return report.warnings
 
 
+def read_draft(
+    source: str, recipe_args: Mapping[str, Any] | None = None, label: str | None = None
+) -> Draft:
+    """Read a recipe as far as possible.
+
+    Args:
+        source: As for :func:`yolact.sparsify.recipe.load_recipe`.
+        recipe_args: Values for the recipe's variables.
+        label: As for it, too.
+
+    Raises:
+        RecipeError: Nothing can be listed: the recipe is missing, is not YAML, or its variables
+            cannot be computed.
+    """
+    written, label = read_document(source, label)
+    used = override(written, recipe_args, label) if recipe_args else written
+    recipe = Recipe(resolve(used, label), label)
+    problem = None
+    try:
+        recipe.manager()
+    except RecipeError as error:
+        problem = from_error(error, label)
+    return Draft(recipe, tuple(listing(written, used, label)), problem)
+
+
+def check_draft(
+    draft: Draft, model: nn.Module, config: YolactConfig, epochs: float | None = None
+) -> tuple[RecipeReport, Outlook | None]:
+    """The report with every problem in it, and what the recipe will do.
+
+    Args:
+        draft: The recipe.
+        model: As for :func:`examine`.
+        config: Of the model; its schedule is that of the run.
+        epochs: Length of the run by the command line, for recipes that set none.
+    """
+    report = examine(draft.recipe, model, PlannedRun(epochs))
+    if draft.problem is not None and not report.errors:
+        report = replace(report, problems=(draft.problem, *report.problems))
+    outlook, problem = look_ahead(report, model, config.optim, config.model.image_size)
+    if problem is not None:
+        report = replace(report, problems=(*report.problems, problem))
+    return report, outlook
+
+
 def look_ahead(
     report: RecipeReport, model: nn.Module, optim: OptimConfig, image_size: int
 ) -> tuple[Outlook | None, Problem | None]:
@@ -149,26 +204,6 @@ def look_ahead(
         return Outlook(curves, forecast(rows, curves, model, image_size)), None
     except RecipeError as error:
         return None, from_error(error, report.label)
-
-
-def check_draft(
-    draft: Draft, model: nn.Module, config: YolactConfig, epochs: float | None = None
-) -> tuple[RecipeReport, Outlook | None]:
-    """The report with every problem in it, and what the recipe will do.
-
-    Args:
-        draft: The recipe.
-        model: As for :func:`examine`.
-        config: Of the model; its schedule is that of the run.
-        epochs: Length of the run by the command line, for recipes that set none.
-    """
-    report = examine(draft.recipe, model, PlannedRun(epochs))
-    if draft.problem is not None and not report.errors:
-        report = replace(report, problems=(draft.problem, *report.problems))
-    outlook, problem = look_ahead(report, model, config.optim, config.model.image_size)
-    if problem is not None:
-        report = replace(report, problems=(*report.problems, problem))
-    return report, outlook
 
 
 def _alone(row: ModifierRow, parameters: Parameters, model: nn.Module) -> Iterator[Problem]:
@@ -244,38 +279,3 @@ def _lost_zeros(model: nn.Module, rows: Sequence[ModifierRow]) -> Iterator[Probl
             f"{lost[0]}{more} have zeros that training will fill",
             "to keep them, add - !ConstantPruningModifier {params: __ALL_PRUNABLE__}",
         )
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A recipe that has been read, before anyone knows whether it works."""
-
-    recipe: Recipe
-    variables: tuple[Variable, ...]
-    problem: Problem | None
-    """Why :func:`yolact.sparsify.recipe.load_recipe` refuses it; None if it does not."""
-
-
-def read_draft(
-    source: str, recipe_args: Mapping[str, Any] | None = None, label: str | None = None
-) -> Draft:
-    """Read a recipe as far as possible.
-
-    Args:
-        source: As for :func:`yolact.sparsify.recipe.load_recipe`.
-        recipe_args: Values for the recipe's variables.
-        label: As for it, too.
-
-    Raises:
-        RecipeError: Nothing can be listed: the recipe is missing, is not YAML, or its variables
-            cannot be computed.
-    """
-    written, label = read_document(source, label)
-    used = override(written, recipe_args, label) if recipe_args else written
-    recipe = Recipe(resolve(used, label), label)
-    problem = None
-    try:
-        recipe.manager()
-    except RecipeError as error:
-        problem = from_error(error, label)
-    return Draft(recipe, tuple(listing(written, used, label)), problem)

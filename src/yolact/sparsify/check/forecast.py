@@ -27,6 +27,15 @@ from yolact.sparsify.sparseml import get_mask_creator_default
 from yolact.sparsify.structure import apply_structure
 from yolact.sparsify.targets import Mask, targets_by_parameter
 
+_SAMPLE = 1 << 14
+"""Weights that are compressed of each layer; the rest is taken to be like them."""
+
+_GZIP_LEVEL = 6
+"""The level at which exports report their compressed size."""
+
+_ROWS = 8
+"""Samples hold whole blocks of this many output channels."""
+
 
 @dataclass(frozen=True)
 class LayerForecast:
@@ -85,21 +94,26 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What one look at a network tells of a convolution."""
+class WeightPlan:
+    """What becomes of one weight until it is in a file."""
 
     shape: tuple[int, ...]
-    macs: int
-    int8: bool
-
-
-@dataclass(frozen=True)
-class _Fate:
-    """What pruning makes of a weight."""
-
+    """[O, I, h, w]"""
     sparsity: float
+    """Fraction of zeros, 0..1."""
     mask: Mask = "unstructured"
-    group: int | None = None
+    """The recipe's ``mask_type``."""
+    int8: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes in a file that is not compressed: zeros take as many as other numbers."""
+        return self.count * (1 if self.int8 else 4)
 
 
 def forecast(
@@ -139,6 +153,53 @@ def forecast(
         after=_totals(after, thinned),
         layers=tuple(after),
     )
+
+
+def count_macs(model: nn.Module, image_size: int) -> int:
+    """Multiply-accumulate operations of a network's convolutions for one image.
+
+    Args:
+        model: Quantized or not; it is not changed, and nothing is computed.
+        image_size: Side of the image in pixels.
+    """
+    return sum(look.macs for look in _look(meta_copy(model), image_size).values())
+
+
+def compressed_bytes(plan: WeightPlan, weight: Tensor | None) -> float:
+    """Estimated bytes of a weight under gzip.
+
+    Args:
+        plan: What happens to the weight.
+        weight: Its values of today, [O, I, h, w] or wider; None stands for normally distributed
+            ones, as trained weights roughly are.
+    """
+    sample = _sample(plan, weight)
+    largest = float(sample.abs().max())
+    sample = sample * _mask(plan, sample) + 0.0  # exports have no -0.0
+    if plan.int8:
+        scale = max(largest, 1e-12) / 127
+        sample = (sample / scale).round().to(torch.int8)
+    packer = zlib.compressobj(level=_GZIP_LEVEL)
+    packed = len(packer.compress(sample.numpy().tobytes())) + len(packer.flush())
+    return packed * plan.count / sample.numel()
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one look at a network tells of a convolution."""
+
+    shape: tuple[int, ...]
+    macs: int
+    int8: bool
+
+
+@dataclass(frozen=True)
+class _Fate:
+    """What pruning makes of a weight."""
+
+    sparsity: float
+    mask: Mask = "unstructured"
+    group: int | None = None
 
 
 def _fates(
@@ -181,16 +242,6 @@ def _quantized_names(model: nn.Module, rows: Sequence[ModifierRow]) -> set[str]:
     return {
         name for name, conv in convolutions(after).items() if hasattr(conv, "weight_fake_quant")
     }
-
-
-def count_macs(model: nn.Module, image_size: int) -> int:
-    """Multiply-accumulate operations of a network's convolutions for one image.
-
-    Args:
-        model: Quantized or not; it is not changed, and nothing is computed.
-        image_size: Side of the image in pixels.
-    """
-    return sum(look.macs for look in _look(meta_copy(model), image_size).values())
 
 
 def _look(meta: nn.Module, image_size: int) -> dict[str, _Look]:
@@ -248,56 +299,6 @@ def _totals(layers: Sequence[LayerForecast], network: nn.Module) -> Totals:
         size=sum(layer.size for layer in exported),
         compressed=sum(layer.compressed for layer in exported),
     )
-
-
-_SAMPLE = 1 << 14
-"""Weights that are compressed of each layer; the rest is taken to be like them."""
-_GZIP_LEVEL = 6
-"""The level at which exports report their compressed size."""
-_ROWS = 8
-"""Samples hold whole blocks of this many output channels."""
-
-
-@dataclass(frozen=True)
-class WeightPlan:
-    """What becomes of one weight until it is in a file."""
-
-    shape: tuple[int, ...]
-    """[O, I, h, w]"""
-    sparsity: float
-    """Fraction of zeros, 0..1."""
-    mask: Mask = "unstructured"
-    """The recipe's ``mask_type``."""
-    int8: bool = False
-
-    @property
-    def count(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Bytes in a file that is not compressed: zeros take as many as other numbers."""
-        return self.count * (1 if self.int8 else 4)
-
-
-def compressed_bytes(plan: WeightPlan, weight: Tensor | None) -> float:
-    """Estimated bytes of a weight under gzip.
-
-    Args:
-        plan: What happens to the weight.
-        weight: Its values of today, [O, I, h, w] or wider; None stands for normally distributed
-            ones, as trained weights roughly are.
-    """
-    sample = _sample(plan, weight)
-    largest = float(sample.abs().max())
-    sample = sample * _mask(plan, sample) + 0.0  # exports have no -0.0
-    if plan.int8:
-        scale = max(largest, 1e-12) / 127
-        sample = (sample / scale).round().to(torch.int8)
-    packer = zlib.compressobj(level=_GZIP_LEVEL)
-    packed = len(packer.compress(sample.numpy().tobytes())) + len(packer.flush())
-    return packed * plan.count / sample.numel()
 
 
 def _sample(plan: WeightPlan, weight: Tensor | None) -> Tensor:

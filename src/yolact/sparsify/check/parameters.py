@@ -22,6 +22,14 @@ from yolact.sparsify.sparseml import OBSPruningModifier, TrainableParamsModifier
 from yolact.sparsify.structure import recipe_names
 from yolact.sparsify.targets import nm_of
 
+PRUNABLE = "__ALL_PRUNABLE__"
+
+_FUSED = ("ConvBn2d", "ConvBnReLU2d", "ConvReLU2d")
+"""Classes that layers have by the time they are quantized."""
+
+_FUSE = (None, "none", "None", "conv_bn_relus", "no_fuse")
+"""Values of ``model_fuse_fn_name``; any other would be a method of the network, which has none."""
+
 Severity = Literal["error", "warning"]
 
 
@@ -79,9 +87,6 @@ def raise_errors(problems: Iterable[Problem], label: str) -> None:
         f"{label} has {len(errors)} problems: {'; '.join(map(str, errors))}",
         hint="; ".join(hints),
     )
-
-
-PRUNABLE = "__ALL_PRUNABLE__"
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,29 @@ def misfits(entry: Entry, number: int, parameters: Parameters) -> Iterator[Probl
         yield Problem("error", sentence, hint, entry.name, number)
 
 
+def layer_problems(entry: Entry, number: int, model: nn.Module) -> Iterator[Problem]:
+    """What a quantization modifier says of layers and cannot mean.
+
+    Args:
+        entry: Any modifier, its variables resolved.
+        number: Its place in the recipe, from 1.
+        model: What the run begins with. Of a quantized one nothing is asked: its quantizers stay.
+    """
+    if facts_of(entry.name).kind != "quantization":
+        return
+    for sentence, hint in _errors(entry, model):
+        yield Problem("error", sentence, hint, entry.name, number)
+    if entry.fields.get("num_calibration_steps"):
+        yield Problem(
+            "warning",
+            "num_calibration_steps has no effect on training: "
+            "the training images set the ranges of quantizers",
+            "quantize without training by export_onnx --one-shot",
+            entry.name,
+            number,
+        )
+
+
 def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
     patterns = patterns_of(entry)
     if not all(isinstance(pattern, str) for pattern in patterns):
@@ -218,35 +246,6 @@ def _uneven(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
                 f"blocks of {block} do not divide {name} {list(shape)}",
                 "leave that parameter out, or use mask_type: unstructured for it",
             )
-
-
-_FUSED = ("ConvBn2d", "ConvBnReLU2d", "ConvReLU2d")
-"""Classes that layers have by the time they are quantized."""
-_FUSE = (None, "none", "None", "conv_bn_relus", "no_fuse")
-"""Values of ``model_fuse_fn_name``; any other would be a method of the network, which has none."""
-
-
-def layer_problems(entry: Entry, number: int, model: nn.Module) -> Iterator[Problem]:
-    """What a quantization modifier says of layers and cannot mean.
-
-    Args:
-        entry: Any modifier, its variables resolved.
-        number: Its place in the recipe, from 1.
-        model: What the run begins with. Of a quantized one nothing is asked: its quantizers stay.
-    """
-    if facts_of(entry.name).kind != "quantization":
-        return
-    for sentence, hint in _errors(entry, model):
-        yield Problem("error", sentence, hint, entry.name, number)
-    if entry.fields.get("num_calibration_steps"):
-        yield Problem(
-            "warning",
-            "num_calibration_steps has no effect on training: "
-            "the training images set the ranges of quantizers",
-            "quantize without training by export_onnx --one-shot",
-            entry.name,
-            number,
-        )
 
 
 def _errors(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
