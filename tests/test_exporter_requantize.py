@@ -72,7 +72,7 @@ def test_no_weight_is_rounded_further_than_half_a_step_of_its_channel() -> None:
         layer.weight.mul_(3.0 ** -torch.arange(8).reshape(-1, 1, 1, 1))
         layer.weight[:, 1] = 0
     model = nn.Sequential(layer)
-    apply_structure(model, QUANTIZATION)
+    apply_structure(model, load_recipe(QUANTIZATION))
     (quantizer,) = weight_quantizers(model)
     quantizer.enable_observer()
     coarse = quantizer(layer.weight).detach()
@@ -88,7 +88,7 @@ def test_no_weight_is_rounded_further_than_half_a_step_of_its_channel() -> None:
 def test_weights_trained_with_ranges_per_channel_keep_them(tmp_path: Path) -> None:
     recipe = load_recipe("yolact_small.quantized", {"weight_ranges": "channel"})
     model = small_model()
-    apply_structure(model, recipe.text)
+    apply_structure(model, recipe)
     model.apply(torch.ao.quantization.enable_observer)
     model(IMAGES[0])
     files = [
@@ -108,12 +108,12 @@ def test_weights_trained_with_ranges_per_channel_keep_them(tmp_path: Path) -> No
 )
 def test_recipes_quantize_as_sparseml_does_unless_told_otherwise(name: str) -> None:
     plain, published = small_model(), small_model()
-    apply_structure(plain, QUANTIZATION)
-    apply_structure(published, load_recipe(name).text)
+    apply_structure(plain, load_recipe(QUANTIZATION))
+    apply_structure(published, load_recipe(name))
     for a, b in zip(weight_quantizers(plain), weight_quantizers(published), strict=True):
         assert (a.qscheme, a.quant_min, a.quant_max) == (b.qscheme, b.quant_min, b.quant_max)
     finer = small_model()
-    apply_structure(finer, load_recipe(name, {"weight_ranges": "channel"}).text)
+    apply_structure(finer, load_recipe(name, {"weight_ranges": "channel"}))
     assert {q.qscheme for q in weight_quantizers(finer)} == {torch.per_channel_symmetric}
 
 
@@ -139,7 +139,7 @@ def test_products_of_seven_bits_do_not_overflow_sums_of_pairs(
 
 def test_fewer_bits_than_seven_stay_as_few() -> None:
     model = small_model()
-    apply_structure(model, QUANTIZATION + "      scheme: {weights: {num_bits: 4}}\n")
+    apply_structure(model, load_recipe(QUANTIZATION + "      scheme: {weights: {num_bits: 4}}\n"))
     requantize_weights(model, reduce_range=True)
     assert {(q.quant_min, q.quant_max) for q in weight_quantizers(model)} == {(-8, 7)}
     assert SEVEN_BITS == (-64, 63)
