@@ -34,7 +34,7 @@ from yolact.types import RawOutputs
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(small_model(), tmp_path_factory.mktemp("runtime") / "small.pth")
+    return save(small_model(), tmp_path_factory.mktemp("engines") / "small.pth")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from torch.ao.nn.intrinsic.qat import ConvReLU2d as QatConvReLU2d
 from torchvision.ops import box_iou
 
 from yolact.config import DetectConfig
-from yolact.engines.onnxruntime import ort_values
+from yolact.engines.onnxruntime import values_inside
 from yolact.errors import ExportError
 from yolact.exporter.graph import Graph
 from yolact.exporter.trace import MODEL_PREFIX
@@ -234,7 +234,7 @@ def first_wrong_layer(
         The layer's name in recipes and state dicts; None when all agree.
     """
     places = list(_convolutions(graph))
-    values = ort_values(graph, [value for _, _, value in places], images)
+    values = values_inside(graph, [value for _, _, value in places], images)
     expected = _outputs(network, images)
     before = None if unquantized is None else _outputs(unquantized, images)
     for (name, index, _), array in zip(places, values, strict=True):
