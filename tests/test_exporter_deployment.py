@@ -19,7 +19,6 @@ from yolact.data.images import read_rgb
 from yolact.engines.onnx_file import OUTPUT_MEANINGS
 from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.errors import StorageError
-from yolact.exporter import deployment
 from yolact.exporter.deployment import FILES, require_deployable, write_deployment
 from yolact.exporter.export import export
 from yolact.exporter.trace import test_card as card
@@ -161,10 +160,10 @@ def test_a_folder_that_fails_half_way_leaves_the_older_one(
     (tmp_path / "deployment").mkdir()
     (tmp_path / "deployment" / "labels.txt").write_text("yesterday's")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(deployment, "_write_sample", fail)
+    monkeypatch.setattr(np, "savez_compressed", fail)
     with pytest.raises(StorageError, match="no space left to write"):
         write_deployment(path)
     assert [p.name for p in (tmp_path / "deployment").iterdir()] == ["labels.txt"]
