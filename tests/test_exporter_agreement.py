@@ -16,7 +16,7 @@ from yolact.errors import ExportError
 from yolact.exporter import export as export_module
 from yolact.exporter import write as checked
 from yolact.exporter.export import export
-from yolact.exporter.integers import to_integers
+from yolact.exporter.passes import to_integers
 from yolact.exporter.verify import Agreement, agreement, require_agreement
 from yolact.model.yolact import Yolact
 from yolact.types import RawOutputs

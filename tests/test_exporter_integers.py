@@ -27,7 +27,7 @@ from yolact.data.labels import Classes
 from yolact.engines.onnxruntime import OrtEngine
 from yolact.exporter.export import export
 from yolact.exporter.graph import Graph
-from yolact.exporter.integers import Layout
+from yolact.exporter.options import ExportOptions, Layout
 from yolact.exporter.passes.quantize import (
     join_tanhs,
     missing_ranges,
@@ -245,7 +245,7 @@ def optimized(path: Path, folder: Path) -> Counter[str]:
 def test_the_network_runs_in_integers_from_input_to_outputs(layout: Layout, tmp_path: Path) -> None:
     images = [noise(1, seed) for seed in range(2)]
     path = tmp_path / "m.onnx"
-    report = export(quantized_model(), CLASSES, path, images=images, layout=layout)
+    report = export(quantized_model(), CLASSES, path, ExportOptions(layout=layout), images=images)
     assert report.float_outputs == 0
     assert all(output.passed for output in report.outputs)
     graph = Graph(onnx.load(str(path)))
@@ -297,7 +297,7 @@ def test_batches_of_an_integer_graph_equal_single_images(tmp_path: Path) -> None
 def test_deepsparse_gets_what_sparseml_wrote(tmp_path: Path) -> None:
     path, plain = tmp_path / "m.onnx", tmp_path / "plain.onnx"
     model = quantized_model()
-    report = export(model, CLASSES, path, layout="deepsparse")
+    report = export(model, CLASSES, path, ExportOptions(layout="deepsparse"))
     assert all(output.passed for output in report.outputs)
     graph = Graph(onnx.load(str(path)))
     count = Counter(node.op_type for node in graph.nodes())
@@ -313,7 +313,7 @@ def test_deepsparse_gets_what_sparseml_wrote(tmp_path: Path) -> None:
             chain.append(reader)
         bias = graph.constant(chain[1].input[1])
         assert bias is not None and bias.dtype == np.int32
-    raw = export(model, CLASSES, plain, convert_qat=False)
+    raw = export(model, CLASSES, plain, ExportOptions(convert_qat=False))
     assert report.sparsity == pytest.approx(raw.sparsity, abs=2e-3)
     assert report.size < 0.33 * raw.size
 

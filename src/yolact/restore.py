@@ -36,7 +36,7 @@ def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Y
             f"{checkpoint.num_classes}",
             hint="its classes or its weights were exchanged; take the file as training saved it",
         )
-    chosen = config or checkpoint.config or YolactConfig()
+    chosen = checkpoint.config_or(config)
     model = Yolact(chosen.with_model(num_classes=checkpoint.num_classes).model)
     restore_structure(model, checkpoint)
     load_weights(model, checkpoint.model_state)

@@ -317,12 +317,7 @@ def _without_class_layers(recipe: str | None, model: Yolact) -> str | None:
 def _check_belongs(
     checkpoint: Checkpoint, config: YolactConfig, start: StartSettings, classes: Classes
 ) -> None:
-    stored = checkpoint.config
-    if stored is not None and stored.name != config.name:
-        raise CheckpointError(
-            f"{start.checkpoint} is of {stored.name}_config, not {config.name}_config",
-            hint=f"add --config {stored.name}_config",
-        )
+    checkpoint.require_config(config, start.checkpoint)
     if start.resume and not _same_classes(checkpoint, classes):
         raise CheckpointError(
             f"{start.checkpoint} was trained on other classes ({_class_list(checkpoint)}) "
