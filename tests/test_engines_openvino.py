@@ -24,7 +24,7 @@ from yolact.engines.openvino import OpenVinoEngine
 from yolact.errors import CheckpointError
 from yolact.exporter.export import export
 from yolact.exporter.options import ExportOptions, Layout
-from yolact.exporter.trace import test_card as card
+from yolact.exporter.trace import generated_picture
 from yolact.exporter.verify import sqnr
 
 pytest.importorskip("openvino")
@@ -60,7 +60,7 @@ def test_annotate_and_validation_run_it_too(
         assert isinstance(option.type, click.Choice)
         assert set(ENGINES) <= set(option.type.choices)
     monkeypatch.chdir(tmp_path)
-    cv2.imwrite("card.png", card(90, 120))
+    cv2.imwrite("card.png", generated_picture(90, 120))
     words = ["--model_filepath", str(dense), "--source", "card.png", "--score_threshold", "0.3"]
     lines = []
     for engine in ("openvino", "onnxruntime"):

@@ -22,7 +22,7 @@ from yolact.errors import StorageError
 from yolact.exporter.deployment import FILES, require_deployable, write_deployment
 from yolact.exporter.export import export
 from yolact.exporter.options import ExportOptions
-from yolact.exporter.trace import test_card as card
+from yolact.exporter.trace import generated_picture
 from yolact.predict.pipeline import find
 from yolact.predict.postprocess import above
 
@@ -92,7 +92,7 @@ def test_the_script_finds_what_we_find_and_needs_nothing_of_ours(
     folder: Path, tmp_path: Path
 ) -> None:
     picture = tmp_path / "picture.png"
-    cv2.imwrite(str(picture), cv2.cvtColor(card(150, 200), cv2.COLOR_RGB2BGR))
+    cv2.imwrite(str(picture), cv2.cvtColor(generated_picture(150, 200), cv2.COLOR_RGB2BGR))
     result = run_alone(folder, picture, tmp_path / "result.png")
     assert result.returncode == 0, result.stderr
     engine = OrtEngine(folder / "model.onnx")
