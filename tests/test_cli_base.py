@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import yolact
-from conftest import SHARED, require
+from conftest import SHARED, from_shared
 from yolact import errors
 from yolact.cli.base import Command, setup_logging
 from yolact.cli.main import COMMANDS, command, main
@@ -100,7 +100,7 @@ OTHER_DEFAULTS = {
 
 
 def test_the_mirrored_options_are_at_hand() -> None:
-    require(SHARED / "spec" / "cli_options.json")
+    from_shared("spec/cli_options.json")
     assert MIRRORED
 
 

@@ -13,7 +13,6 @@ import onnx
 import pytest
 import torch
 
-from conftest import COCO_TINY, require
 from onnx_models import CLASSES, SIDE, outputs_of, prune, small_model, with_golden_weights
 from yolact.config import named_config
 from yolact.data.labels import Classes
@@ -157,15 +156,15 @@ def test_the_file_computes_what_pytorch_computes(exported: Exported) -> None:
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
-def test_the_published_network_agrees_on_a_photograph(tmp_path: Path) -> None:
-    photograph = sorted((require(COCO_TINY) / "images").glob("*.jpg"))[0]
+def test_the_published_network_agrees_on_a_picture(tmp_path: Path, tiny_shapes: Path) -> None:
+    picture = sorted((tiny_shapes / "images").iterdir())[0]
     config = named_config("yolact_darknet53").with_model(image_size=138)
     model = with_golden_weights(Yolact(config.model)).eval()
     report = export(
         model,
         Classes.numbered(80),
         tmp_path / "full.onnx",
-        ExportOptions(image=photograph),
+        ExportOptions(image=picture),
         config=config,
     )
     assert max(output.max_difference for output in report.outputs) < TOLERANCE

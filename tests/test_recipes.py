@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import SHARED, require
+from conftest import from_shared
 from yolact.config import named_config
 from yolact.model.yolact import Yolact
 from yolact.sparsify.check.parameters import check_against
@@ -47,7 +47,7 @@ def test_the_package_has_these_recipes() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_hyperparameters_are_the_published_ones(name: str) -> None:
-    published = json.loads(require(SHARED / "spec" / "recipes.json").read_text())[name]
+    published = json.loads(from_shared("spec/recipes.json").read_text())[name]
     ours = parse(read_source(name)[0], name)
     assert ours.keys() - {"weight_ranges"} == published.keys()
     for key, value in published.items():

@@ -3,15 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from yolact.checkpoint import Checkpoint
+from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.config import YolactConfig
 from yolact.errors import CheckpointError
 from yolact.model.channels import channel_groups
 from yolact.model.weights import load_weights
 from yolact.model.yolact import Yolact
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to look at before anything is done with it."""
+
+    name: str
+    """What messages call it."""
+    config: YolactConfig
+    model: Yolact
+    recipe: str | None = None
+    """The recipes that its weights went through."""
+
+
+def load_subject(
+    path: Path, name: str, config: YolactConfig | None, image_size: int | None
+) -> Subject:
+    """The network of a checkpoint file, to look at.
+
+    Args:
+        path: Of the checkpoint.
+        name: What the user calls it.
+        config: What it must be of; None takes its own.
+        image_size: Side of the network input in pixels; None for the configuration's.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is of another configuration.
+    """
+    checkpoint = load_checkpoint(path)
+    chosen = checkpoint.config_or(config)
+    checkpoint.require_config(chosen, name, more=", or leave --config out")
+    chosen = _sized(chosen, image_size)
+    return Subject(name, chosen, build_model(checkpoint, chosen), checkpoint.recipe)
+
+
+def bare_subject(config: YolactConfig, image_size: int | None) -> Subject:
+    """A network without weights, on the meta device: its layers and their shapes.
+
+    Args:
+        config: Of the network.
+        image_size: Side of the network input in pixels; None for the configuration's.
+    """
+    config = _sized(config, image_size)
+    with torch.device("meta"):
+        return Subject(config.name, config, Yolact(config.model))
+
+
+def _sized(config: YolactConfig, image_size: int | None) -> YolactConfig:
+    return config if image_size is None else config.with_model(image_size=image_size)
 
 
 def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Yolact:

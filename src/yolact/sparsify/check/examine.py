@@ -6,12 +6,12 @@ A recipe that may be wrong: what can be read of it, and what is wrong with the r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from yolact.config import OptimConfig
+from yolact.config import OptimConfig, YolactConfig
 from yolact.errors import RecipeError
 from yolact.sparsify.check.curves import Curves, trace_curves
 from yolact.sparsify.check.forecast import Prediction, predict
@@ -150,6 +150,26 @@ def look_ahead(
         return Outlook(curves, predict(rows, curves, model, image_size)), None
     except RecipeError as error:
         return None, from_error(error, report.label)
+
+
+def check_draft(
+    draft: Draft, model: nn.Module, config: YolactConfig, epochs: float | None = None
+) -> tuple[RecipeReport, Outlook | None]:
+    """The report with every problem in it, and what the recipe will do.
+
+    Args:
+        draft: The recipe.
+        model: As for :func:`examine`.
+        config: Of the model; its schedule is that of the run.
+        epochs: Length of the run by the command line, for recipes that set none.
+    """
+    report = examine(draft.entries, model, draft.label, epochs=epochs)
+    if draft.problem is not None and not report.errors:
+        report = replace(report, problems=(draft.problem, *report.problems))
+    outlook, problem = look_ahead(report, model, config.optim, config.model.image_size)
+    if problem is not None:
+        report = replace(report, problems=(*report.problems, problem))
+    return report, outlook
 
 
 def _values(row: ModifierRow) -> Iterator[Problem]:
