@@ -19,6 +19,7 @@ sys.path.append(str(ROOT / "tests"))
 from golden import (  # noqa: E402
     accuracy,
     augmenting,
+    commands,
     detection,
     instances,
     losses,
@@ -40,6 +41,7 @@ WRITERS = {
     "augmentation.npz": augmenting.write_augmentation,
     "ap.json": accuracy.write_ap,
     "config.json": settings.write_config,
+    "cli_options.json": commands.write_options,
 }
 
 

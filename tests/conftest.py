@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+OWN_GOLDEN = ROOT / "tests" / "golden"
 SHARED = ROOT.parent / "shared"
 SEED = 20240611
 
@@ -136,7 +137,7 @@ class GoldenSet:
 def golden(request: pytest.FixtureRequest) -> GoldenSet:
     """The numbers on this project's own pictures, then those on photographs beside the checkout."""
     if request.param == "own":
-        return GoldenSet("own", Path(__file__).parent / "golden")
+        return GoldenSet("own", OWN_GOLDEN)
     return GoldenSet("coco", from_shared("golden"))
 
 

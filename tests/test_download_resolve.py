@@ -392,7 +392,7 @@ def test_a_service_without_the_model_is_passed_over(
     package_log.set_level(logging.DEBUG, "yolact")
     service.models.clear()
     assert find(PRUNED, Kind.RECIPE).name == "yolact.pruned.md"
-    assert "gave no files: ValueError: No matching models found" in package_log.text
+    assert "gave no files: ValueError: " in package_log.text
 
 
 def test_a_service_that_hangs_is_given_up(

@@ -128,7 +128,7 @@ def test_a_bomb_that_states_a_small_size_is_cut_and_refused(tmp_path: Path) -> N
     """The central directory says 100 bytes; the stream goes on for a hundred megabytes."""
     bomb = zipped([("val2017/bomb.jpg", bytes(10**8))], zipfile.ZIP_DEFLATED)
     said = refusal(tmp_path, bomb.replace(struct.pack("<L", 10**8), struct.pack("<L", 100)))
-    assert said == "a.zip is damaged: Bad CRC-32 for file 'val2017/bomb.jpg'"
+    assert said.startswith("a.zip is damaged: ") and "bomb.jpg" in said
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -171,7 +171,7 @@ def test_a_wrong_crc_is_found_and_the_file_does_not_appear(tmp_path: Path) -> No
     path, folder = put(tmp_path, good().replace(bytes([7]) * 107, bytes([8]) * 107))
     with pytest.raises(DownloadError) as error:
         unpack(path, folder, RULES)
-    assert str(error.value) == f"{path} is damaged: Bad CRC-32 for file 'val2017/7.jpg'"
+    assert str(error.value).startswith(f"{path} is damaged: ") and "7.jpg" in str(error.value)
     got = files(folder)
     assert "7.jpg" not in got and got.items() <= FILES.items()
 

@@ -92,20 +92,13 @@ def test_zstandard_files_of_other_tools_may_not_say_how_long_they_are(tmp_path: 
     assert unpack(path) == b"weights" * 1000
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("gz", "Not a gzipped file (b'no')"),
-        ("xz", "Input format not supported by decoder"),
-        ("zst", "zstd decompressor error: Unknown frame descriptor"),
-    ],
-)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_files_that_are_not_what_their_ending_says_are_named(
-    kind: Compression, reason: str, tmp_path: Path
+    kind: Compression, tmp_path: Path
 ) -> None:
     path = tmp_path / f"weights.onnx.{kind}"
     path.write_bytes(b"not compressed at all")
     with pytest.raises(CheckpointError) as caught:
         unpack(path)
-    assert str(caught.value) == f"{path} is damaged: {reason}"
+    assert str(caught.value).startswith(f"{path} is damaged: ")
     assert caught.value.hint == "copy it again"

@@ -38,6 +38,7 @@ from yolact.exporter.passes.ranges import Quantizer, derive, found_quantizers
 from yolact.exporter.passes.store import convolve_integers
 from yolact.model.yolact import Yolact
 from yolact.sparsify.one_shot import calibrate
+from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.structure import apply_structure
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
@@ -350,7 +351,7 @@ def test_every_channel_has_its_scale_behind_an_integer_convolution() -> None:
 def test_the_published_network_takes_less_than_52_mb(tmp_path: Path) -> None:
     config = named_config("yolact_darknet53").with_model(image_size=96)
     model = with_golden_weights(Yolact(config.model)).eval()
-    apply_structure(model, QUANTIZATION)
+    apply_structure(model, load_recipe(QUANTIZATION))
     images = [noise(1, 0)]
     calibrate(model, images)
     path = tmp_path / "m.onnx"

@@ -78,7 +78,7 @@ def test_no_weight_is_rounded_further_than_half_a_step_of_its_channel() -> None:
         layer.weight.mul_(3.0 ** -torch.arange(8).reshape(-1, 1, 1, 1))
         layer.weight[:, 1] = 0
     model = nn.Sequential(layer)
-    apply_structure(model, QUANTIZATION)
+    apply_structure(model, load_recipe(QUANTIZATION))
     (quantizer,) = weight_quantizers(model)
     quantizer.enable_observer()
     coarse = quantizer(layer.weight).detach()
@@ -94,7 +94,7 @@ def test_no_weight_is_rounded_further_than_half_a_step_of_its_channel() -> None:
 def test_weights_trained_with_ranges_per_channel_keep_them(tmp_path: Path) -> None:
     recipe = load_recipe("yolact_small.quantized", {"weight_ranges": "channel"})
     model = small_model()
-    apply_structure(model, recipe.text)
+    apply_structure(model, recipe)
     model.apply(torch.ao.quantization.enable_observer)
     model(IMAGES[0])
     files = [
@@ -114,12 +114,12 @@ def test_weights_trained_with_ranges_per_channel_keep_them(tmp_path: Path) -> No
 )
 def test_recipes_quantize_as_sparseml_does_unless_told_otherwise(name: str) -> None:
     plain, published = small_model(), small_model()
-    apply_structure(plain, QUANTIZATION)
-    apply_structure(published, load_recipe(name).text)
+    apply_structure(plain, load_recipe(QUANTIZATION))
+    apply_structure(published, load_recipe(name))
     for a, b in zip(weight_quantizers(plain), weight_quantizers(published), strict=True):
         assert (a.qscheme, a.quant_min, a.quant_max) == (b.qscheme, b.quant_min, b.quant_max)
     finer = small_model()
-    apply_structure(finer, load_recipe(name, {"weight_ranges": "channel"}).text)
+    apply_structure(finer, load_recipe(name, {"weight_ranges": "channel"}))
     assert {q.qscheme for q in weight_quantizers(finer)} == {torch.per_channel_symmetric}
 
 
@@ -145,7 +145,7 @@ def test_products_of_seven_bits_do_not_overflow_sums_of_pairs(
 
 def test_fewer_bits_than_seven_stay_as_few() -> None:
     model = small_model()
-    apply_structure(model, QUANTIZATION + "      scheme: {weights: {num_bits: 4}}\n")
+    apply_structure(model, load_recipe(QUANTIZATION + "      scheme: {weights: {num_bits: 4}}\n"))
     requantize_weights(model, reduce_range=True)
     assert {(q.quant_min, q.quant_max) for q in weight_quantizers(model)} == {(-8, 7)}
     assert SEVEN_BITS == (-64, 63)
@@ -188,7 +188,8 @@ def test_eight_bits_behind_a_limit_are_fewer_bits(strategy: str, folded: bool) -
     scheme = f"{{weights: {weights}, input_activations: {{num_bits: 6}}}}"
     model = small_model()
     apply_structure(
-        model, f"modifiers:\n- !QuantizationModifier {{start_epoch: 0, scheme: {scheme}}}"
+        model,
+        load_recipe(f"modifiers:\n- !QuantizationModifier {{start_epoch: 0, scheme: {scheme}}}"),
     )
     model.eval()(noise(1, 0))  # with gradients on: observers look
     model.apply(disable_observer)
@@ -206,7 +207,7 @@ def test_eight_bits_behind_a_limit_are_fewer_bits(strategy: str, folded: bool) -
 
 def test_eight_bits_are_left_alone() -> None:
     model = small_model()
-    apply_structure(model, "modifiers:\n- !QuantizationModifier {start_epoch: 0}")
+    apply_structure(model, load_recipe("modifiers:\n- !QuantizationModifier {start_epoch: 0}"))
     before = [type(module) for module in model.modules()]
     widen_quantizers(model)
     assert [type(module) for module in model.modules()] == before

@@ -41,7 +41,7 @@ def write_ap(reference: Reference, folder: Path) -> None:
     """Write ap.json, ap_gt.json, ap_bbox_results.json and ap_segm_results.json."""
     truth = ground_truth()
     found = detections(truth)
-    save_json(folder / "ap_gt.json", truth)
+    save_json(folder / "ap_gt.json", {"info": origin(reference), **truth})
     for kind in KINDS:
         save_json(folder / f"ap_{kind}_results.json", [entry_of(each, kind) for each in found])
     ids = [image["id"] for image in truth["images"]]

@@ -109,17 +109,17 @@ class Reference:
             negpos_ratio=cfg.ohem_negpos_ratio,
         )
 
-    def training(self, *arguments: str) -> ModuleType:
-        """Its train.py, imported anew with a command line, which it parses while imported."""
+    def command(self, name: str, *arguments: str) -> ModuleType:
+        """Its train, eval or export, imported anew; train parses the command line meanwhile."""
         with (
-            patch.object(sys, "argv", ["train.py", *arguments]),
+            patch.object(sys, "argv", [f"{name}.py", *arguments]),
             # it leaves at once where there is no GPU
             patch.object(torch.cuda, "device_count", lambda: 1),
             patch.object(torch, "set_default_tensor_type", lambda _: None),
             _stubs(),
             _modules(yolact=self.model),
         ):
-            return _load(self.folder / "train.py", "reference_train")
+            return _load(self.folder / f"{name}.py", f"reference_{name}")
 
 
 def load(folder: Path) -> Reference:

@@ -89,7 +89,7 @@ def schedule(reference: Reference, batch_size: int) -> dict[str, Any]:
     cfg = reference.cfg
     with reference.settings(**{name: getattr(cfg, name) for name in SCHEDULE}):
         arguments = ("--cuda=False", "--no_log", "--validation_epoch=-1", "--num_workers=0")
-        train = reference.training(f"--batch_size={batch_size}", *arguments)
+        train = reference.command("train", f"--batch_size={batch_size}", *arguments)
         return {
             "batch_size": batch_size,
             "lr": cfg.lr,

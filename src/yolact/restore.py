@@ -107,15 +107,14 @@ def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
         RecipeError: The recipe does not fit the network.
     """
     if checkpoint.quantized:
-        recipe: str | None = recipe_of_quantized(checkpoint)
+        text: str | None = recipe_of_quantized(checkpoint)
     else:
-        recipe = checkpoint.recipe if _smaller(checkpoint.model_state, model) else None
-    if recipe:
-        from yolact.sparsify.structure import (
-            apply_structure,  # loads sparseml: seconds, so only here
-        )
+        text = checkpoint.recipe if _smaller(checkpoint.model_state, model) else None
+    if text:
+        from yolact.sparsify.recipe import Recipe  # loads sparseml: seconds, so only here
+        from yolact.sparsify.structure import apply_structure
 
-        apply_structure(model, recipe, checkpoint.clock)
+        apply_structure(model, Recipe.of_text(text, "the stored recipe"), checkpoint.clock)
 
 
 def _smaller(state: Mapping[str, Tensor], model: Yolact) -> bool:

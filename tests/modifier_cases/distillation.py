@@ -112,7 +112,7 @@ def has_no_maps(text: str) -> None:
 
 def _case(name: str, variant: str, fields: str, why: str, *checks: Callable[[str], None]) -> Case:
     text = recipe(f"!{name} {{{fields}}}")
-    return Case(name, variant, text, "mended" if why else "works", why, in_turn(*checks))
+    return Case(name, variant, text, "patched" if why else "works", why, in_turn(*checks))
 
 
 OUTPUTS, FEATURES = "DistillationModifier", "PerLayerDistillationModifier"

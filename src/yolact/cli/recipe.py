@@ -108,13 +108,13 @@ def _subject(given: dict[str, Any]) -> Subject:
 
 
 def _history(earlier: str) -> str:
-    from yolact.sparsify.document import entries, parse, stages
+    from yolact.sparsify.recipe import Recipe
     from yolact.sparsify.stages import last_epoch
 
-    document = parse(earlier, "the checkpoint's recipe")
-    count, staged = len(list(entries(document))), len(stages(document))
+    recipe = Recipe.of_text(earlier, "the checkpoint's recipe")
+    count, staged = len(recipe.entries), len(recipe.stages)
     recipes = f"{staged} recipe" + "s" * (staged != 1)
-    return f"{recipes} before: {count} modifiers, {last_epoch(document):g} epochs"
+    return f"{recipes} before: {count} modifiers, {last_epoch(recipe):g} epochs"
 
 
 def _end(report: RecipeReport, *, strict: bool) -> None:

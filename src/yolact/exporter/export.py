@@ -106,7 +106,7 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
         job.target,
         options,
         config=config,
-        recipe=checkpoint.recipe if done is None else done.recipe,
+        recipe=checkpoint.recipe if done is None else done.recipe.text,
         one_shot=done,
         images=images,
     )
@@ -278,5 +278,7 @@ def _apply_at_once(
     model: Yolact, recipe: Recipe, images: CalibrationImages | None, earlier: str | None
 ) -> OneShot:
     from yolact.sparsify.one_shot import apply_at_once  # loads sparseml too
+    from yolact.sparsify.recipe import Recipe
 
-    return apply_at_once(model, recipe, images, earlier)
+    stored = None if earlier is None else Recipe.of_text(earlier, "the checkpoint's recipe")
+    return apply_at_once(model, recipe, images, stored)

@@ -23,22 +23,15 @@ from torch.optim import Optimizer
 
 from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
-from yolact.sparsify.catalog import SAMPLED
-from yolact.sparsify.check.parameters import check_against
+from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.distillation import distillation_schedule
-from yolact.sparsify.document import parse
-from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparseml import (
     ACDCPruningModifier,
     BasePruningModifier,
     ConstantPruningModifier,
-    GlobalMagnitudePruningModifier,
-    GMPruningModifier,
     GradualParamModifier,
     GroupedPruningMaskCreator,
-    LayerPruningModifier,
-    MagnitudePruningModifier,
     SetParamModifier,
     SparsificationLoggingModifier,
     TopKASTPruningModifier,
@@ -47,7 +40,7 @@ from yolact.sparsify.sparseml import (
 )
 from yolact.sparsify.sparseml.patch_pruning import lift_masks
 from yolact.sparsify.stages import compose, last_epoch
-from yolact.sparsify.structure import fit_errors, rehearse, rehearse_removal, training_mode
+from yolact.sparsify.structure import fit_errors, training_mode
 
 
 class RecipeDriver:
@@ -61,11 +54,11 @@ class RecipeDriver:
 
     Args:
         recipe: What to apply.
-        checkpoint_recipe: The composed recipe of the stages that the starting weights went
-            through before this run, if any.
+        earlier: The composed recipe of the stages that the starting weights went through
+            before this run, if any.
 
     Attributes:
-        text: The recipe to store in checkpoints: all stages, composed.
+        composed: The recipe to store in checkpoints: all stages.
         max_epochs: Length of the run, or None when the recipe has no EpochRangeModifier.
         controls_lr: Whether the recipe sets learning rates.
         distillation: What is to be distilled from a teacher, and when; the loop's loss does it.
@@ -73,24 +66,22 @@ class RecipeDriver:
         samples_gradients: Whether :meth:`start` needs gradient samples.
     """
 
-    def __init__(self, recipe: Recipe, checkpoint_recipe: str | None = None) -> None:
+    def __init__(self, recipe: Recipe, earlier: Recipe | None = None) -> None:
         """Read the recipe; the model comes with :meth:`start`."""
-        document = parse(recipe.text, recipe.label)
         self._recipe = recipe
-        self._manager = build_manager(document, recipe.label)
+        self._manager = recipe.manager()
         self._steps_per_epoch = 1
         self._steps = 0
         self.distillation = distillation_schedule(
-            self._manager.iter_modifiers(), document, recipe.label
+            self._manager.iter_modifiers(), recipe.entries, recipe.label
         )
-        self.text = compose(checkpoint_recipe, recipe.text)
+        self.composed = compose(earlier, recipe)
         self.controls_lr = bool(self._manager.learning_rate_modifiers)
         self.max_epochs: float | None = None
         if self._manager.epoch_modifiers:
-            self.max_epochs = last_epoch(document)
+            self.max_epochs = last_epoch(recipe)
         self.settles_at = self._settles_at()
-        names = [type(modifier).__name__ for modifier in self._manager.iter_modifiers()]
-        self.samples_gradients = any(name in SAMPLED for name in names)
+        self.samples_gradients = any(facts_of(entry.name).samples for entry in recipe.entries)
 
     def quantizes_by(self, epoch: float) -> bool:
         """Whether quantization has begun at ``epoch``."""
@@ -104,7 +95,10 @@ class RecipeDriver:
         steps_per_epoch: int,
         samples: GradientSamples | None = None,
     ) -> None:
-        """Check the recipe against the model and bring both to ``epoch``.
+        """Bring recipe and model to ``epoch``.
+
+        That the recipe works for the model,
+        :func:`yolact.sparsify.check.examine.require_sound` has said before.
 
         Args:
             model: With its weights. When the run resumes after quantization began, with that
@@ -119,17 +113,12 @@ class RecipeDriver:
             RecipeError: The recipe does not fit the model, or gradients are needed and there are
                 none.
         """
-        check_against(self._recipe, model)
         if self.samples_gradients and samples is None:
             raise RecipeError(
                 f"{self._recipe.label} prunes by gradients of training batches, "
                 "which there are only while training",
                 hint="train with this recipe, or prune by magnitude with GMPruningModifier",
             )
-        if self.quantizes_by(math.inf):
-            rehearse(model, self._recipe.text)
-        if any(isinstance(m, LayerPruningModifier) for m in self._manager.iter_modifiers()):
-            rehearse_removal(model, self._recipe.text)
         self._steps_per_epoch = steps_per_epoch
         self._steps = round(epoch * steps_per_epoch)
         bring_to(self._manager, model, optimizer, self._steps, steps_per_epoch, samples)
@@ -190,15 +179,6 @@ class RecipeDriver:
 
 
 logger = logging.getLogger(__name__)
-
-_MEMORYLESS = (
-    ACDCPruningModifier,
-    ConstantPruningModifier,
-    GMPruningModifier,
-    GlobalMagnitudePruningModifier,
-    MagnitudePruningModifier,
-)
-"""Pruning whose masks follow from the weights alone."""
 
 
 def bring_to(
@@ -284,7 +264,7 @@ def _replay(
 def _restore_masks(
     modifier: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
 ) -> None:
-    if type(modifier) not in _MEMORYLESS or _remembers_beginning(modifier):
+    if facts_of(type(modifier).__name__).remembers or _remembers_beginning(modifier):
         logger.warning(
             "%s keeps state that is not saved: "
             "the continued run may differ from an uninterrupted one",

@@ -33,6 +33,7 @@ from yolact.loss.criterion import YolactLoss
 from yolact.model.quantized import parameter_count
 from yolact.predict.evaluate import Evaluation, evaluate
 from yolact.sparsify.check.forecast import count_macs
+from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.report.report import ModelReport, report, save_report
 from yolact.sparsify.report.sparsity import overall_sparsity
 from yolact.training.logs import StepRecord, TrainLog, ValidationRecord, step_line
@@ -315,15 +316,15 @@ class Trainer:
             batch_size=run.settings.batch_size,
             accumulate=run.settings.accumulate,
             seed=run.seed,
-            stage_recipe=run.stage_recipe,
-            earlier_recipe=run.earlier_recipe,
+            stage_recipe=_text(run.stage_recipe),
+            earlier_recipe=_text(run.earlier_recipe),
             distillation=None if run.distillation is None else run.distillation.state(),
         )
         return Checkpoint(
             model_state=run.model.state_dict(),
             epoch=self._epoch_index(),
             iteration=self.iteration,
-            recipe=run.driver.text if run.driver else run.earlier_recipe,
+            recipe=_text(run.driver.composed if run.driver else run.earlier_recipe),
             classes=run.classes,
             config=run.config,
             training=training,
@@ -350,7 +351,7 @@ class Trainer:
             return None
         # While the recipe runs, its hooks are in the model: operations are counted at the end.
         macs = count_macs(run.model, run.config.model.image_size) if final else None
-        result = report(run.model, run.driver.text, macs=macs)
+        result = report(run.model, run.driver.composed, macs=macs)
         save_report(result, checkpoint)
         return result
 
@@ -364,6 +365,10 @@ class Trainer:
             disable=None,  # a bar on a terminal, lines elsewhere
             dynamic_ncols=True,
         )
+
+
+def _text(recipe: Recipe | None) -> str | None:
+    return None if recipe is None else recipe.text
 
 
 def _checkpoint_size(run: Run) -> int:

@@ -28,7 +28,7 @@ from yolact.loss.criterion import YolactLoss
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.restore import restore_structure
-from yolact.sparsify.check.examine import require_sound
+from yolact.sparsify.check.examine import PlannedRun, require_sound
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import Recipe, load_recipe
 from yolact.sparsify.stages import until
@@ -66,8 +66,8 @@ class Run:
     iteration: int
     """Optimizer steps already done."""
     seed: int
-    stage_recipe: str | None
-    earlier_recipe: str | None
+    stage_recipe: Recipe | None
+    earlier_recipe: Recipe | None
     resumed: Checkpoint | None
     """The checkpoint whose optimizer and generators are continued exactly."""
     origin: str
@@ -81,7 +81,7 @@ class _Beginning:
     checkpoint: Checkpoint | None
     exact: bool
     recipe: Recipe | None
-    earlier_recipe: str | None
+    earlier_recipe: Recipe | None
 
 
 def prepare(settings: TrainSettings) -> Run:
@@ -126,7 +126,7 @@ def prepare(settings: TrainSettings) -> Run:
         device=device,
         iteration=_first_step(settings.start, begin, plan),
         seed=seed,
-        stage_recipe=begin.recipe.text if begin.recipe else None,
+        stage_recipe=begin.recipe,
         earlier_recipe=begin.earlier_recipe,
         resumed=begin.checkpoint if begin.exact else None,
         origin=origin,
@@ -134,7 +134,7 @@ def prepare(settings: TrainSettings) -> Run:
     _check_something_left(run)
     if run.distillation is not None and run.distillation.maps:
         optimizer.add_param_group({"params": run.distillation.maps})
-    _check_recipe(run, begin.recipe)
+    _check_recipe(run)
     _start_recipe(run)
     _restore(run)
     return run
@@ -204,29 +204,33 @@ def _beginning(settings: TrainSettings) -> _Beginning:
     if not start.resume:
         return _Beginning(checkpoint, False, given, _recipe_so_far(checkpoint))
     state = checkpoint.training
-    stored = state.stage_recipe if state else checkpoint.recipe
-    if start.continue_recipe and not stored:
+    stored = _stored(state.stage_recipe if state else checkpoint.recipe, "the recipe")
+    if start.continue_recipe and stored is None:
         raise CheckpointError(
             f"{start.checkpoint} holds no recipe to go on with",
             hint="leave out --cont, or give a --recipe",
         )
-    same = given is None or start.continue_recipe or given.text == stored
+    same = given is None or start.continue_recipe or given == stored
     if state is not None and same:
-        recipe = load_recipe(stored) if stored else None
-        return _Beginning(checkpoint, True, recipe, state.earlier_recipe)
-    if stored and start.continue_recipe:
-        return _Beginning(checkpoint, False, load_recipe(stored), None)
+        return _Beginning(checkpoint, True, stored, _stored(state.earlier_recipe))
+    if stored is not None and start.continue_recipe:
+        return _Beginning(checkpoint, False, stored, None)
     if state is not None:
         logger.info("the recipe is not the checkpoint's: a new run begins from its weights")
     return _Beginning(checkpoint, False, given, _recipe_so_far(checkpoint))
 
 
-def _recipe_so_far(checkpoint: Checkpoint) -> str | None:
+def _stored(text: str | None, label: str = "the checkpoint's recipe") -> Recipe | None:
+    return Recipe.of_text(text, label) if text else None
+
+
+def _recipe_so_far(checkpoint: Checkpoint) -> Recipe | None:
     """What the weights went through, when their run was stopped before its recipe's end too."""
     state, steps = checkpoint.training, checkpoint.iteration
-    if checkpoint.recipe is None or state is None or state.stage_recipe is None or steps is None:
-        return checkpoint.recipe
-    return until(checkpoint.recipe, steps, state.steps_per_epoch)
+    recipe = _stored(checkpoint.recipe)
+    if recipe is None or state is None or state.stage_recipe is None or steps is None:
+        return recipe
+    return until(recipe, steps, state.steps_per_epoch)
 
 
 def _datasets(settings: TrainSettings, seed: int) -> tuple[CocoInstances, CocoInstances | None]:
@@ -308,7 +312,7 @@ def _class_layers_begin_anew(start: StartSettings, begin: _Beginning, classes: C
     return checkpoint is not None and not start.resume and not _same_classes(checkpoint, classes)
 
 
-def _without_class_layers(recipe: str | None, model: Yolact) -> str | None:
+def _without_class_layers(recipe: Recipe | None, model: Yolact) -> Recipe | None:
     if recipe is None:
         return None
     return forget_layers(recipe, list(recipe_names(model).values()), CLASS_LAYERS)
@@ -411,11 +415,12 @@ def _check_something_left(run: Run) -> None:
         )
 
 
-def _check_recipe(run: Run, recipe: Recipe | None) -> None:
+def _check_recipe(run: Run) -> None:
+    recipe = run.stage_recipe
     if recipe is None:
         return
     epochs = run.settings.epochs or run.plan.total_steps / run.plan.steps_per_epoch
-    for problem in require_sound(recipe, run.model, epochs):
+    for problem in require_sound(recipe, run.model, PlannedRun(epochs, teacher=True)):
         logger.warning("%s: %s; %s", recipe.label, problem, problem.hint)
 
 
