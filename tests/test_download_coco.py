@@ -274,7 +274,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(server: Loopback, tmp_p
         get(server, tmp_path / "file")
 
 
-def test_verify_lists_what_is_wrong_and_the_next_download_mends_it(
+def test_verify_lists_what_is_wrong_and_the_next_download_repairs_it(
     server: Loopback, tmp_path: Path
 ) -> None:
     get(server, tmp_path, keep_archives=True)

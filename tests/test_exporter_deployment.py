@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from onnx_models import CLASSES, SIDE, small_model
 from yolact.config import DetectConfig
@@ -81,8 +82,6 @@ def test_the_sample_is_an_input_and_what_it_gives(folder: Path) -> None:
     sample = np.load(folder / "sample.npz", allow_pickle=False)
     graph = onnx.load(str(folder / "model.onnx")).graph
     assert sorted(sample) == sorted(["input", *(output.name for output in graph.output)])
-    import torch
-
     outputs = run_graph(folder / "model.onnx", torch.from_numpy(sample["input"]))
     for name, expected in outputs.items():
         np.testing.assert_allclose(sample[name], expected, atol=1e-6)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given
@@ -49,8 +50,6 @@ def model_of(
 
 
 def run(model: onnx.ModelProto, x: Array) -> Array:
-    import onnxruntime as ort
-
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(

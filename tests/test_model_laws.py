@@ -119,10 +119,10 @@ def test_channels_last_memory_gives_the_same_outputs(model: Yolact) -> None:
 
 def test_a_deep_copy_computes_the_same_and_leaves_the_original_alone(model: Yolact) -> None:
     expected = run(model, images(1))
-    twin = copy.deepcopy(model)
-    assert_same(run(twin, images(1)), expected, atol=0, rtol=0)
+    copied = copy.deepcopy(model)
+    assert_same(run(copied, images(1)), expected, atol=0, rtol=0)
     with torch.no_grad():
-        for parameter in twin.parameters():
+        for parameter in copied.parameters():
             parameter.zero_()
     assert_same(run(model, images(1)), expected, atol=0, rtol=0)
 

@@ -132,7 +132,7 @@ def verify(archives: Sequence[Archive], folder: Path, *, workers: int = 4) -> li
     """Compare everything on disk with the sizes and CRCs that the archives state.
 
     The receipt of an archive with a damaged file is withdrawn, so that the next download fetches
-    the archive again and mends that file.
+    the archive again and replaces that file.
 
     Returns:
         A line for each file that is missing or damaged.
