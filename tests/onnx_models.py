@@ -75,6 +75,17 @@ def noise(count: int, seed: int) -> Tensor:
     return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Keep the running statistics, scales and shifts of all batch norms as they are.
+
+    ``model.train()`` lets the statistics move again, so call this after it.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+            module.requires_grad_(False)
+
+
 def outputs_of(model: Yolact, images: Tensor) -> RawOutputs:
     with torch.no_grad():
         outputs: RawOutputs = InferenceModel(model)(images)

@@ -21,7 +21,7 @@ from yolact.engines.compress import compressed_size
 from yolact.engines.onnx_file import ModelMetadata
 from yolact.errors import CheckpointError, ConfigError, DataError, RecipeError, StorageError
 from yolact.exporter.graph import graph_sparsity
-from yolact.exporter.trace import test_card as card
+from yolact.exporter.trace import generated_picture
 from yolact.files import Compression
 
 
@@ -146,7 +146,7 @@ def test_detection_inside_is_reported_output_by_output(checkpoint: Path) -> None
     assert re.fullmatch(r"finds the \d+ objects that PyTorch finds in the sample", lines[14])
     folder = checkpoint.parent / "deployment"
     picture = folder.parent / "picture.png"
-    cv2.imwrite(str(picture), card(60, 80))
+    cv2.imwrite(str(picture), generated_picture(60, 80))
     done = subprocess.run(
         [sys.executable, folder / "run.py", picture, folder.parent / "result.png"],
         capture_output=True,

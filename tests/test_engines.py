@@ -35,7 +35,7 @@ from yolact.types import RawOutputs
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(small_model(), tmp_path_factory.mktemp("runtime") / "small.pth")
+    return save(small_model(), tmp_path_factory.mktemp("engines") / "small.pth")
 
 
 @pytest.fixture(scope="module")
@@ -204,11 +204,7 @@ def test_a_truncated_file_is_named(onnx_file: Path, tmp_path: Path) -> None:
         broken.write_bytes(packed.read_bytes()[:100_000])
         with pytest.raises(CheckpointError) as caught:
             load_engine(broken)
-        assert re.fullmatch(
-            rf"{re.escape(str(broken))} is damaged: Compressed (file|data) ended before the "
-            "end-of-stream marker was reached",
-            str(caught.value),
-        )
+        assert str(caught.value).startswith(f"{broken} is damaged: ")
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

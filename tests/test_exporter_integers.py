@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -232,8 +233,6 @@ def test_tanhs_move_behind_their_concat() -> None:
 
 def optimized(path: Path, folder: Path) -> Counter[str]:
     """Node types that ONNX Runtime runs."""
-    import onnxruntime as ort
-
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.log_severity_level = 3

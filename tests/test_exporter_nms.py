@@ -24,12 +24,11 @@ from yolact.engines import load_detector, load_engine
 from yolact.engines.onnx_file import DETECTED
 from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.errors import CheckpointError, ExportError
-from yolact.exporter import write as finish_module
 from yolact.exporter.export import export
 from yolact.exporter.graph import Array
 from yolact.exporter.nms import detect_inside
 from yolact.exporter.options import ExportOptions
-from yolact.exporter.trace import test_card as card
+from yolact.exporter.trace import generated_picture
 from yolact.predict.detect import detect
 from yolact.predict.pipeline import find
 from yolact.predict.postprocess import low_masks
@@ -196,7 +195,7 @@ def test_a_graph_that_detects_something_else_is_refused(
     def other(graph: onnx.ModelProto, config: DetectConfig) -> None:
         detect_inside(graph, replace(config, score_threshold=0.9))
 
-    monkeypatch.setattr(finish_module, "detect_inside", other)
+    monkeypatch.setattr("yolact.exporter.write.detect_inside", other)
     with pytest.raises(ExportError, match="finds something else than outside: 0 objects, not") as e:
         export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True))
     assert e.value.hint == "nothing was written; export without --with-nms"
@@ -207,7 +206,7 @@ def test_annotations_are_those_of_the_file_of_raw_outputs(tmp_path: Path) -> Non
     raw = export(small_model(), CLASSES, tmp_path / "raw.onnx").path
     inside = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
     engines = [load_detector(path) for path in (raw, inside)]
-    image = card(150, 200)
+    image = generated_picture(150, 200)
     ours, theirs = (find(engine, [image], GREEDY)[0].instances() for engine in engines)
     assert engines[1].classes == CLASSES
     assert len(theirs.scores) == len(ours.scores) > 10
@@ -219,7 +218,7 @@ def test_annotations_are_those_of_the_file_of_raw_outputs(tmp_path: Path) -> Non
 def test_the_annotate_command_takes_the_file(tmp_path: Path) -> None:
     path = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
     picture = tmp_path / "picture.png"
-    cv2.imwrite(str(picture), card(60, 80))
+    cv2.imwrite(str(picture), generated_picture(60, 80))
     arguments = ["--model_filepath", path, "--source", picture, "--save_dir", tmp_path / "out"]
     result = CliRunner().invoke(annotate, [*map(str, arguments), "--save_json"])
     assert result.exit_code == 0, result.output

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from conftest import Golden, GoldenSet, golden_weight
+from onnx_models import freeze_batch_norm
 from yolact.config import ModelConfig
-from yolact.model.yolact import InferenceModel, Yolact, freeze_batch_norm
+from yolact.model.yolact import InferenceModel, Yolact
 from yolact.types import NetworkOutputs, RawOutputs
 
 TOLERANCE = {"atol": 3e-4, "rtol": 1e-3}

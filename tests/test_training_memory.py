@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from onnx_models import freeze_batch_norm
 from training import (
     RECIPE,
     differences,
@@ -29,7 +30,6 @@ from yolact.data.loader import make_loader
 from yolact.errors import ConfigError
 from yolact.loss.criterion import Losses
 from yolact.model.quantized import is_quantized
-from yolact.model.yolact import freeze_batch_norm
 from yolact.training.loop import train
 from yolact.training.memory import (
     STEPS,

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from conftest import GoldenSet, golden_weight
+from onnx_models import freeze_batch_norm
 from yolact.config import LossConfig, ModelConfig
 from yolact.loss.criterion import Losses, YolactLoss
 from yolact.model.weights import load_weights
-from yolact.model.yolact import Yolact, freeze_batch_norm
+from yolact.model.yolact import Yolact
 from yolact.types import Target
 
 TERMS = {"B": "box", "C": "classification", "M": "mask", "S": "semantic", "T": "total"}

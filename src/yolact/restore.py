@@ -29,43 +29,6 @@ class Subject:
     """The recipes that its weights went through."""
 
 
-def load_subject(
-    path: Path, name: str, config: YolactConfig | None, image_size: int | None
-) -> Subject:
-    """The network of a checkpoint file, to look at.
-
-    Args:
-        path: Of the checkpoint.
-        name: What the user calls it.
-        config: What it must be of; None takes its own.
-        image_size: Side of the network input in pixels; None for the configuration's.
-
-    Raises:
-        CheckpointError: The file cannot be read, or is of another configuration.
-    """
-    checkpoint = load_checkpoint(path)
-    chosen = checkpoint.config_or(config)
-    checkpoint.require_config(chosen, name, more=", or leave --config out")
-    chosen = _sized(chosen, image_size)
-    return Subject(name, chosen, build_model(checkpoint, chosen), checkpoint.recipe)
-
-
-def bare_subject(config: YolactConfig, image_size: int | None) -> Subject:
-    """A network without weights, on the meta device: its layers and their shapes.
-
-    Args:
-        config: Of the network.
-        image_size: Side of the network input in pixels; None for the configuration's.
-    """
-    config = _sized(config, image_size)
-    with torch.device("meta"):
-        return Subject(config.name, config, Yolact(config.model))
-
-
-def _sized(config: YolactConfig, image_size: int | None) -> YolactConfig:
-    return config if image_size is None else config.with_model(image_size=image_size)
-
-
 def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Yolact:
     """The network of ``checkpoint`` with its weights, in evaluation mode.
 
@@ -117,15 +80,6 @@ def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
         apply_structure(model, Recipe.of_text(text, "the stored recipe"), checkpoint.clock)
 
 
-def _smaller(state: Mapping[str, Tensor], model: Yolact) -> bool:
-    """Whether some layers or channels of the network are missing from the weights."""
-    return any(name not in state for name, _ in model.named_parameters()) or any(
-        name in state and len(state[name]) < group.width
-        for group in channel_groups(model.config)
-        for name in group.weights
-    )
-
-
 def recipe_of_quantized(checkpoint: Checkpoint) -> str:
     """The recipe that gave a quantized network its structure.
 
@@ -138,3 +92,49 @@ def recipe_of_quantized(checkpoint: Checkpoint) -> str:
             hint="use the checkpoint that the training run itself wrote",
         )
     return checkpoint.recipe
+
+
+def load_subject(
+    path: Path, name: str, config: YolactConfig | None, image_size: int | None
+) -> Subject:
+    """The network of a checkpoint file, to look at.
+
+    Args:
+        path: Of the checkpoint.
+        name: What the user calls it.
+        config: What it must be of; None takes its own.
+        image_size: Side of the network input in pixels; None for the configuration's.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is of another configuration.
+    """
+    checkpoint = load_checkpoint(path)
+    chosen = checkpoint.config_or(config)
+    checkpoint.require_config(chosen, name, more=", or leave --config out")
+    chosen = _sized(chosen, image_size)
+    return Subject(name, chosen, build_model(checkpoint, chosen), checkpoint.recipe)
+
+
+def bare_subject(config: YolactConfig, image_size: int | None) -> Subject:
+    """A network without weights, on the meta device: its layers and their shapes.
+
+    Args:
+        config: Of the network.
+        image_size: Side of the network input in pixels; None for the configuration's.
+    """
+    config = _sized(config, image_size)
+    with torch.device("meta"):
+        return Subject(config.name, config, Yolact(config.model))
+
+
+def _smaller(state: Mapping[str, Tensor], model: Yolact) -> bool:
+    """Whether some layers or channels of the network are missing from the weights."""
+    return any(name not in state for name, _ in model.named_parameters()) or any(
+        name in state and len(state[name]) < group.width
+        for group in channel_groups(model.config)
+        for name in group.weights
+    )
+
+
+def _sized(config: YolactConfig, image_size: int | None) -> YolactConfig:
+    return config if image_size is None else config.with_model(image_size=image_size)

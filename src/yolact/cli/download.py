@@ -60,15 +60,14 @@ def _shapes(wanted: DownloadOptions, folder: Path) -> None:
 
 
 def _weights(name: str, mirror: str | None, dry_run: bool) -> None:
-    if dry_run:
-        from yolact.download.stubs import WEIGHTS
+    from yolact.download.stubs import WEIGHTS
+    from yolact.download.trusted import fetch_weights
 
+    if dry_run:
         path = _WEIGHTS / WEIGHTS[name].file
         click.echo(f"{WEIGHTS[name].url} -> {path}{', already there' if path.is_file() else ''}")
         return
-    from yolact.download.trusted import fetch_weights
-
-    path = fetch_weights(name, _WEIGHTS, read_once, mirror=mirror)
+    path = fetch_weights(WEIGHTS[name], _WEIGHTS, read_once, mirror=mirror)
     click.echo(f"{path}: {name} weights")
 
 

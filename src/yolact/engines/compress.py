@@ -39,7 +39,7 @@ def compression_of(path: Path) -> Compression | None:
 def compressed_size(path: Path, kind: Compression = "gz") -> int:
     """Bytes that ``path`` takes compressed; nothing is written.
 
-    This is the "size on disk" of sparse models: a runtime stores zeros in full, archives do not.
+    This is the "size on disk" of sparse models: an engine stores zeros in full, archives do not.
     A file that is compressed already, in whatever format, counts as it is.
     """
     if compression_of(path) is not None:

@@ -22,9 +22,10 @@ from yolact.exporter.deployment import require_deployable, write_deployment
 from yolact.exporter.graph import graph_sparsity
 from yolact.exporter.options import ExportJob, ExportOptions
 from yolact.exporter.passes import CLEAN, run_passes, to_integers
+from yolact.exporter.prepare import Reference, prepare
 from yolact.exporter.trace import OUTPUTS, label_outputs, sample_images, trace
 from yolact.exporter.verify import Agreement, OutputParity
-from yolact.exporter.write import Reference, greedy, prepare, write_checked
+from yolact.exporter.write import greedy, write_checked
 from yolact.files import Compression, require_space, require_writable_file
 from yolact.model.quantized import is_quantized, parameter_count, require_quantized
 from yolact.model.yolact import Yolact

@@ -1,21 +1,18 @@
-"""Write a graph only when it computes what the PyTorch model computes.
+"""Writing a graph, only when it computes what the PyTorch model computes.
 
-What is done to a graph that is known to be right: smaller files, detection inside.
+Its raw outputs are compared first; then it is finished: smaller weights, detection inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from yolact.config import DetectConfig
 from yolact.engines.onnxruntime import OrtEngine, run_graph
@@ -24,13 +21,7 @@ from yolact.exporter.graph import Array
 from yolact.exporter.nms import detect_inside
 from yolact.exporter.options import ExportOptions
 from yolact.exporter.passes.store import store_blocks_together, store_weights_as_half
-from yolact.exporter.trace import (
-    fold_batch_norms,
-    fold_quantized_batch_norms,
-    freeze_observers,
-    requantize_weights,
-    widen_quantizers,
-)
+from yolact.exporter.prepare import Reference, without_quantization
 from yolact.exporter.verify import (
     Agreement,
     OutputParity,
@@ -41,67 +32,25 @@ from yolact.exporter.verify import (
     require_parity,
 )
 from yolact.files import atomic_path
-from yolact.model.quantized import is_quantized
-from yolact.model.yolact import InferenceModel, Yolact
 from yolact.predict.detect import detect
 from yolact.predict.postprocess import low_masks
 from yolact.types import RawOutputs
 
-MOST_COMPARED = 8
-"""Images in which detections are compared: each runs once in PyTorch."""
+HALF_SQNR = 40.0
+"""Least accepted with weights of 16 bits, in dB. These have 11 digits, which alone gives 70."""
+_CLOSE = 1e-4
+"""Largest difference of scores, relative boxes and mask probabilities."""
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What is traced, and what its graph is compared with before it replaces anything."""
+class Finished:
+    """How the finished graph compares."""
 
-    network: nn.Module
-    """A copy of the model in evaluation mode, on the CPU, with its batch norms folded."""
-    sample: Tensor
-    """[B, 3, S, S]."""
-    expected: RawOutputs
-    """Of the model for the sample, before anything was folded."""
-    unquantized: RawOutputs | None
-    """Of a quantized model, with its quantization off."""
-    images: tuple[Tensor, ...]
-    """Like the sample, real ones, to compare the detections of a quantized network in."""
-
-    @property
-    def quantized(self) -> bool:
-        """Whether the model is quantized."""
-        return self.unquantized is not None
-
-
-def prepare(
-    model: Yolact,
-    sample: Tensor,
-    images: Iterable[Tensor] | None,
-    options: ExportOptions,
-) -> Reference:
-    """Compute what to reproduce, and make the copy to trace; the model stays as it is.
-
-    Args:
-        model: Float, pruned or quantization-aware.
-        sample: [B, 3, S, S] input.
-        images: Network inputs; a few of them become those of the reference.
-        options: Whether the batch norms of a quantized model are folded too, and how its weights
-            are rounded.
-    """
-    network = InferenceModel(deepcopy(model)).cpu().float().eval()
-    quantized = is_quantized(network)
-    freeze_observers(network)
-    with torch.no_grad():
-        expected: RawOutputs = network(sample)
-        unquantized: RawOutputs | None = None
-        if quantized:
-            with _without_quantization(network):
-                unquantized = network(sample)
-    if options.convert_qat or not quantized:
-        fold_quantized_batch_norms(network)
-        fold_batch_norms(network)
-    requantize_weights(network, per_channel=options.per_channel, reduce_range=options.reduce_range)
-    widen_quantizers(network)
-    return Reference(network, sample, expected, unquantized, _few(images, len(sample)))
+    outputs: tuple[OutputParity, ...] | None
+    """Raw outputs against PyTorch's, where the finish changed them."""
+    detections: int | None
+    """How many objects the graph finds in the sample, all of them those that PyTorch code finds
+    in its raw outputs; None without detection inside."""
 
 
 def write_checked(
@@ -140,78 +89,6 @@ def write_checked(
             finished = finish(graph, options, detect, reference.sample, reference.expected)
             _save_valid(graph, temporary)
     return parity, found, finished
-
-
-def _save_valid(graph: onnx.ModelProto, path: Path) -> None:
-    path.write_bytes(graph.SerializeToString())
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"the exported graph is not valid ONNX: {error}",
-            hint="nothing was written; try another --opset",
-        ) from error
-
-
-@torch.no_grad()
-def _agreement(
-    graph: onnx.ModelProto, engine: OrtEngine, reference: Reference, detect: DetectConfig
-) -> Agreement | None:
-    if reference.unquantized is None or not reference.images:
-        return None
-    pairs = ((reference.network(images), engine(images)) for images in reference.images)
-    found = agreement(pairs, detect)
-    if not found.passed:
-        require_agreement(found, _first_wrong(graph, reference, reference.images[0]))
-    return found
-
-
-def _first_wrong(graph: onnx.ModelProto, reference: Reference, images: Tensor) -> str | None:
-    if reference.unquantized is None:
-        return first_wrong_layer(graph, reference.network, images, None)
-    unquantized = deepcopy(reference.network)
-    with _without_quantization(unquantized):
-        return first_wrong_layer(graph, reference.network, images, unquantized)
-
-
-def _few(images: Iterable[Tensor] | None, batch_size: int) -> tuple[Tensor, ...]:
-    first = islice(images or (), MOST_COMPARED)
-    return tuple(image[:1].repeat(batch_size, 1, 1, 1) for image in first)
-
-
-@contextmanager
-def _without_quantization(network: nn.Module) -> Iterator[None]:
-    quantizers = [
-        module
-        for module in network.modules()
-        if isinstance(module, torch.ao.quantization.FakeQuantizeBase)
-        and bool(module.fake_quant_enabled[0])
-    ]
-    for module in quantizers:
-        module.disable_fake_quant()
-    try:
-        yield
-    finally:
-        for module in quantizers:
-            module.enable_fake_quant()
-
-
-HALF_SQNR = 40.0
-"""Least accepted with weights of 16 bits, in dB. These have 11 digits, which alone gives 70."""
-
-_CLOSE = 1e-4
-"""Largest difference of scores, relative boxes and mask probabilities."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How the finished graph compares."""
-
-    outputs: tuple[OutputParity, ...] | None
-    """Raw outputs against PyTorch's, where the finish changed them."""
-    detections: int | None
-    """How many objects the graph finds in the sample, all of them those that PyTorch code finds
-    in its raw outputs; None without detection inside."""
 
 
 def finish(
@@ -257,6 +134,38 @@ def finish(
 def greedy(config: DetectConfig) -> DetectConfig:
     """The settings that detection inside a graph follows: classic suppression, class by class."""
     return replace(config, fast_nms=False, cross_class_nms=False)
+
+
+def _save_valid(graph: onnx.ModelProto, path: Path) -> None:
+    path.write_bytes(graph.SerializeToString())
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the exported graph is not valid ONNX: {error}",
+            hint="nothing was written; try another --opset",
+        ) from error
+
+
+@torch.no_grad()
+def _agreement(
+    graph: onnx.ModelProto, engine: OrtEngine, reference: Reference, detect: DetectConfig
+) -> Agreement | None:
+    if reference.unquantized is None or not reference.images:
+        return None
+    pairs = ((reference.network(images), engine(images)) for images in reference.images)
+    found = agreement(pairs, detect)
+    if not found.passed:
+        require_agreement(found, _first_wrong(graph, reference, reference.images[0]))
+    return found
+
+
+def _first_wrong(graph: onnx.ModelProto, reference: Reference, images: Tensor) -> str | None:
+    if reference.unquantized is None:
+        return first_wrong_layer(graph, reference.network, images, None)
+    unquantized = deepcopy(reference.network)
+    with without_quantization(unquantized):
+        return first_wrong_layer(graph, reference.network, images, unquantized)
 
 
 def _outputs(graph: onnx.ModelProto, images: Tensor) -> RawOutputs:

@@ -1,12 +1,12 @@
 """Graph passes, each of which takes a model and edits it in place, and the order they run in.
 
-To add one, write its function into the file of its kind and put it into the list it belongs to.
+To add one, write its function into the file of its kind, and put it into the list it belongs to or
+into :func:`to_integers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 import onnx
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from yolact.exporter.passes.quantize import (
     store_biases_as_int32,
     store_weights_as_int8,
 )
-from yolact.exporter.passes.ranges import Ranges, measure_outputs
+from yolact.exporter.passes.ranges import measure_outputs
 from yolact.exporter.passes.store import convolve_integers
 
 Pass = Callable[[onnx.ModelProto], None]
@@ -44,26 +44,6 @@ INTEGERS: Sequence[Pass] = (
     join_tanhs,
 )
 """Turn simulated quantization into integers, and leave it where training has put it."""
-
-
-CONV_INTEGER: Sequence[Pass] = (convolve_integers,)
-"""Behind :data:`INTEGERS`, for DeepSparse."""
-
-
-def quantizing_passes(
-    measured: Ranges | None = None, *, before_leaky_relu: bool = True
-) -> list[Pass]:
-    """Passes behind :data:`INTEGERS`: everything between quantized layers in integers, too.
-
-    Args:
-        measured: See :func:`yolact.exporter.passes.quantize.quantize_activations`.
-        before_leaky_relu: See there.
-    """
-    activations = partial(quantize_activations, measured=measured or {})
-    return [
-        partial(activations, before_leaky_relu=before_leaky_relu),
-        store_biases_as_int32,
-    ]
 
 
 def run_passes(model: onnx.ModelProto, passes: Sequence[Pass]) -> None:
@@ -91,9 +71,10 @@ def to_integers(
     """
     run_passes(graph, INTEGERS)
     if layout == "deepsparse":
-        run_passes(graph, CONV_INTEGER)
+        convolve_integers(graph)
         return 0
     missing = missing_ranges(graph)
     measured = {} if images is None else measure_outputs(network, missing, images)
-    run_passes(graph, quantizing_passes(measured, before_leaky_relu=layout != "openvino"))
+    quantize_activations(graph, measured, before_leaky_relu=layout != "openvino")
+    store_biases_as_int32(graph)
     return len(missing_ranges(graph)) if images is None else 0

@@ -39,12 +39,12 @@ from torch.ao.quantization import (
     QConfig,
 )
 
-from yolact.host import hidden
+from yolact.host import not_importable
 
 os.environ["NM_DISABLE_ANALYTICS"] = "1"
 _compile = torch.compile
 _main_handlers = list(logging.getLogger("__main__").handlers)
-with warnings.catch_warnings(), hidden("openvino"):
+with warnings.catch_warnings(), not_importable("openvino"):
     warnings.simplefilter("ignore")  # deprecations in sparseml's own imports
     from sparseml.pytorch.optim import ScheduledModifierManager
     from sparseml.pytorch.sparsification import (

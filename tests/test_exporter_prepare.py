@@ -1,7 +1,8 @@
-"""Weights rounded anew at export: with ranges per output channel, or to seven bits."""
+"""Weights rounded anew at export, and quantizers of fewer bits than ONNX knows."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,15 +11,20 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
-from torch.ao.quantization import FakeQuantize
+from torch.ao.quantization import FakeQuantize, disable_observer
 
-from onnx_models import CLASSES, QUANTIZATION, noise, quantized_model, small_model
+from onnx_models import CLASSES, QUANTIZATION, noise, outputs_of, quantized_model, small_model
 from yolact.engines.onnx_file import ModelMetadata
 from yolact.errors import ConfigError
 from yolact.exporter.export import export
 from yolact.exporter.graph import Graph
 from yolact.exporter.options import ExportOptions, Layout
-from yolact.exporter.trace import SEVEN_BITS, requantize_weights
+from yolact.exporter.prepare import (
+    SEVEN_BITS,
+    fold_quantized_batch_norms,
+    requantize_weights,
+    widen_quantizers,
+)
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.structure import apply_structure
 
@@ -173,3 +179,35 @@ def test_what_is_written_as_trained_keeps_its_ranges(option: str, tmp_path: Path
         f"--{option} changes what --skip-qat-convert leaves as it was trained"
     )
     assert caught.value.hint == "give one of them"
+
+
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "as it trains"])
+@pytest.mark.parametrize("strategy", ["tensor", "channel"])
+def test_eight_bits_behind_a_limit_are_fewer_bits(strategy: str, folded: bool) -> None:
+    weights = f"{{num_bits: 4, symmetric: False, strategy: {strategy}}}"
+    scheme = f"{{weights: {weights}, input_activations: {{num_bits: 6}}}}"
+    model = small_model()
+    apply_structure(
+        model,
+        load_recipe(f"modifiers:\n- !QuantizationModifier {{start_epoch: 0, scheme: {scheme}}}"),
+    )
+    model.eval()(noise(1, 0))  # with gradients on: observers look
+    model.apply(disable_observer)
+    if folded:
+        fold_quantized_batch_norms(model)
+    wide = copy.deepcopy(model)
+    widen_quantizers(wide)
+    ranges = {(m.quant_min, m.quant_max) for m in wide.modules() if isinstance(m, FakeQuantize)}
+    assert ranges == {(-128, 127)}
+    for one, other in zip(
+        outputs_of(model, noise(1, 1)), outputs_of(wide, noise(1, 1)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_eight_bits_are_left_alone() -> None:
+    model = small_model()
+    apply_structure(model, load_recipe("modifiers:\n- !QuantizationModifier {start_epoch: 0}"))
+    before = [type(module) for module in model.modules()]
+    widen_quantizers(model)
+    assert [type(module) for module in model.modules()] == before
