@@ -29,7 +29,6 @@ from yolact.data.loader import make_loader
 from yolact.engines.torch import TorchEngine
 from yolact.errors import DataError, StorageError
 from yolact.files import require_space, require_writable
-from yolact.loss.criterion import YolactLoss
 from yolact.model.quantized import parameter_count
 from yolact.predict.evaluate import Evaluation, evaluate
 from yolact.sparsify.check.forecast import count_macs
@@ -82,7 +81,20 @@ def train(settings: TrainSettings) -> TrainResult:
         YolactError: Anything the user can fix; before the first step where that is possible.
     """
     require_writable(settings.save.folder)
-    run = prepare(settings)
+    return carry_out(prepare(settings))
+
+
+def carry_out(run: Run) -> TrainResult:
+    """Take the steps of a prepared run, writing down its course; a signal ends it in order.
+
+    Args:
+        run: The folder of its checkpoints is there already.
+
+    Raises:
+        YolactError: An image, a log or a checkpoint cannot be read or written; training has
+            diverged; or the step of a single image does not fit into memory.
+    """
+    settings = run.settings
     logger.info("%s", describe(run))
     require_space(settings.save.folder, _checkpoint_size(run), "one checkpoint")
     with (
@@ -106,7 +118,7 @@ class Trainer:
         self.best_map = run.resumed.best_map if run.resumed else None
         self.stepper = Stepper(
             run.model,
-            run.distillation or YolactLoss(run.config.loss),
+            run.objective,
             run.optimizer,
             run.device,
             half=settings.half,
@@ -187,8 +199,7 @@ class Trainer:
             if run.driver.quantizes_by(clock + 1 / run.plan.steps_per_epoch):
                 self.stepper.full_precision()
             run.driver.before_forward(run.model, run.optimizer, clock)
-        if run.distillation is not None:
-            run.distillation.set_epoch(clock)
+        run.objective.set_epoch(clock)
         if run.driver is None or not run.driver.controls_lr:
             self._set_lr(run.optim.lr_at(self.iteration))
         losses = self.stepper.gradients(batches)
@@ -317,7 +328,7 @@ class Trainer:
             seed=run.seed,
             stage_recipe=run.stage_recipe,
             earlier_recipe=run.earlier_recipe,
-            distillation=None if run.distillation is None else run.distillation.state(),
+            distillation=run.objective.state(),
         )
         return Checkpoint(
             model_state=run.model.state_dict(),
@@ -395,7 +406,7 @@ def describe(run: Run) -> str:
         f"epoch, {plan.epochs} epochs, beginning at step {run.iteration}",
         f"lr          {lr}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}",
         f"recipe      {'yes, checked against the network' if run.driver else 'none'}",
-        *([f"teacher     {run.distillation.origin}"] if run.distillation else []),
+        *([f"teacher     {run.objective.teacher_name}"] if run.objective.teacher_name else []),
         f"checkpoints {settings.save.folder}, every {settings.save.interval} steps",
     ]
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from yolact.distill.objective import Distillation
 from yolact.distill.teacher import SELF, Teacher, check_wish, copy_as_teacher, load_teacher
 from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.host import resolve_device
-from yolact.loss.criterion import YolactLoss
+from yolact.loss.criterion import Objective, Supervised, YolactLoss
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.restore import restore_structure
@@ -59,8 +59,8 @@ class Run:
     model: Yolact
     optimizer: SGD
     driver: RecipeDriver | None
-    distillation: Distillation | None
-    """The loss of a run with a teacher."""
+    objective: Objective
+    """What is minimised."""
     plan: Plan
     device: torch.device
     iteration: int
@@ -121,7 +121,7 @@ def prepare(settings: TrainSettings) -> Run:
         model=model,
         optimizer=optimizer,
         driver=driver,
-        distillation=_distillation(settings, config, train_data.classes, begin, model, driver),
+        objective=_objective(settings, config, train_data.classes, begin, model, driver),
         plan=plan,
         device=device,
         iteration=_first_step(settings.start, begin, plan),
@@ -132,26 +132,27 @@ def prepare(settings: TrainSettings) -> Run:
         origin=origin,
     )
     _check_something_left(run)
-    if run.distillation is not None and run.distillation.maps:
-        optimizer.add_param_group({"params": run.distillation.maps})
+    if run.objective.own_parameters:
+        optimizer.add_param_group({"params": run.objective.own_parameters})
     _check_recipe(run, begin.recipe)
     _start_recipe(run)
     _restore(run)
     return run
 
 
-def _distillation(
+def _objective(
     settings: TrainSettings,
     config: YolactConfig,
     classes: Classes,
     begin: _Beginning,
     model: Yolact,
     driver: RecipeDriver | None,
-) -> Distillation | None:
+) -> Objective:
+    criterion = YolactLoss(config.loss)
     schedule = driver.distillation if driver is not None else None
     wish = settings.distill_teacher
     if not check_wish(wish, distils=bool(schedule), continued=begin.exact) or schedule is None:
-        return None
+        return Supervised(criterion)
     if schedule.layers and settings.batch_alloc is not None and len(settings.batch_alloc) > 1:
         raise ConfigError(
             "!PerLayerDistillationModifier compares layers on one device, "
@@ -159,7 +160,7 @@ def _distillation(
             hint="leave --batch_alloc out, or use !DistillationModifier",
         )
     teacher = _teacher(settings, config, classes, begin, model)
-    return Distillation(YolactLoss(config.loss), teacher, schedule, model)
+    return Distillation(criterion, teacher, schedule, model)
 
 
 def _teacher(
@@ -441,8 +442,7 @@ def _restore(run: Run) -> None:
     if state is None:
         return
     try:
-        if run.distillation is not None:
-            run.distillation.load_state(state.distillation)
+        run.objective.load_state(state.distillation)
         run.optimizer.load_state_dict(state.optimizer)
         torch.set_rng_state(state.rng["cpu"])
         if run.device.type == "cuda" and "cuda" in state.rng:

@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from yolact.errors import ConfigError
+from yolact.loss.criterion import BatchLosses, Objective
 from yolact.training.memory import is_out_of_memory
 from yolact.training.split_batch import (
-    BatchLosses,
-    Criterion,
     Generators,
     PartWeights,
     forward_loss,
     split,
-    task_loss,
     watched_priors,
 )
 from yolact.types import Batch, Target
@@ -71,7 +69,7 @@ class Stepper:
 
     Args:
         model: The network in training mode.
-        criterion: Its loss.
+        objective: What is minimised.
         optimizer: Already holds the network's parameters.
         device: Where the batches go.
         half: Mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU.
@@ -85,7 +83,7 @@ class Stepper:
     def __init__(
         self,
         model: nn.Module,
-        criterion: Criterion,
+        objective: Objective,
         optimizer: Optimizer,
         device: torch.device,
         *,
@@ -95,7 +93,7 @@ class Stepper:
     ) -> None:
         """Nothing skipped yet."""
         self.model = model
-        self.criterion = criterion
+        self.objective = objective
         self.optimizer = optimizer
         self.device = device
         self.half = half
@@ -178,12 +176,13 @@ class Stepper:
         for part in slices:
             with watched_priors(self.model) as priors:
                 losses = self._losses(images[part], targets[part])
-            weights = weights or PartWeights.of(task_loss(self.criterion), priors[0], targets)
+            if weights is None:
+                weights = PartWeights(self.objective.count_positives(priors[0], targets))
             yield weights.weighted(losses, part)
 
     def _losses(self, images: Tensor, targets: Sequence[Target]) -> BatchLosses:
         with self._autocast():
-            return forward_loss(self.model, self.criterion, images, targets, self.allocation)
+            return forward_loss(self.model, self.objective, images, targets, self.allocation)
 
     def _split_further(self, batches: Sequence[Batch], error: BaseException) -> None:
         """Halve the parts, or say that there is nothing left to halve."""
