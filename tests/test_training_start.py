@@ -31,8 +31,9 @@ from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 from yolact.sparsify.report.sparsity import layer_sparsity
 from yolact.training.loop import train
+from yolact.training.origin import CLASS_LAYERS
 from yolact.training.settings import SaveSettings, StartSettings
-from yolact.training.start import CLASS_LAYERS, prepare
+from yolact.training.start import prepare
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
@@ -197,7 +198,7 @@ def test_another_recipe_begins_a_new_run_from_the_weights(
     train(tiny_settings(tiny_shapes, tmp_path))
     start = resume(tmp_path / "weights" / "tiny_1_6.pth")
     run = prepare(tiny_settings(tiny_shapes, tmp_path, recipe=RECIPE, **start))
-    assert run.iteration == 0 and run.resumed is None and run.driver is not None
+    assert run.iteration == 0 and run.resumed is None and run.driver.stage_text
     assert "the recipe is not the checkpoint's: a new run begins" in package_log.text
 
 
@@ -208,7 +209,7 @@ def test_a_stored_recipe_continues_without_being_named_again(
     (path,) = (tmp_path / "weights").glob("tiny_*_5.pth")
     for more in ({}, {"continue_recipe": True}):
         run = prepare(tiny_settings(tiny_shapes, tmp_path, epochs=None, **resume(path, **more)))
-        assert run.driver is not None and run.plan.total_steps == 9 and run.iteration == 5
+        assert run.driver.stage_text and run.plan.total_steps == 9 and run.iteration == 5
 
 
 def test_cont_goes_on_with_the_recipe_of_a_checkpoint_of_the_reference(
@@ -220,7 +221,7 @@ def test_cont_goes_on_with_the_recipe_of_a_checkpoint_of_the_reference(
     run = prepare(
         tiny_settings(tiny_shapes, tmp_path, epochs=None, **resume(path, continue_recipe=True))
     )
-    assert run.driver is not None and run.iteration == STEPS and run.plan.total_steps == 9
+    assert run.driver.stage_text and run.iteration == STEPS and run.plan.total_steps == 9
 
 
 def test_a_second_stage_keeps_what_the_first_one_pruned(tiny_shapes: Path, tmp_path: Path) -> None:
