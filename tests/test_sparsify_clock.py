@@ -13,7 +13,7 @@ from torch import nn
 from yolact.data.loader import EpochBatches
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import load_recipe
-from yolact.training.schedule import Plan, make_plan
+from yolact.training.start import Plan, make_plan
 
 TENTHS = st.integers(1, 25).map(lambda tenths: tenths / 10)
 

@@ -15,17 +15,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from yolact.checkpoint import Checkpoint, load_checkpoint, parse_checkpoint_name
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError
+from yolact.loss.criterion import Objective
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.restore import restore_structure
 from yolact.sparsify.transfer import forget_layers, learn_ranges
-from yolact.training.schedule import Plan
 from yolact.training.settings import StartSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -148,8 +150,12 @@ def forget_class_layers(origin: Origin, model: Yolact, classes: Classes) -> Orig
     return replace(origin, earlier_recipe=forget_layers(origin.earlier_recipe, names, CLASS_LAYERS))
 
 
-def first_step(origin: Origin, plan: Plan) -> int:
+def first_step(origin: Origin, steps_per_epoch: int) -> int:
     """Optimizer steps that count as done when the run begins.
+
+    Args:
+        origin: Where it begins.
+        steps_per_epoch: Optimizer steps of one epoch, as the run will have them.
 
     Raises:
         CheckpointError: The step is to be read from a file name that has none.
@@ -158,12 +164,67 @@ def first_step(origin: Origin, plan: Plan) -> int:
     if checkpoint is None:
         return max(start.start_iter, 0)
     if origin.exact:
-        return _resumed_step(checkpoint, plan)
+        return _resumed_step(checkpoint, steps_per_epoch)
     if start.start_iter == -1:
         return _step_in_name(start.checkpoint)
     if start.start_iter == 0 and (start.use_checkpoint_epoch or start.continue_recipe):
-        return (checkpoint.epoch or 0) * plan.steps_per_epoch
+        return (checkpoint.epoch or 0) * steps_per_epoch
     return start.start_iter
+
+
+def restore(
+    origin: Origin, config: YolactConfig, objective: Objective, optimizer: Optimizer
+) -> None:
+    """Give a run that goes on its optimizer, its generators and what else it trained.
+
+    Settings that are not those the run began with are named in the log, and the optimizer gets
+    the new ones. Nothing happens when a new run begins.
+
+    Args:
+        origin: Where it begins.
+        config: Of the run, as it goes on.
+        objective: Gets what it had learned.
+        optimizer: Holds the parameters of the network and the objective, on their device.
+
+    Raises:
+        CheckpointError: What the checkpoint holds is of another network or optimizer.
+    """
+    checkpoint = origin.checkpoint
+    state = checkpoint.training if checkpoint and origin.exact else None
+    if checkpoint is None or state is None:
+        return
+    try:
+        objective.load_state(state.distillation)
+        optimizer.load_state_dict(state.optimizer)
+        torch.set_rng_state(state.rng["cpu"])
+        device = optimizer.param_groups[0]["params"][0].device
+        if device.type == "cuda" and "cuda" in state.rng:
+            torch.cuda.set_rng_state(state.rng["cuda"], device)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{origin.start.checkpoint} does not say how to go on: {error}",
+            hint="--ckpt instead of --resume begins a new run from its weights",
+        ) from error
+    if checkpoint.config is not None:
+        _apply_changes(checkpoint.config, config, optimizer)
+
+
+def _apply_changes(before: YolactConfig, now: YolactConfig, optimizer: Optimizer) -> None:
+    """Name the settings that are not those the run began with, and let SGD have the new ones."""
+    changes = [
+        f"{key} {getattr(new, key)} instead of {getattr(old, key)}"
+        for part in ("model", "loss", "augment", "optim")
+        for old, new in [(getattr(before, part), getattr(now, part))]
+        for key in vars(old)
+        if getattr(old, key) != getattr(new, key)
+    ]
+    if changes:
+        logger.warning("the run goes on with other settings: %s", ", ".join(changes))
+    for key in ("momentum", "weight_decay"):
+        value = getattr(now.optim, key)
+        if value != getattr(before.optim, key):
+            for group in optimizer.param_groups:
+                group[key] = value
 
 
 def _read_recipe(
@@ -224,15 +285,15 @@ def _first(classes: Classes) -> str:
     return ", ".join(classes.names[:5]) + ", ..." * (len(classes) > 5)
 
 
-def _resumed_step(checkpoint: Checkpoint, plan: Plan) -> int:
+def _resumed_step(checkpoint: Checkpoint, steps_per_epoch: int) -> int:
     before = checkpoint.training and checkpoint.training.steps_per_epoch
-    if before == plan.steps_per_epoch:
+    if before == steps_per_epoch:
         return checkpoint.iteration or 0
     logger.warning(
         "epochs now have %d steps instead of %d: continuing at the same epoch, not step",
-        *(plan.steps_per_epoch, before),
+        *(steps_per_epoch, before),
     )
-    return round(checkpoint.position * plan.steps_per_epoch)
+    return round(checkpoint.position * steps_per_epoch)
 
 
 def _step_in_name(path: Path | None) -> int:

@@ -7,23 +7,25 @@ is imported only where there is a recipe.
 
 from __future__ import annotations
 
-import logging
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from yolact.checkpoint import Checkpoint
 from yolact.config import OptimConfig, YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
-from yolact.data.loader import EpochBatches
+from yolact.data.loader import EpochBatches, make_loader
 from yolact.data.transforms import EvalTransform, TrainTransform
 from yolact.distill.teacher import SELF, Teacher, check_wish, copy_as_teacher, load_teacher
-from yolact.errors import CheckpointError, ConfigError, DataError
+from yolact.errors import ConfigError, DataError
 from yolact.host import resolve_device
 from yolact.loss.criterion import Objective, Supervised, YolactLoss
 from yolact.model.quantized import parameter_count
@@ -35,14 +37,39 @@ from yolact.training.origin import (
     find_origin,
     first_step,
     forget_class_layers,
+    restore,
 )
-from yolact.training.schedule import Plan, make_plan
 from yolact.training.settings import TrainSettings
+from yolact.training.step import on_device
+from yolact.types import Batch
 
 if TYPE_CHECKING:
-    from yolact.sparsify.driver import RecipeDriver
+    from yolact.sparsify.driver import GradientSamples, RecipeDriver
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The length of a run, in optimizer steps."""
+
+    batches_per_epoch: int
+    accumulate: int
+    """Batches whose gradients one step sums."""
+    total_steps: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch; the last one may sum fewer batches."""
+        return math.ceil(self.batches_per_epoch / self.accumulate)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs begun by the run."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+    def batch_of(self, step: int) -> tuple[int, int]:
+        """(epoch, batch in that epoch) that step ``step`` begins with."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        return epoch, step_in_epoch * self.accumulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +130,7 @@ def prepare(settings: TrainSettings) -> Run:
         optim=optim,
         plan=plan,
         seed=origin.seed,
-        iteration=first_step(origin, plan),
+        iteration=first_step(origin, plan.steps_per_epoch),
         device=device,
         train_data=train_data,
         validation_data=validation_data,
@@ -117,8 +144,21 @@ def prepare(settings: TrainSettings) -> Run:
     _check_something_left(run)
     driver.check(model, settings.epochs or plan.total_steps / plan.steps_per_epoch)
     _start_recipe(run)
-    _restore(run)
+    restore(origin, run.config, run.objective, run.optimizer)
     return run
+
+
+def make_plan(
+    *,
+    batches_per_epoch: int,
+    accumulate: int,
+    max_iter: int,
+    epochs: float | None,
+) -> Plan:
+    """The plan of a run of ``epochs`` epochs, or of ``max_iter`` steps when that is None."""
+    steps = math.ceil(batches_per_epoch / accumulate)
+    total = max_iter if epochs is None else max(1, round(epochs * steps))
+    return Plan(batches_per_epoch=batches_per_epoch, accumulate=accumulate, total_steps=total)
 
 
 def describe(run: Run) -> str:
@@ -275,52 +315,25 @@ def _check_something_left(run: Run) -> None:
 
 def _start_recipe(run: Run) -> None:
     """Bring recipe and network to the step that the run begins with."""
-    samples = None
-    if run.driver.samples_gradients:
-        from yolact.training.samples import gradient_samples  # loads sparseml
-
-        criterion = YolactLoss(run.config.loss)
-        size, seed = run.settings.batch_size, run.seed
-        samples = gradient_samples(run.model, criterion, run.train_data, batch_size=size, seed=seed)
+    samples = _gradient_samples(run) if run.driver.samples_gradients else None
     steps = run.plan.steps_per_epoch
     run.driver.start(run.model, run.optimizer, run.iteration / steps, steps, samples)
 
 
-def _restore(run: Run) -> None:
-    """Go on with the optimizer, the generators and what else the interrupted run had."""
-    state = run.resumed.training if run.resumed else None
-    if state is None:
-        return
-    try:
-        run.objective.load_state(state.distillation)
-        run.optimizer.load_state_dict(state.optimizer)
-        torch.set_rng_state(state.rng["cpu"])
-        if run.device.type == "cuda" and "cuda" in state.rng:
-            torch.cuda.set_rng_state(state.rng["cuda"], run.device)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{run.settings.start.checkpoint} does not say how to go on: {error}",
-            hint="--ckpt instead of --resume begins a new run from its weights",
-        ) from error
-    _apply_changes(run)
+def _gradient_samples(run: Run) -> GradientSamples:
+    """Batches of the run's own data and their loss, in float32 and in this process."""
+    from yolact.sparsify.driver import GradientSamples  # loads sparseml
 
+    criterion = YolactLoss(run.config.loss)
 
-def _apply_changes(run: Run) -> None:
-    """Name the settings that are not those the run began with, and let SGD have the new ones."""
-    before = run.resumed.config if run.resumed else None
-    if before is None:
-        return
-    changes = [
-        f"{key} {getattr(new, key)} instead of {getattr(old, key)}"
-        for part in ("model", "loss", "augment", "optim")
-        for old, new in [(getattr(before, part), getattr(run.config, part))]
-        for key in vars(old)
-        if getattr(old, key) != getattr(new, key)
-    ]
-    if changes:
-        logger.warning("the run goes on with other settings: %s", ", ".join(changes))
-    for key in ("momentum", "weight_decay"):
-        value = getattr(run.config.optim, key)
-        if value != getattr(before.optim, key):
-            for group in run.optimizer.param_groups:
-                group[key] = value
+    def batches(size: int | None) -> Iterator[Batch]:
+        loader = make_loader(run.train_data, size or run.settings.batch_size, 0, run.seed)
+        for epoch in count():
+            loader.batch_sampler.set_position(epoch)
+            yield from loader
+
+    def loss(batch: Batch) -> Tensor:
+        images, targets = on_device(batch, run.device)
+        return criterion(run.model(images), targets).total
+
+    return GradientSamples(batches, loss)

@@ -155,10 +155,7 @@ class Stepper:
     def _accumulated(self, batches: Sequence[Batch]) -> dict[str, float]:
         sums: dict[str, float] = {}
         for batch in batches:
-            images = batch.images.to(
-                self.device, non_blocking=True, memory_format=torch.channels_last
-            )
-            targets = [_moved(target, self.device) for target in batch.targets]
+            images, targets = on_device(batch, self.device)
             for losses in self._of_batch(images, targets):
                 self.scaler.scale(losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
                 for name, value in losses._asdict().items():
@@ -230,5 +227,11 @@ class Stepper:
                 buffer.resize_(before.shape).copy_(before)
 
 
-def _moved(target: Target, device: torch.device) -> Target:
-    return Target(*(tensor.to(device, non_blocking=True) for tensor in target))
+def on_device(batch: Batch, device: torch.device) -> tuple[Tensor, list[Target]]:
+    """Images (channels last) and targets of a batch where the network is."""
+    images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    targets = [
+        Target(*(tensor.to(device, non_blocking=True) for tensor in target))
+        for target in batch.targets
+    ]
+    return images, targets
