@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import random
 import threading
 import time
@@ -17,7 +18,6 @@ from unittest.mock import patch
 from tqdm import tqdm
 
 from yolact.download import coco as download
-from yolact.download import unzip as unpack
 from yolact.download.coco_archives import Archive
 from yolact.download.file import fetch
 from yolact.download.http import Patience
@@ -52,16 +52,16 @@ def run(folder: str, mirror: str, started: Connection) -> None:
     """Say that all is imported, then download slowly enough to be hit anywhere."""
     started.send(True)
     tqdm.set_lock(threading.RLock())  # its usual one needs a semaphore, which SIGKILL leaks
-    write = unpack._Job._write
+    replace = os.replace
 
-    def slow_write(*args: Any) -> None:
-        write(*args)
+    def slow_replace(*args: Any) -> None:
         time.sleep(_SLOW)
+        replace(*args)
 
     patience = Patience(first_wait=0.01, save_every=0.03)
     options = download.Options((mirror,), workers=2, patience=patience)
     with (
-        patch.object(unpack._Job, "_write", slow_write),
+        patch.object(os, "replace", slow_replace),  # what every unpacked file ends with
         patch.object(download, "fetch", partial(fetch, piece=30_000)),
         patch.object(download, "flush_disks"),  # it would wait for other processes' files
     ):

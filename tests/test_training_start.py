@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,28 @@ def test_a_checkpoint_of_another_config_is_refused(
     with pytest.raises(CheckpointError, match="is of tiny_config, not large_config") as error:
         prepare(tiny_settings(tiny_shapes, tmp_path, config=config, start=start))
     assert error.value.hint == "add --config tiny_config"
+
+
+WITHOUT = """
+import sys
+from pathlib import Path
+from training import tiny_settings
+from yolact.training.loop import train
+train(tiny_settings(Path(sys.argv[1]), Path(sys.argv[2]), max_iter=1))
+print("sparseml" in sys.modules)
+"""
+
+
+def test_a_run_without_a_recipe_does_not_wait_for_sparseml(
+    tiny_shapes: Path, tmp_path: Path
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(tiny_shapes), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    assert (result.returncode, result.stdout) == (0, "False\n"), result.stderr
 
 
 def test_a_finished_run_has_nothing_left_to_train(tiny_shapes: Path, tmp_path: Path) -> None:

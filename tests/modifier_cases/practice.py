@@ -18,7 +18,7 @@ from yolact.errors import RecipeError
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.sparseml import Modifier
-from yolact.training.logs import TrainLog
+from yolact.training.logs import Sink, StepRecord, TrainLog
 from yolact.training.loop import Trainer
 from yolact.training.start import Run, prepare
 from yolact.training.stop import GracefulStop
@@ -74,13 +74,13 @@ def practice(text: str, watch: Callable[[Run], Any] = lambda run: None, **change
     first = {name: value.clone() for name, value in run.model.state_dict().items()}
     seen: list[Any] = []
 
-    class Watched(Trainer):
-        def _step(self, *arguments: Any) -> None:
-            super()._step(*arguments)
+    class Watcher(Sink):
+        def step(self, record: StepRecord) -> None:
             seen.append(watch(run))
 
     with TrainLog(settings.log, run.config.name, asdict(settings)) as log, GracefulStop() as stop:
-        result = Watched(run, log, stop).train()
+        log.sinks.append(Watcher())
+        result = Trainer(run, log, stop).train()
     assert result.checkpoint is not None and not result.skipped_steps
     return Practice(run, seen, first, result.missed, result.checkpoint)
 
