@@ -58,11 +58,12 @@ PRUNE = partial(prune, share=0.6)
 
 def quantized_model(pruning: Callable[[nn.Module], None] = PRUNE) -> Yolact:
     """A pruned small network whose quantizers have seen a few images, as after training."""
+    from yolact.sparsify.recipe import load_recipe
     from yolact.sparsify.structure import apply_structure
 
     model = small_model()
     pruning(model)
-    apply_structure(model, QUANTIZATION)
+    apply_structure(model, load_recipe(QUANTIZATION))
     model.apply(torch.ao.quantization.enable_observer)
     for seed in range(2):
         model.eval()(noise(2, seed))  # with gradients on: observers look at training only

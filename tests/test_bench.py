@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from onnx_models import CLASSES, SIDE, save, small_model
-from yolact.bench.benchmark import BenchmarkOptions, benchmark, benchmark_pair, parse_input_shapes
+from yolact.bench.benchmark import benchmark, benchmark_pair
+from yolact.bench.options import BenchmarkOptions, parse_input_shapes
 from yolact.bench.timing import PERCENTILES, run_async, run_paired, run_sync, summarize
 from yolact.errors import ConfigError
 from yolact.exporter.export import export
+from yolact.exporter.options import ExportOptions
 from yolact.host import available_cpus, numa_cpus, parse_cpu_list, physical_cores, pinned
 
 
@@ -197,7 +199,7 @@ def test_checkpoints_are_measured_through_torch(tmp_path: Path) -> None:
 
 def test_a_static_file_decides_the_batch_size(tmp_path: Path) -> None:
     path = tmp_path / "two.onnx"
-    export(small_model(), CLASSES, path, batch_size=2, static=True)
+    export(small_model(), CLASSES, path, ExportOptions(batch_size=2, static=True))
     assert benchmark(path, quick()).batch_size == 2
     with pytest.raises(ConfigError, match="takes batches of 2, not 3") as caught:
         benchmark(path, quick(batch_size=3))
@@ -216,6 +218,6 @@ def test_pairs_need_the_same_batch_size_and_one_stream(onnx_file: Path, tmp_path
     with pytest.raises(ConfigError, match="scenario sync only"):
         benchmark_pair(onnx_file, onnx_file, quick(scenario="async"))
     path = tmp_path / "two.onnx"
-    export(small_model(), CLASSES, path, batch_size=2, static=True)
+    export(small_model(), CLASSES, path, ExportOptions(batch_size=2, static=True))
     with pytest.raises(ConfigError, match="the models take batches of 1 and 2"):
         benchmark_pair(onnx_file, path, quick())

@@ -17,12 +17,12 @@ from click.testing import CliRunner, Result
 from onnx_models import CLASSES, QUANTIZATION, quantized_model, save, small_model
 from yolact.cli.export_onnx import export_onnx, input_side, onnx_path
 from yolact.engines import load_engine
-from yolact.engines.compress import Compression, compressed_size
+from yolact.engines.compress import compressed_size
 from yolact.engines.onnx_file import ModelMetadata
 from yolact.errors import CheckpointError, ConfigError, DataError, RecipeError, StorageError
-from yolact.exporter import export as export_module
 from yolact.exporter.graph import graph_sparsity
 from yolact.exporter.trace import test_card as card
+from yolact.files import Compression
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_nothing_is_compressed_twice(
         counted.append(kind)
         return compressed_size(path, kind)
 
-    monkeypatch.setattr(export_module, "compressed_size", count)
+    monkeypatch.setattr("yolact.exporter.export.compressed_size", count)
     assert invoke("--checkpoint", checkpoint, "--compress", "gz").exit_code == 0
     assert counted == ["zst"]
 

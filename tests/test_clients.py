@@ -25,6 +25,7 @@ from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.engines.openvino import openvino_core
 from yolact.exporter.deployment import write_deployment
 from yolact.exporter.export import export
+from yolact.exporter.options import ExportOptions
 from yolact.exporter.trace import test_card as card
 from yolact.exporter.verify import sqnr
 from yolact.predict.detect import detect
@@ -54,7 +55,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if key not in made:
             model = quantized_model() if quantized else small_model()
             path = tmp_path_factory.mktemp("exports") / "m.onnx"
-            made[key] = export(model, CLASSES, path, **options).path
+            made[key] = export(model, CLASSES, path, ExportOptions(**options)).path
         return made[key]
 
     return make

@@ -24,11 +24,12 @@ from onnx_models import (
 from yolact.data.labels import COCO_CLASSES, Classes
 from yolact.engines import load_engine
 from yolact.engines.base import Engine
-from yolact.engines.compress import FORMATS, Compression, compress_file
+from yolact.engines.compress import FORMATS, compress_file
 from yolact.engines.onnxruntime import OrtEngine
 from yolact.engines.torch import TorchEngine
 from yolact.errors import CheckpointError, ConfigError
 from yolact.exporter.export import export
+from yolact.files import Compression
 from yolact.types import RawOutputs
 
 

@@ -24,7 +24,7 @@ from yolact.engines.onnxruntime import OrtEngine
 from yolact.engines.openvino import OpenVinoEngine, openvino_core
 from yolact.errors import CheckpointError, ConfigError
 from yolact.exporter.export import export
-from yolact.exporter.integers import Layout
+from yolact.exporter.options import ExportOptions, Layout
 from yolact.exporter.trace import test_card as card
 from yolact.exporter.verify import sqnr
 
@@ -40,7 +40,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def quantized(folder: Path, layout: Layout) -> Path:
     path = folder / f"{layout}.onnx"
-    export(quantized_model(), CLASSES, path, images=[noise(2, 3)], layout=layout)
+    export(quantized_model(), CLASSES, path, ExportOptions(layout=layout), images=[noise(2, 3)])
     return path
 
 
@@ -156,7 +156,7 @@ def test_weights_with_the_channels_last_are_integers_as_before(tmp_path: Path) -
     for pack in (False, True):
         path = tmp_path / f"{pack}.onnx"
         images = [noise(1, seed) for seed in range(2)]
-        export(quantized_model(), CLASSES, path, images=images, pack_blocks=pack)
+        export(quantized_model(), CLASSES, path, ExportOptions(pack_blocks=pack), images=images)
         loaded = load_engine(path, engine="openvino")
         assert isinstance(loaded, ReportsOperators)
         found.append(loaded.operators())

@@ -9,14 +9,13 @@ import onnx
 import pytest
 import torch
 
-from conftest import COCO_TINY, require
 from onnx_models import CLASSES, SIDE, quantized_model
 from yolact.data.calibration import calibration_images
 from yolact.errors import ExportError
 from yolact.exporter import export as export_module
 from yolact.exporter import write as checked
 from yolact.exporter.export import export
-from yolact.exporter.integers import to_integers
+from yolact.exporter.passes import to_integers
 from yolact.exporter.verify import Agreement, agreement, require_agreement
 from yolact.model.yolact import Yolact
 from yolact.types import RawOutputs
@@ -88,8 +87,8 @@ def decided(model: Yolact) -> Yolact:
     return model
 
 
-def test_integers_find_on_photographs_what_pytorch_finds(tmp_path: Path) -> None:
-    images = calibration_images(str(require(COCO_TINY) / "images"), 8, SIDE)
+def test_integers_find_on_pictures_what_pytorch_finds(tmp_path: Path, pictures: Path) -> None:
+    images = calibration_images(str(pictures), 8, SIDE)
     report = export(decided(quantized_model()), CLASSES, tmp_path / "m.onnx", images=images)
     assert report.agreement is not None
     assert report.agreement.images == 8 and report.agreement.detections > 40
@@ -97,7 +96,7 @@ def test_integers_find_on_photographs_what_pytorch_finds(tmp_path: Path) -> None
 
 
 def test_a_graph_that_misses_detections_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its classes are swapped behind the last layer, and the check of outputs is off."""
 
@@ -113,7 +112,7 @@ def test_a_graph_that_misses_detections_is_refused(
 
     monkeypatch.setattr(export_module, "to_integers", damage)
     monkeypatch.setattr(checked, "compare", lambda *_: ())
-    images = calibration_images(str(require(COCO_TINY) / "images"), 2, SIDE)
+    images = calibration_images(str(tiny_shapes / "images"), 2, SIDE)
     with pytest.raises(ExportError, match=r"^the exported graph finds \d+\.\d % of the \d+ detec"):
         export(decided(quantized_model()), CLASSES, tmp_path / "m.onnx", images=images)
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from yolact.engines.onnxruntime import run_graph
 from yolact.errors import ConfigError
 from yolact.exporter.export import ExportReport, export
 from yolact.exporter.graph import conv_weights, graph_sparsity
-from yolact.exporter.integers import LAYOUTS, Layout
+from yolact.exporter.options import LAYOUTS, ExportOptions, Layout
 from yolact.model.yolact import Yolact
 
 BLOCK = 4
@@ -52,7 +52,7 @@ def write(model: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Write:
     def made(layout: Layout = "qdq", **options: Any) -> ExportReport:
         path = folder / f"{layout} {options}.onnx"
         images = [noise(1, seed) for seed in range(2)]
-        return export(model, CLASSES, path, layout=layout, images=images, **options)
+        return export(model, CLASSES, path, ExportOptions(layout=layout, **options), images=images)
 
     return made
 
@@ -114,7 +114,7 @@ def test_detection_goes_inside_behind_packed_weights(write: Write) -> None:
 
 def test_floats_have_no_blocks_to_pack(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        export(small_model(), CLASSES, tmp_path / "m.onnx", pack_blocks=True)
+        export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(pack_blocks=True))
     assert str(caught.value) == "--pack_blocks has no use for a model that is not quantized"
 
 
@@ -122,7 +122,9 @@ def test_what_was_trained_is_left_alone_or_packed_but_not_both(
     model: Yolact, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        export(model, CLASSES, tmp_path / "m.onnx", pack_blocks=True, convert_qat=False)
+        export(
+            model, CLASSES, tmp_path / "m.onnx", ExportOptions(pack_blocks=True, convert_qat=False)
+        )
     assert str(caught.value) == (
         "--pack_blocks changes what --skip-qat-convert leaves as it was trained"
     )

@@ -22,6 +22,7 @@ from yolact.errors import StorageError
 from yolact.exporter import deployment
 from yolact.exporter.deployment import FILES, require_deployable, write_deployment
 from yolact.exporter.export import export
+from yolact.exporter.options import ExportOptions
 from yolact.exporter.trace import test_card as card
 from yolact.predict.pipeline import find
 from yolact.predict.postprocess import above
@@ -196,5 +197,5 @@ def test_exporting_again_does_not_change_a_folder_made_before(tmp_path: Path) ->
     export(small_model(), CLASSES, path)
     model = write_deployment(path) / "model.onnx"
     before = model.read_bytes()
-    export(small_model(), CLASSES, path, opset=17)
+    export(small_model(), CLASSES, path, ExportOptions(opset=17))
     assert model.read_bytes() == before != path.read_bytes()

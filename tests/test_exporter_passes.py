@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from yolact.config import named_config
 from yolact.data.labels import Classes
-from yolact.engines.compress import FORMATS, Compression, compress_file, compressed_size, unpack
+from yolact.engines.compress import FORMATS, compress_file, compressed_size, unpack
 from yolact.engines.onnx_file import ModelMetadata
 from yolact.errors import CheckpointError
 from yolact.exporter.graph import conv_weights, graph_sparsity
@@ -39,6 +39,7 @@ from yolact.exporter.passes.quantize import (
 )
 from yolact.exporter.trace import test_card as card
 from yolact.exporter.verify import compare, require_parity, sqnr
+from yolact.files import Compression
 from yolact.types import RawOutputs
 
 Array = npt.NDArray[Any]

@@ -19,7 +19,8 @@ from yolact.errors import ExportError
 from yolact.exporter import export as export_module
 from yolact.exporter.export import ExportReport, export
 from yolact.exporter.graph import conv_weights
-from yolact.exporter.integers import to_integers
+from yolact.exporter.options import ExportOptions
+from yolact.exporter.passes import to_integers
 from yolact.exporter.trace import fold_quantized_batch_norms
 from yolact.model.quantized import is_quantized
 from yolact.model.yolact import Yolact
@@ -140,7 +141,9 @@ def test_the_model_keeps_its_ranges_and_observers(tmp_path: Path) -> None:
 def test_skipping_the_conversion_writes_the_training_graph(
     exported: Exported, tmp_path: Path
 ) -> None:
-    report = export(exported.model, CLASSES, tmp_path / "raw.onnx", convert_qat=False)
+    report = export(
+        exported.model, CLASSES, tmp_path / "raw.onnx", ExportOptions(convert_qat=False)
+    )
     graph = onnx.load(str(report.path))
     kinds = [node.op_type for node in graph.graph.node]
     assert report.quantized and kinds.count("BatchNormalization") == 22

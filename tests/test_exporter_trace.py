@@ -10,6 +10,7 @@ from torch.ao.quantization import FakeQuantize, disable_observer
 
 from onnx_models import noise, outputs_of, small_model
 from yolact.exporter.trace import fold_quantized_batch_norms, widen_quantizers
+from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.structure import apply_structure
 
 
@@ -20,7 +21,8 @@ def test_eight_bits_behind_a_limit_are_fewer_bits(strategy: str, folded: bool) -
     scheme = f"{{weights: {weights}, input_activations: {{num_bits: 6}}}}"
     model = small_model()
     apply_structure(
-        model, f"modifiers:\n- !QuantizationModifier {{start_epoch: 0, scheme: {scheme}}}"
+        model,
+        load_recipe(f"modifiers:\n- !QuantizationModifier {{start_epoch: 0, scheme: {scheme}}}"),
     )
     model.eval()(noise(1, 0))  # with gradients on: observers look
     model.apply(disable_observer)
@@ -38,7 +40,7 @@ def test_eight_bits_behind_a_limit_are_fewer_bits(strategy: str, folded: bool) -
 
 def test_eight_bits_are_left_alone() -> None:
     model = small_model()
-    apply_structure(model, "modifiers:\n- !QuantizationModifier {start_epoch: 0}")
+    apply_structure(model, load_recipe("modifiers:\n- !QuantizationModifier {start_epoch: 0}"))
     before = [type(module) for module in model.modules()]
     widen_quantizers(model)
     assert [type(module) for module in model.modules()] == before

@@ -222,7 +222,7 @@ def test_another_recipe_begins_a_new_run_from_the_weights(
     train(tiny_settings(tiny_shapes, tmp_path))
     start = resume(tmp_path / "weights" / "tiny_1_6.pth")
     run = prepare(tiny_settings(tiny_shapes, tmp_path, recipe=RECIPE, **start))
-    assert run.iteration == 0 and run.resumed is None and run.driver.stage_text
+    assert run.iteration == 0 and run.resumed is None and run.driver.recipe
     assert "the recipe is not the checkpoint's: a new run begins" in package_log.text
 
 
@@ -233,7 +233,7 @@ def test_a_stored_recipe_continues_without_being_named_again(
     (path,) = (tmp_path / "weights").glob("tiny_*_5.pth")
     for more in ({}, {"continue_recipe": True}):
         run = prepare(tiny_settings(tiny_shapes, tmp_path, epochs=None, **resume(path, **more)))
-        assert run.driver.stage_text and run.plan.total_steps == 9 and run.iteration == 5
+        assert run.driver.recipe and run.plan.total_steps == 9 and run.iteration == 5
 
 
 def test_cont_goes_on_with_the_recipe_of_a_checkpoint_of_the_reference(
@@ -245,7 +245,7 @@ def test_cont_goes_on_with_the_recipe_of_a_checkpoint_of_the_reference(
     run = prepare(
         tiny_settings(tiny_shapes, tmp_path, epochs=None, **resume(path, continue_recipe=True))
     )
-    assert run.driver.stage_text and run.iteration == STEPS and run.plan.total_steps == 9
+    assert run.driver.recipe and run.iteration == STEPS and run.plan.total_steps == 9
 
 
 def test_a_second_stage_keeps_what_the_first_one_pruned(tiny_shapes: Path, tmp_path: Path) -> None:

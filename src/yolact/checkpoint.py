@@ -95,6 +95,27 @@ class Checkpoint:
         """Object classes of the network, read from the class head's shape."""
         return num_classes_of(self.model_state)
 
+    def config_or(self, wanted: YolactConfig | None) -> YolactConfig:
+        """The configuration that was asked for, else the checkpoint's, else the published one."""
+        return wanted or self.config or YolactConfig()
+
+    def require_config(self, config: YolactConfig, path: object, *, more: str = "") -> None:
+        """Refuse a checkpoint of a configuration with another name.
+
+        Args:
+            config: What the user wants to use it with.
+            path: What the message calls the checkpoint.
+            more: What else the user could do, for the end of the hint.
+
+        Raises:
+            CheckpointError: The names differ; one without a configuration fits any.
+        """
+        if self.config is not None and self.config.name != config.name:
+            raise CheckpointError(
+                f"{path} is of {self.config.name}_config, not {config.name}_config",
+                hint=f"add --config {self.config.name}_config{more}",
+            )
+
     @property
     def clock(self) -> float:
         """Epoch of the last step taken in the run that wrote this; inf when unknown."""

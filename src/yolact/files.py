@@ -9,8 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from yolact.errors import StorageError
+
+Compression = Literal["gz", "xz", "zst"]
+"""Endings of compressed files: gzip for every tool, xz for the smallest file, zstd for the
+fastest unpacking."""
 
 
 def storage_error(error: OSError, path: Path) -> StorageError | None:

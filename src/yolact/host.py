@@ -12,10 +12,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from yolact.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def resolve_device(name: str) -> torch.device:
@@ -24,6 +26,8 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ConfigError: There is no such device here.
     """
+    import torch  # here, since commands look at CPUs before anything heavy is loaded
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

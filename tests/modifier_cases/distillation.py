@@ -112,7 +112,7 @@ def has_no_maps(text: str) -> None:
 
 def _case(name: str, variant: str, fields: str, why: str, *checks: Callable[[str], None]) -> Case:
     text = recipe(f"!{name} {{{fields}}}")
-    return Case(name, variant, text, "mended" if why else "works", why, in_turn(*checks))
+    return Case(name, variant, text, "patched" if why else "works", why, in_turn(*checks))
 
 
 OUTPUTS, FEATURES = "DistillationModifier", "PerLayerDistillationModifier"
@@ -123,7 +123,7 @@ CASES = [
         "--distill_teacher",
         "start_epoch: 0.3, end_epoch: 1.3, hardness: 0.5, temperature: 2.0",
         "its softmax over every output means nothing for boxes, coefficients and prototypes: "
-        "classes, boxes and assembled masks have a term each (yolact/loss/distillation.py)",
+        "classes, boxes and assembled masks have a term each (yolact/distill/loss.py)",
         distils_in(False, True, True, True, False, False),
     ),
     _case(OUTPUTS, "hardness: 0.5", "hardness: 0.5", "", halves_the_task),

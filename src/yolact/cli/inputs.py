@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from yolact.download.resolve import resolve
 from yolact.download.stubs import Kind, is_stub
-from yolact.download.trusted import OtherFileError, Wanted
 from yolact.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from yolact.download.trusted import Wanted
 
 DATA = Path("data/coco")
 """Where ``sparseml.yolact.download`` puts COCO."""
@@ -67,7 +68,7 @@ def local_path(path: Path, *kinds: Kind) -> Path:
     Raises:
         CheckpointError: There never was such a model, or its file is gone.
     """
-    return resolve(str(path), *kinds, validate=read_once) if is_stub(str(path)) else path
+    return _file_of(str(path), *kinds) if is_stub(str(path)) else path
 
 
 def recipe_source(text: str) -> tuple[str, str | None]:
@@ -82,13 +83,20 @@ def recipe_source(text: str) -> tuple[str, str | None]:
     """
     if "\n" in text or not is_stub(text):
         return text, None
-    return str(resolve(text, Kind.RECIPE, validate=read_once)), text
+    return str(_file_of(text, Kind.RECIPE)), text
+
+
+def _file_of(stub: str, *kinds: Kind) -> Path:
+    from yolact.download.resolve import resolve  # loads what the network needs
+
+    return resolve(stub, *kinds, validate=read_once)
 
 
 def read_once(wanted: Wanted, path: Path) -> None:
     """Read a fetched file the way its users will; raises what they would."""
     if wanted.kind is Kind.CHECKPOINT:
         from yolact.checkpoint import load_checkpoint
+        from yolact.download.trusted import OtherFileError
 
         if load_checkpoint(path).training is not None and wanted.weights_only:
             raise OtherFileError(
@@ -118,7 +126,7 @@ def model_path(text: str, save_folder: Path, config_name: str, *kinds: Kind) -> 
         CheckpointError: There is no such checkpoint, or a stub's file is gone.
     """
     if is_stub(text):
-        return resolve(text, *(kinds or (Kind.CHECKPOINT,)), validate=read_once)
+        return _file_of(text, *(kinds or (Kind.CHECKPOINT,)))
     if text.startswith("hf:"):
         raise CheckpointError(
             f"{text} cannot be fetched: stubs begin with zoo:",

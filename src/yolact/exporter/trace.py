@@ -223,9 +223,6 @@ BATCH = "batch"
 MODEL_PREFIX = "model."
 """Of the network's modules inside the wrapper that is traced; weights in the graph lack it."""
 
-OPSETS = range(14, 20)
-"""Opsets that can be asked for: 14 is SparseML's, 19 the newest that onnx 1.14 checks."""
-
 
 class _Traced(nn.Module):
     """Names what is traced, so that weights can be given their state-dict names afterwards."""
@@ -249,7 +246,7 @@ def trace(network: nn.Module, images: Tensor, *, opset: int, static: bool) -> on
     Args:
         network: In evaluation mode; not changed.
         images: [B, 3, S, S] sample input.
-        opset: One of :data:`OPSETS`.
+        opset: One of :data:`yolact.exporter.options.OPSETS`.
         static: Fix the batch size to B; otherwise the graph takes any.
 
     Returns:

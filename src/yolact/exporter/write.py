@@ -22,6 +22,7 @@ from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.errors import ExportError
 from yolact.exporter.graph import Array
 from yolact.exporter.nms import detect_inside
+from yolact.exporter.options import ExportOptions
 from yolact.exporter.passes.store import store_blocks_together, store_weights_as_half
 from yolact.exporter.trace import (
     fold_batch_norms,
@@ -65,15 +66,17 @@ class Reference:
     images: tuple[Tensor, ...]
     """Like the sample, real ones, to compare the detections of a quantized network in."""
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the model is quantized."""
+        return self.unquantized is not None
+
 
 def prepare(
     model: Yolact,
     sample: Tensor,
     images: Iterable[Tensor] | None,
-    *,
-    convert_qat: bool,
-    per_channel: bool,
-    reduce_range: bool,
+    options: ExportOptions,
 ) -> Reference:
     """Compute what to reproduce, and make the copy to trace; the model stays as it is.
 
@@ -81,9 +84,8 @@ def prepare(
         model: Float, pruned or quantization-aware.
         sample: [B, 3, S, S] input.
         images: Network inputs; a few of them become those of the reference.
-        convert_qat: Fold the batch norms of a quantized model too.
-        per_channel: Round its weights with a range per output channel.
-        reduce_range: Round them to 7 bits.
+        options: Whether the batch norms of a quantized model are folded too, and how its weights
+            are rounded.
     """
     network = InferenceModel(deepcopy(model)).cpu().float().eval()
     quantized = is_quantized(network)
@@ -94,10 +96,10 @@ def prepare(
         if quantized:
             with _without_quantization(network):
                 unquantized = network(sample)
-    if convert_qat or not quantized:
+    if options.convert_qat or not quantized:
         fold_quantized_batch_norms(network)
         fold_batch_norms(network)
-    requantize_weights(network, per_channel=per_channel, reduce_range=reduce_range)
+    requantize_weights(network, per_channel=options.per_channel, reduce_range=options.reduce_range)
     widen_quantizers(network)
     return Reference(network, sample, expected, unquantized, _few(images, len(sample)))
 
@@ -106,7 +108,7 @@ def write_checked(
     graph: onnx.ModelProto,
     path: Path,
     reference: Reference,
-    steps: Finish,
+    options: ExportOptions,
     detect: DetectConfig,
 ) -> tuple[tuple[OutputParity, ...], Agreement | None, Finished]:
     """Write ``graph`` to ``path`` in one step, after comparing what it computes.
@@ -115,12 +117,12 @@ def write_checked(
         graph: Of raw outputs.
         path: Replaced only when everything agrees.
         reference: What to compare with.
-        steps: What is done to the graph after its raw outputs were compared, in place.
+        options: What is done to the graph after its raw outputs were compared, in place.
         detect: How detections are found that are compared.
 
     Returns:
         How close the outputs are; how many detections are found again, of a quantized network with
-        images; and what the steps found.
+        images; and what was found after that.
 
     Raises:
         ExportError: It does not agree, or is no valid ONNX; the first wrong layer is named.
@@ -134,8 +136,8 @@ def write_checked(
             require_parity(parity, _first_wrong(graph, reference, reference.sample))
         found = _agreement(graph, engine, reference, detect)
         finished = Finished(None, None)
-        if steps:
-            finished = finish(graph, steps, detect, reference.sample, reference.expected)
+        if options.half or options.pack_blocks or options.with_nms:
+            finished = finish(graph, options, detect, reference.sample, reference.expected)
             _save_valid(graph, temporary)
     return parity, found, finished
 
@@ -201,22 +203,6 @@ _CLOSE = 1e-4
 """Largest difference of scores, relative boxes and mask probabilities."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finish:
-    """Which of the steps to take."""
-
-    half: bool = False
-    """Store weights in 16 bits."""
-    pack_blocks: bool = False
-    """Store integer weights so that blocks of zeros lie together."""
-    with_nms: bool = False
-    """Put boxes, scores, classes and masks out instead of raw outputs."""
-
-    def __bool__(self) -> bool:
-        """Whether there is anything to do."""
-        return self.half or self.pack_blocks or self.with_nms
-
-
 @dataclass(frozen=True)
 class Finished:
     """How the finished graph compares."""
@@ -230,7 +216,7 @@ class Finished:
 
 def finish(
     graph: onnx.ModelProto,
-    steps: Finish,
+    options: ExportOptions,
     config: DetectConfig,
     images: Tensor,
     expected: RawOutputs,
@@ -239,7 +225,7 @@ def finish(
 
     Args:
         graph: Exported, with raw outputs.
-        steps: What to do.
+        options: What to do: half, pack_blocks and with_nms, in this order.
         config: Thresholds for detection inside.
         images: [B, 3, S, S] sample.
         expected: PyTorch's outputs for it.
@@ -249,20 +235,20 @@ def finish(
             are packed, by more than float rounding.
     """
     outputs = None
-    if steps.half:
+    if options.half:
         store_weights_as_half(graph)
         halved = compare(expected, _outputs(graph, images))
         outputs = tuple(replace(output, floor=HALF_SQNR) for output in halved)
         require_parity(outputs)
-    if not (steps.pack_blocks or steps.with_nms):
+    if not (options.pack_blocks or options.with_nms):
         return Finished(outputs, None)
     raw = _outputs(graph, images)
-    if steps.pack_blocks:
+    if options.pack_blocks:
         store_blocks_together(graph)
         packed = _outputs(graph, images)
         require_parity(compare(raw, packed))
         raw = packed
-    if not steps.with_nms:
+    if not options.with_nms:
         return Finished(outputs, None)
     detect_inside(graph, config)
     return Finished(outputs, _compare_detections(graph, config, images, raw))

@@ -22,13 +22,10 @@ from torch.optim import Optimizer
 
 from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
-from yolact.sparsify.catalog import SAMPLED
-from yolact.sparsify.check.examine import require_sound
+from yolact.sparsify.catalog import facts_of
+from yolact.sparsify.check.examine import PlannedRun, require_sound
 from yolact.sparsify.check.forecast import count_macs
-from yolact.sparsify.check.parameters import check_against
 from yolact.sparsify.distillation import distillation_schedule
-from yolact.sparsify.document import parse
-from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.replay import adopt_structure, replay
 from yolact.sparsify.report.report import ModelReport, report, save_report
@@ -36,7 +33,6 @@ from yolact.sparsify.report.sparsity import overall_sparsity
 from yolact.sparsify.sparseml import (
     BasePruningModifier,
     ConstantPruningModifier,
-    LayerPruningModifier,
     ScheduledModifierManager,
     SparsificationLoggingModifier,
     log_loggers,
@@ -44,7 +40,7 @@ from yolact.sparsify.sparseml import (
 )
 from yolact.sparsify.sparseml.patch_pruning import lift_masks
 from yolact.sparsify.stages import compose, last_epoch
-from yolact.sparsify.structure import fit_errors, rehearse, rehearse_removal, training_mode
+from yolact.sparsify.structure import fit_errors, training_mode
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +56,14 @@ class RecipeDriver:
 
     Args:
         recipe: What to apply.
-        earlier_text: The composed recipe of the stages that the starting weights went through
+        earlier: The composed recipe of the stages that the starting weights went through
             before this run, if any.
 
     Attributes:
         manager: sparseml's ``ScheduledModifierManager`` of the recipe.
-        text: The recipe to store in checkpoints: all stages, composed.
-        stage_text: The recipe of this run alone.
-        earlier_text: That of the stages before.
+        recipe: The recipe of this run.
+        earlier: That of the stages before.
+        composed: Both as stages of one.
         max_epochs: Length of the run, or None when the recipe has no EpochRangeModifier.
         controls_lr: Whether the recipe sets learning rates.
         distillation: What is to be distilled from a teacher, and when; the objective does it.
@@ -75,22 +71,21 @@ class RecipeDriver:
         samples_gradients: Whether :meth:`start` needs gradient samples.
     """
 
-    def __init__(self, recipe: Recipe, earlier_text: str | None = None) -> None:
+    def __init__(self, recipe: Recipe, earlier: Recipe | None = None) -> None:
         """Make the manager; the model comes with :meth:`start`."""
-        document = parse(recipe.text, recipe.label)
-        self.manager: ScheduledModifierManager = build_manager(document, recipe.label)
-        modifiers = list(self.manager.iter_modifiers())
-        self._recipe = recipe
+        self.manager: ScheduledModifierManager = recipe.manager()
+        self.recipe = recipe
+        self.earlier = earlier
+        self.composed = compose(earlier, recipe)
+        self.max_epochs = last_epoch(recipe) if self.manager.epoch_modifiers else None
+        self.controls_lr = bool(self.manager.learning_rate_modifiers)
+        self.distillation = distillation_schedule(
+            self.manager.iter_modifiers(), recipe.entries, recipe.label
+        )
+        self.settles_at = self._settles_at()
+        self.samples_gradients = any(facts_of(entry.name).samples for entry in recipe.entries)
         self._steps_per_epoch = 1
         self._steps = 0
-        self.text = compose(earlier_text, recipe.text)
-        self.stage_text = recipe.text
-        self.earlier_text = earlier_text
-        self.max_epochs = last_epoch(document) if self.manager.epoch_modifiers else None
-        self.controls_lr = bool(self.manager.learning_rate_modifiers)
-        self.distillation = distillation_schedule(modifiers, document, recipe.label)
-        self.settles_at = self._settles_at()
-        self.samples_gradients = any(type(m).__name__ in SAMPLED for m in modifiers)
 
     def start(
         self,
@@ -100,7 +95,9 @@ class RecipeDriver:
         steps_per_epoch: int,
         samples: GradientSamples | None = None,
     ) -> None:
-        """Check the recipe against the model, initialize the manager, bring both to ``epoch``.
+        """Initialize the manager; bring it and the model to ``epoch``.
+
+        That the recipe works for the model, :meth:`check` has said before.
 
         Args:
             model: With its weights. When the run resumes after quantization began, with that
@@ -116,7 +113,12 @@ class RecipeDriver:
             RecipeError: The recipe does not fit the model, or gradients are needed and there are
                 none.
         """
-        self._rehearse(model, samples)
+        if self.samples_gradients and samples is None:
+            raise RecipeError(
+                f"{self.recipe.label} prunes by gradients of training batches, "
+                "which there are only while training",
+                hint="train with this recipe, or prune by magnitude with GMPruningModifier",
+            )
         self._steps_per_epoch = steps_per_epoch
         self._steps = round(epoch * steps_per_epoch)
         # An uninterrupted run last looked at the clock before its last step.
@@ -171,8 +173,9 @@ class RecipeDriver:
         Raises:
             RecipeError: It will not work; what is probably not meant is a warning in the log.
         """
-        for problem in require_sound(self._recipe, model, epochs):
-            logger.warning("%s: %s; %s", self._recipe.label, problem, problem.hint)
+        # Whether there is a teacher for what it distils, the run itself asks.
+        for problem in require_sound(self.recipe, model, PlannedRun(epochs, teacher=True)):
+            logger.warning("%s: %s; %s", self.recipe.label, problem, problem.hint)
 
     def quantizes_by(self, epoch: float) -> bool:
         """Whether quantization has begun at ``epoch``."""
@@ -194,23 +197,9 @@ class RecipeDriver:
                 before :meth:`finish`: while the recipe runs, its hooks are in the model.
         """
         macs = None if image_size is None else count_macs(model, image_size)
-        result = report(model, self.text, macs=macs)
+        result = report(model, self.composed, macs=macs)
         save_report(result, checkpoint)
         return result
-
-    def _rehearse(self, model: nn.Module, samples: GradientSamples | None) -> None:
-        """Let what would fail in the middle of the run fail at its start."""
-        check_against(self._recipe, model)
-        if self.samples_gradients and samples is None:
-            raise RecipeError(
-                f"{self._recipe.label} prunes by gradients of training batches, "
-                "which there are only while training",
-                hint="train with this recipe, or prune by magnitude with GMPruningModifier",
-            )
-        if self.quantizes_by(math.inf):
-            rehearse(model, self._recipe.text)
-        if any(isinstance(m, LayerPruningModifier) for m in self.manager.iter_modifiers()):
-            rehearse_removal(model, self._recipe.text)
 
     def _update(
         self, modifier: Any, model: nn.Module, optimizer: Optimizer | None, epoch: float

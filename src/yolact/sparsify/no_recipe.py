@@ -7,29 +7,33 @@ importing that takes seconds, which runs without a recipe are spared.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from yolact.sparsify.recipe import Recipe
 
 
 class NoRecipe:
     """Answers for a run that follows no recipe, and does nothing.
 
     Args:
-        earlier_text: The composed recipe of the stages that the starting weights went through
-            before this run, if any; checkpoints go on holding it.
+        earlier: The composed recipe of the stages that the starting weights went through before
+            this run, if any; checkpoints go on holding it.
     """
 
-    stage_text = None
+    recipe = None
     max_epochs = None
     controls_lr = False
     distillation = None
     settles_at = 0.0
     samples_gradients = False
 
-    def __init__(self, earlier_text: str | None = None) -> None:
+    def __init__(self, earlier: Recipe | None = None) -> None:
         """Keep the earlier stages."""
-        self.text = self.earlier_text = earlier_text
+        self.composed = self.earlier = earlier
 
     def check(self, model: nn.Module, epochs: float) -> None:
         """Nothing can be wrong."""

@@ -15,15 +15,12 @@ from torch import Tensor, nn
 from torch.ao.quantization import enable_observer
 from torch.optim import Optimizer
 
+from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.sparseml import (
     ACDCPruningModifier,
     BasePruningModifier,
-    ConstantPruningModifier,
-    GlobalMagnitudePruningModifier,
-    GMPruningModifier,
     GradualParamModifier,
     GroupedPruningMaskCreator,
-    MagnitudePruningModifier,
     ScheduledModifierManager,
     SetParamModifier,
     SparsificationLoggingModifier,
@@ -31,15 +28,6 @@ from yolact.sparsify.sparseml import (
 )
 
 logger = logging.getLogger(__name__)
-
-_MEMORYLESS = (
-    ACDCPruningModifier,
-    ConstantPruningModifier,
-    GMPruningModifier,
-    GlobalMagnitudePruningModifier,
-    MagnitudePruningModifier,
-)
-"""Pruning whose masks follow from the weights alone."""
 
 
 def adopt_structure(manager: ScheduledModifierManager, model: nn.Module, *, fresh: bool) -> None:
@@ -114,7 +102,7 @@ def _replay(
 def _restore_masks(
     modifier: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
 ) -> None:
-    if type(modifier) not in _MEMORYLESS or _remembers_beginning(modifier):
+    if facts_of(type(modifier).__name__).remembers or _remembers_beginning(modifier):
         logger.warning(
             "%s keeps state that is not saved: "
             "the continued run may differ from an uninterrupted one",

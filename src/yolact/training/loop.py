@@ -45,6 +45,7 @@ from yolact.types import Batch
 if TYPE_CHECKING:
     from typing_extensions import Never
 
+    from yolact.sparsify.recipe import Recipe
     from yolact.sparsify.report.report import ModelReport
 
 logger = logging.getLogger(__name__)
@@ -317,15 +318,15 @@ class Trainer:
             batch_size=run.settings.batch_size,
             accumulate=run.settings.accumulate,
             seed=run.seed,
-            stage_recipe=run.driver.stage_text,
-            earlier_recipe=run.driver.earlier_text,
+            stage_recipe=_text(run.driver.recipe),
+            earlier_recipe=_text(run.driver.earlier),
             distillation=run.objective.state(),
         )
         return Checkpoint(
             model_state=run.model.state_dict(),
             epoch=self._epoch_index(),
             iteration=self.iteration,
-            recipe=run.driver.text,
+            recipe=_text(run.driver.composed),
             classes=run.classes,
             config=run.config,
             training=training,
@@ -357,6 +358,11 @@ class Trainer:
             disable=None,  # a bar on a terminal, lines elsewhere
             dynamic_ncols=True,
         )
+
+
+def _text(recipe: Recipe | None) -> str | None:
+    """As a checkpoint stores it."""
+    return None if recipe is None else recipe.text
 
 
 def _checkpoint_size(run: Run) -> int:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ from yolact.loss.criterion import Objective
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.restore import restore_structure
-from yolact.sparsify.transfer import forget_layers, learn_ranges
 from yolact.training.settings import StartSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class Origin:
     """Whether its run goes on, with optimizer and generators; otherwise a new one begins."""
     recipe: Recipe | None = None
     """Of this run."""
-    earlier_recipe: str | None = None
+    earlier_recipe: Recipe | None = None
     """What the weights went through before this run, composed."""
 
     def knows(self, classes: Classes) -> bool:
@@ -77,7 +76,9 @@ def find_origin(settings: TrainSettings) -> Origin:
     """
     start, given = settings.start, None
     if settings.recipe is not None:
-        given = _read_recipe(settings.recipe, settings.recipe_args, settings.recipe_label)
+        from yolact.sparsify.recipe import load_recipe  # loads sparseml
+
+        given = load_recipe(settings.recipe, settings.recipe_args, settings.recipe_label)
     new = Origin(start=start, seed=settings.seed, recipe=given)
     if start.checkpoint is None:
         return new
@@ -86,24 +87,24 @@ def find_origin(settings: TrainSettings) -> Origin:
     if not start.resume:
         return replace(new, earlier_recipe=_recipe_so_far(checkpoint))
     state = checkpoint.training
-    stored = state.stage_recipe if state else checkpoint.recipe
-    if start.continue_recipe and not stored:
+    stored = _stored(state.stage_recipe if state else checkpoint.recipe, "the recipe")
+    if start.continue_recipe and stored is None:
         raise CheckpointError(
             f"{start.checkpoint} holds no recipe to go on with",
             hint="leave out --cont, or give a --recipe",
         )
-    same = given is None or start.continue_recipe or given.text == stored
+    same = given is None or start.continue_recipe or given == stored
     if state is not None and same:
         return Origin(
             start=start,
             seed=state.seed,
             checkpoint=checkpoint,
             exact=True,
-            recipe=_read_recipe(stored) if stored else None,
-            earlier_recipe=state.earlier_recipe,
+            recipe=stored,
+            earlier_recipe=_stored(state.earlier_recipe),
         )
-    if stored and start.continue_recipe:
-        return replace(new, recipe=_read_recipe(stored))
+    if stored is not None and start.continue_recipe:
+        return replace(new, recipe=stored)
     if state is not None:
         logger.info("the recipe is not the checkpoint's: a new run begins from its weights")
     return replace(new, earlier_recipe=_recipe_so_far(checkpoint))
@@ -136,7 +137,10 @@ def build_network(origin: Origin, config: YolactConfig, classes: Classes) -> tup
         load_weights(model, checkpoint.model_state)
         return model, words
     load_weights(model, _with_class_layers_of(model, checkpoint.model_state))
-    learn_ranges(model, CLASS_LAYERS)
+    if checkpoint.quantized:
+        from yolact.sparsify.transfer import learn_ranges  # loads sparseml
+
+        learn_ranges(model, CLASS_LAYERS)
     return model, f"{words}, class layers new: other classes"
 
 
@@ -144,7 +148,8 @@ def forget_class_layers(origin: Origin, model: Yolact, classes: Classes) -> Orig
     """The same origin, whose earlier recipe never pruned class layers if they begin anew."""
     if origin.earlier_recipe is None or not origin.begins_class_layers_anew(classes):
         return origin
-    from yolact.sparsify.structure import recipe_names  # loads sparseml
+    from yolact.sparsify.structure import recipe_names  # both load sparseml
+    from yolact.sparsify.transfer import forget_layers
 
     names = list(recipe_names(model).values())
     return replace(origin, earlier_recipe=forget_layers(origin.earlier_recipe, names, CLASS_LAYERS))
@@ -227,22 +232,24 @@ def _apply_changes(before: YolactConfig, now: YolactConfig, optimizer: Optimizer
                 group[key] = value
 
 
-def _read_recipe(
-    source: str, recipe_args: Mapping[str, Any] | None = None, label: str | None = None
-) -> Recipe:
-    from yolact.sparsify.recipe import load_recipe  # loads sparseml
+def _stored(text: str | None, label: str = "the checkpoint's recipe") -> Recipe | None:
+    """A recipe that a checkpoint holds."""
+    if not text:
+        return None
+    from yolact.sparsify.recipe import Recipe  # loads sparseml
 
-    return load_recipe(source, recipe_args, label)
+    return Recipe.of_text(text, label)
 
 
-def _recipe_so_far(checkpoint: Checkpoint) -> str | None:
+def _recipe_so_far(checkpoint: Checkpoint) -> Recipe | None:
     """What the weights went through, when their run was stopped before its recipe's end too."""
     state, steps = checkpoint.training, checkpoint.iteration
-    if checkpoint.recipe is None or state is None or state.stage_recipe is None or steps is None:
-        return checkpoint.recipe
+    recipe = _stored(checkpoint.recipe)
+    if recipe is None or state is None or state.stage_recipe is None or steps is None:
+        return recipe
     from yolact.sparsify.stages import until  # loads sparseml
 
-    return until(checkpoint.recipe, steps, state.steps_per_epoch)
+    return until(recipe, steps, state.steps_per_epoch)
 
 
 def _with_class_layers_of(model: Yolact, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -254,12 +261,7 @@ def _with_class_layers_of(model: Yolact, state: Mapping[str, Tensor]) -> dict[st
 def _check_belongs(
     checkpoint: Checkpoint, config: YolactConfig, start: StartSettings, classes: Classes
 ) -> None:
-    stored = checkpoint.config
-    if stored is not None and stored.name != config.name:
-        raise CheckpointError(
-            f"{start.checkpoint} is of {stored.name}_config, not {config.name}_config",
-            hint=f"add --config {stored.name}_config",
-        )
+    checkpoint.require_config(config, start.checkpoint)
     if start.resume and not _same_classes(checkpoint, classes):
         raise CheckpointError(
             f"{start.checkpoint} was trained on other classes ({_class_list(checkpoint)}) "

@@ -178,7 +178,7 @@ def describe(run: Run) -> str:
         f"length      {plan.total_steps} steps of batch {batch}: {plan.steps_per_epoch} steps an "
         f"epoch, {plan.epochs} epochs, beginning at step {run.iteration}",
         f"lr          {lr}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}",
-        f"recipe      {'yes, checked against the network' if run.driver.stage_text else 'none'}",
+        f"recipe      {'yes, checked against the network' if run.driver.recipe else 'none'}",
         *([f"teacher     {teacher}"] if teacher else []),
         f"checkpoints {settings.save.folder}, every {settings.save.interval} steps",
     ]

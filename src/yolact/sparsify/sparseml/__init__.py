@@ -1,6 +1,6 @@
-"""The one door to sparseml: quiet, offline and mended for the torch this package pins.
+"""The one door to sparseml: quiet, offline and patched for the torch this package pins.
 
-sparseml 1.8.0 is the last release and was written for an older torch. What each line mends here
+sparseml 1.8.0 is the last release and was written for an older torch. What each line patches here
 (the ``patch_*`` modules do the same for single modifiers):
 
 * ``NM_DISABLE_ANALYTICS``: importing sparseml would post usage data, after asking ident.me and a
@@ -56,10 +56,12 @@ with warnings.catch_warnings(), hidden("openvino"):
         GradualParamModifier,
         LayerPruningModifier,
         MagnitudePruningModifier,
+        OBSPruningModifier,
         PerLayerDistillationModifier,
         SetParamModifier,
         SparsificationLoggingModifier,
         TopKASTPruningModifier,
+        TrainableParamsModifier,
     )
     from sparseml.pytorch.sparsification.modifier import (
         Modifier,
@@ -105,6 +107,7 @@ __all__ = [
     "MagnitudePruningModifier",
     "Modifier",
     "ModifierProp",
+    "OBSPruningModifier",
     "PerLayerDistillationModifier",
     "PyTorchModifierYAML",
     "QuantizationArgs",
@@ -115,6 +118,7 @@ __all__ = [
     "SparsificationLoggingModifier",
     "SparsificationTypes",
     "TopKASTPruningModifier",
+    "TrainableParamsModifier",
     "get_mask_creator_default",
     "lift_masks",
     "log_loggers",
