@@ -18,9 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loopback import Loopback, serving
-from yolact.cli.download import COCO_NAMES, download
+from yolact.cli.download import download
 from yolact.cli.inputs import read_once
 from yolact.download.coco_archives import DATASETS, Archive
+from yolact.download.options import COCO_NAMES
 from yolact.download.unzip import Rules
 from yolact.errors import ConfigError, DataError, DownloadError, StorageError
 

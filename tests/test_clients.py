@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from onnx_models import CLASSES, SIDE, noise, quantized_model, small_model
 from yolact.config import DetectConfig
@@ -50,12 +51,14 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a file once for each set of options."""
     made: dict[str, Path] = {}
 
-    def make(*, quantized: bool = False, **options: Any) -> Path:
-        key = f"{quantized} {options}"
+    def make(*, quantized: bool = False, images: Sequence[Tensor] = (), **options: Any) -> Path:
+        key = f"{quantized} {len(images)} {options}"
         if key not in made:
             model = quantized_model() if quantized else small_model()
             path = tmp_path_factory.mktemp("exports") / "m.onnx"
-            made[key] = export(model, CLASSES, path, ExportOptions(**options)).path
+            made[key] = export(
+                model, CLASSES, path, ExportOptions(**options), images=images or None
+            ).path
         return made[key]
 
     return make

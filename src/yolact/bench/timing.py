@@ -1,8 +1,8 @@
-"""Time an engine: one stream, many streams, or two engines in turns.
+"""Measure time: of an engine in one stream, in many or in turns with another, and of each stage.
 
-From measured times to the numbers of a report.
-
-How fast a model finds objects in images, stage by stage.
+:func:`run_sync`, :func:`run_async` and :func:`run_paired` time an engine alone, for
+``sparseml.yolact.benchmark``. :func:`measure` times the way from decoded images to full-size masks,
+stage by stage, for ``sparseml.yolact.validation --benchmark``.
 """
 
 from __future__ import annotations
