@@ -345,7 +345,7 @@ def test_steps_name_the_distilled_loss(tiny_shapes: Path) -> None:
     schedule = DistillationSchedule(((0.0, 1.0, phase),))
     other = Teacher(copy.deepcopy(run.model).eval().requires_grad_(False), "a copy")
     stepper = make_stepper(run.model)
-    stepper.criterion = Distillation(YolactLoss(CONFIG), other, schedule, run.model)
+    stepper.objective = Distillation(YolactLoss(CONFIG), other, schedule, run.model)
     losses = stepper.gradients([next(iter_batches(run))])
     assert list(losses) == ["box", "classification", "mask", "semantic", "distillation"]
 

@@ -339,7 +339,7 @@ def test_other_schemes_fit_their_checkpoints_too(scheme: str) -> None:
 def test_recipes_as_sparseml_itself_stored_them_are_understood() -> None:
     torch.manual_seed(0)
     training = Training("- !QuantizationModifier {start_epoch: 0}\n").run(0, 2)
-    stored = str(training.driver._manager)
+    stored = str(training.driver.manager)
     assert "__metadata__" not in stored and "'num_bits': 8" in stored
     model = Tiny()
     apply_structure(model, Recipe.of_text(stored, "the stored recipe"))

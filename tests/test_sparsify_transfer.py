@@ -39,9 +39,9 @@ from yolact.sparsify.report.sparsity import convolutions, layer_sparsity
 from yolact.sparsify.stages import compose
 from yolact.sparsify.transfer import forget_layers
 from yolact.training.loop import TrainResult, train
-from yolact.training.schedule import make_plan
+from yolact.training.origin import CLASS_LAYERS
 from yolact.training.settings import SaveSettings, StartSettings
-from yolact.training.start import CLASS_LAYERS, prepare
+from yolact.training.start import make_plan, prepare
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),

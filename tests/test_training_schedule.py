@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from conftest import GoldenSet
 from yolact.config import OptimConfig
-from yolact.training.schedule import Plan, make_plan
+from yolact.training.start import Plan, make_plan
 
 PUBLISHED = OptimConfig()
 

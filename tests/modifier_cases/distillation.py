@@ -28,7 +28,7 @@ def teacher() -> Path:
 
 def taught(text: str, **changes: Any) -> Practice:
     """A run with that teacher."""
-    return practice(text, lambda run: run.distillation, distill_teacher=str(teacher()), **changes)
+    return practice(text, distill_teacher=str(teacher()), **changes)
 
 
 def logged(done: Practice) -> list[dict[str, float]]:
@@ -92,8 +92,8 @@ def says(sentence: str) -> Callable[[str], None]:
 def maps_channels(text: str) -> None:
     """Maps begin as the identity, are trained, and are saved beside the optimizer's state."""
     done = taught(text)
-    loss = done.run.distillation
-    assert isinstance(loss, Distillation) and len(loss.maps) == 2
+    loss = done.run.objective
+    assert isinstance(loss, Distillation) and len(loss.own_parameters) == 2
     state = load_checkpoint(done.checkpoint).training
     assert state is not None and state.distillation is not None
     for name, value in state.distillation.items():

@@ -93,8 +93,7 @@ def train(**given: Any) -> None:
     setup_logging(int(given["verbose"]))
     settings = train_settings(given)
     if given["dry_run"]:
-        from yolact.training.loop import describe
-        from yolact.training.start import prepare
+        from yolact.training.start import describe, prepare
 
         click.echo(describe(prepare(settings)))
         return
