@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yolact.cli.base import FOLDER, Command, setup_logging
-from yolact.cli.inputs import ENGINE_NAMES, engine_name, model_kinds, model_path
+from yolact.cli.inputs import ENGINE_NAMES, engine_name, model_path
 from yolact.errors import ConfigError
+from yolact.model_files import model_kinds
 
 if TYPE_CHECKING:
     from yolact.data.labels import Classes

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yolact.cli.base import FILE, Command, setup_logging
-from yolact.cli.inputs import local_path, model_kinds
+from yolact.cli.inputs import local_path
 from yolact.errors import ConfigError
+from yolact.model_files import model_kinds
 
 if TYPE_CHECKING:
     from yolact.bench.benchmark import BenchmarkOptions, BenchmarkReport

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yolact.cli.base import FOLDER, SEED, Command, setup_logging
-from yolact.cli.inputs import DATA, SHAPES, read_once
+from yolact.cli.inputs import DATA, SHAPES
 from yolact.errors import ConfigError, DataError
+from yolact.model_files import read_once
 
 if TYPE_CHECKING:
     from yolact.download.coco_archives import Archive

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import click
 
-from yolact.download.resolve import resolve
 from yolact.download.stubs import Kind, is_stub
-from yolact.download.trusted import OtherFileError, Wanted
 from yolact.errors import CheckpointError, ConfigError
+from yolact.model_files import stub_file
 
 DATA = Path("data/coco")
 """Where ``sparseml.yolact.download`` puts COCO."""
@@ -50,13 +49,6 @@ def option(name: str, *, default: bool, help: str) -> Any:
     )
 
 
-def model_kinds(engine: str | None) -> tuple[Kind, ...]:
-    """What of a model an engine can run: an ONNX file where there is a choice."""
-    if engine == "torch":
-        return (Kind.CHECKPOINT,)
-    return (Kind.ONNX, Kind.CHECKPOINT) if engine is None else (Kind.ONNX,)
-
-
 def local_path(path: Path, *kinds: Kind) -> Path:
     """``path``, or the file on this machine that it names when it is a ``zoo:`` stub.
 
@@ -67,7 +59,7 @@ def local_path(path: Path, *kinds: Kind) -> Path:
     Raises:
         CheckpointError: There never was such a model, or its file is gone.
     """
-    return resolve(str(path), *kinds, validate=read_once) if is_stub(str(path)) else path
+    return stub_file(str(path), *kinds) if is_stub(str(path)) else path
 
 
 def recipe_source(text: str) -> tuple[str, str | None]:
@@ -82,27 +74,7 @@ def recipe_source(text: str) -> tuple[str, str | None]:
     """
     if "\n" in text or not is_stub(text):
         return text, None
-    return str(resolve(text, Kind.RECIPE, validate=read_once)), text
-
-
-def read_once(wanted: Wanted, path: Path) -> None:
-    """Read a fetched file the way its users will; raises what they would."""
-    if wanted.kind is Kind.CHECKPOINT:
-        from yolact.checkpoint import load_checkpoint
-
-        if load_checkpoint(path).training is not None and wanted.weights_only:
-            raise OtherFileError(
-                f"{path} is the checkpoint of a run, not the published {wanted.name}",
-                hint="move it away, or name another folder",
-            )
-    elif wanted.kind is Kind.ONNX:
-        from yolact.engines.onnxruntime import OrtEngine
-
-        OrtEngine(path)
-    elif b"\x00" in path.read_bytes() or path.read_text("utf-8", "replace").startswith("<"):
-        raise wanted.kind.error(
-            f"{path} is not a recipe", hint="look into it: a failed download is often a web page"
-        )
+    return str(stub_file(text, Kind.RECIPE)), text
 
 
 def model_path(text: str, save_folder: Path, config_name: str, *kinds: Kind) -> Path:
@@ -118,7 +90,7 @@ def model_path(text: str, save_folder: Path, config_name: str, *kinds: Kind) -> 
         CheckpointError: There is no such checkpoint, or a stub's file is gone.
     """
     if is_stub(text):
-        return resolve(text, *(kinds or (Kind.CHECKPOINT,)), validate=read_once)
+        return stub_file(text, *(kinds or (Kind.CHECKPOINT,)))
     if text.startswith("hf:"):
         raise CheckpointError(
             f"{text} cannot be fetched: stubs begin with zoo:",

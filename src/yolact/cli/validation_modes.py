@@ -17,7 +17,6 @@ from yolact.bench.timing import measure
 from yolact.cli.inputs import (
     DataPaths,
     engine_name,
-    model_kinds,
     model_path,
     split_pair,
     validation_paths,
@@ -32,6 +31,7 @@ from yolact.engines.base import Engine
 from yolact.errors import ConfigError, TargetMissedError
 from yolact.files import atomic_path, require_writable, require_writable_file
 from yolact.host import resolve_device
+from yolact.model_files import model_kinds
 from yolact.predict import media as window
 from yolact.predict.draw import Style, lincomb_sheet, prototype_sheet
 from yolact.predict.evaluate import Evaluation, collect, match_classes, score
