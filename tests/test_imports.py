@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import time
@@ -109,3 +110,15 @@ def test_entry_modules_run_as_scripts(module: str) -> None:
 
 def test_the_version_is_that_of_the_distribution() -> None:
     assert version("sparseml-yolact") == yolact.__version__
+
+
+def test_names_that_type_checkers_see_are_those_that_resolve() -> None:
+    tree = ast.parse(Path(str(yolact.__file__)).read_text("utf-8"))
+    (seen,) = (node for node in tree.body if isinstance(node, ast.If))
+    names = {f"{found.module}.{found.names[0].name}" for found in imports_of(seen)}
+    resolved = {f"{getattr(yolact, name).__module__}.{name}" for name in yolact.__all__[2:]}
+    assert names == resolved
+
+
+def imports_of(node: ast.AST) -> list[ast.ImportFrom]:
+    return [found for found in ast.walk(node) if isinstance(found, ast.ImportFrom)]

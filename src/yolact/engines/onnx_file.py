@@ -138,6 +138,9 @@ def _image_size(props: Mapping[str, str]) -> tuple[int, int] | None:
 DETECTED = ("boxes", "scores", "classes", "masks")
 """Outputs of a graph with detection inside, in order; see :mod:`yolact.exporter.nms`."""
 
+DEPLOYED = "model.onnx"
+"""Name of the file in a folder that ``export_onnx --deployment`` has written."""
+
 INPUT_MEANING = "RGB image, divided by 255, resized to height x width without keeping the ratio"
 
 OUTPUT_MEANINGS = {
