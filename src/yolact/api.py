@@ -28,8 +28,8 @@ from yolact.engines.onnx_file import DEPLOYED
 from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.host import resolve_device
 from yolact.model_files import model_kinds, stub_file
-from yolact.predict.draw import Style, draw_instances
-from yolact.predict.media import write_image
+from yolact.predict.draw import Style, draw_instances, write_image
+from yolact.predict.media import groups
 from yolact.predict.pipeline import Selection
 from yolact.predict.results import coco_box, encode_masks
 from yolact.types import Instances
@@ -145,13 +145,8 @@ class Model:
         selection = Selection(score_threshold=score_threshold, top_k=top_k)
         if not isinstance(image, list | tuple):
             return self._batch([image], selection)[0]
-        size = self.engine.batch_size or 1
-        starts = range(0, len(image), size)
-        return [
-            result
-            for start in starts
-            for result in self._batch(image[start : start + size], selection)
-        ]
+        batches = groups(image, self.engine.batch_size or 1)
+        return [result for batch in batches for result in self._batch(batch, selection)]
 
     def _batch(self, images: Sequence[ImageLike], selection: Selection) -> list[Result]:
         pixels = [_rgb(image) for image in images]

@@ -53,6 +53,8 @@ class Selection:
     """Thresholds and suppression, for models that do not detect inside their graph."""
     score_threshold: float = 0.0
     """Above 0, only objects with a higher score."""
+    labels: frozenset[int] | None = None
+    """Only objects of these class indices; None for all."""
     top_k: int | None = None
     """At most so many objects per image, the best ones."""
     crop: bool = True
@@ -88,6 +90,10 @@ class Selection:
 
     def _best(self, detections: Detections) -> Detections:
         kept = above(detections, self.score_threshold)
+        if self.labels is not None:
+            wanted = torch.tensor(sorted(self.labels), device=kept.labels.device)
+            keep = torch.isin(kept.labels, wanted)
+            kept = Detections(*(values[keep] for values in kept))
         return kept if self.top_k is None else first(kept, self.top_k)
 
 

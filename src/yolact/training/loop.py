@@ -32,6 +32,7 @@ from yolact.files import require_space, require_writable
 from yolact.loss.criterion import YolactLoss
 from yolact.model.quantized import parameter_count
 from yolact.predict.evaluate import Evaluation, evaluate
+from yolact.predict.pipeline import Selection
 from yolact.sparsify.check.forecast import count_macs
 from yolact.sparsify.report.report import ModelReport, report, save_report
 from yolact.sparsify.report.sparsity import overall_sparsity
@@ -267,7 +268,7 @@ class Trainer:
                 evaluation = evaluate(
                     TorchEngine(run.model, run.classes, device=str(run.device)),
                     run.validation_data,
-                    detect=run.config.detect,
+                    Selection(detect=run.config.detect),
                     batch_size=run.settings.batch_size,
                     image_ids=ids,
                 )
