@@ -15,11 +15,12 @@ from oracle import ANNOTATIONS, Oracle, rectangle, write_dataset
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError
-from yolact.predict.evaluate import collect, evaluate, match_classes, score
+from yolact.predict.evaluate import Evaluation, collect, evaluate, match_classes, score
 from yolact.predict.pipeline import Selection
 from yolact.predict.results import (
     THRESHOLDS,
     UNDEFINED,
+    AveragePrecision,
     CocoResults,
     annotation_file,
     average_precision,
@@ -254,3 +255,34 @@ def test_an_annotation_file_of_detections_is_coco(dataset: CocoInstances, tmp_pa
         index.createIndex()
     for annotation in index.loadAnns(index.getAnnIds()):
         assert index.annToMask(annotation).sum() == annotation["area"] > 0
+
+
+def precision() -> AveragePrecision:
+    table: dict[str | int, float] = {"all": 41.264, **dict.fromkeys(THRESHOLDS, 5.0), 95: UNDEFINED}
+    per_class = {"cat": (100.0, 99.999), "a long name": (7.126, UNDEFINED)}
+    return AveragePrecision(table, {}, per_class, "")
+
+
+def test_the_printed_tables_to_the_letter() -> None:
+    both = Evaluation(precision(), precision(), 3)
+    assert both.table() == (
+        "       |  all  |  .50  |  .55  |  .60  |  .65  |  .70  |  .75  |  .80  |  .85  |"
+        "  .90  |  .95  |\n"
+        "-------+-------+-------+-------+-------+-------+-------+-------+-------+-------+"
+        "-------+-------+\n"
+        "   box | 41.26 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |"
+        "  5.00 |     - |\n"
+        "  mask | 41.26 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |"
+        "  5.00 |     - |\n"
+        "-------+-------+-------+-------+-------+-------+-------+-------+-------+-------+"
+        "-------+-------+"
+    )
+    assert both.per_class_table() == (
+        " class       | box AP    .50 | mask AP   .50\n"
+        " cat         |  100.0  100.0 |   100.0 100.0\n"
+        " a long name |   7.13      - |    7.13     -"
+    )
+    boxes = Evaluation(precision(), None, 3)
+    assert boxes.per_class_table().splitlines()[1] == (
+        " cat         |  100.0  100.0 |       -     -"
+    )

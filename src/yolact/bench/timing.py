@@ -21,6 +21,7 @@ import numpy as np
 from yolact.data.images import RgbImage
 from yolact.engines.base import Engine
 from yolact.predict.pipeline import Selection, Stopwatch
+from yolact.tables import columns
 
 Call = Callable[[], object]
 """One inference of one batch."""
@@ -197,13 +198,12 @@ class Speed:
 
     def table(self) -> str:
         """One line per stage, and the sum."""
-        lines = [
-            f"{stage:12} {time:9.2f} ms {100 * time / self.total:5.1f} %"
+        rows = [
+            (stage, f"{time:9.2f} ms {100 * time / self.total:5.1f} %")
             for stage, time in self.milliseconds.items()
         ]
-        total = f"{'total':12} {self.total:9.2f} ms {self.images_per_second:7.2f} img/s"
-        head = f"median of {self.batches} batches of {self.batch_size}"
-        return "\n".join([head, *lines, total])
+        rows.append(("total", f"{self.total:9.2f} ms {self.images_per_second:7.2f} img/s"))
+        return f"median of {self.batches} batches of {self.batch_size}\n{columns(rows, '<<')}"
 
 
 def measure(

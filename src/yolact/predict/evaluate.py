@@ -27,6 +27,7 @@ from yolact.predict.results import (
     write_json,
     write_viewer,
 )
+from yolact.tables import columns
 
 log = logging.getLogger(__name__)
 
@@ -183,19 +184,20 @@ class Evaluation:
         """The table of the reference: a row for boxes and one for masks, in percent."""
         rows = [("box", self.box)] + ([("mask", self.mask)] if self.mask_ap else [])
         names = [f".{key} " if isinstance(key, int) else f"{key} " for key in self.box]
-        line = "-------+" * (len(names) + 1)
-        cells = [_row(kind, *(_cell(value) for value in row.values())) for kind, row in rows]
-        return "\n".join([_row("", *names), line, *cells, line])
+        cells = [["", *names], *([kind, *map(_cell, row.values())] for kind, row in rows)]
+        text = columns(cells, ">" * len(cells[0]), between=" | ", edges=(" ", " |"), narrowest=5)
+        head, *lines = text.splitlines()
+        rule = "-------+" * len(cells[0])
+        return "\n".join([head, rule, *lines, rule])
 
     def per_class_table(self) -> str:
         """AP and AP at .50 of every class with ground truth, in percent."""
-        width = max([5, *(len(name) for name in self.box_ap.per_class)])
-        lines = [f" {'class':{width}} | box AP    .50 | mask AP   .50"]
+        rows = [("class", "box AP    .50", "mask AP   .50")]
         for name, box in self.box_ap.per_class.items():
             mask = self.mask_ap.per_class[name] if self.mask_ap else (UNDEFINED, UNDEFINED)
-            b, b50, m, m50 = (_cell(value) for value in (*box, *mask))
-            lines.append(f" {name:{width}} | {b:>6} {b50:>6} | {m:>7} {m50:>5}")
-        return "\n".join(lines)
+            b, b50, m, m50 = map(_cell, (*box, *mask))
+            rows.append((name, f"{b:>6} {b50:>6}", f"{m:>7} {m50:>5}"))
+        return columns(rows, "<<<", between=" | ", edges=(" ", ""))
 
 
 def evaluate(
@@ -323,10 +325,6 @@ def _batches(
             if following is not None:
                 coming.append(reader.submit(read, following))
             yield group, images
-
-
-def _row(*cells: str) -> str:
-    return "".join(f" {cell:>5} |" for cell in cells)
 
 
 def _cell(percent: float) -> str:
