@@ -141,6 +141,7 @@ def test_iterating_gives_the_instances(result: yolact.Result) -> None:
     assert dog.score == pytest.approx(0.89)
     assert (cat.mask == result.masks[0]).all()
     assert len(result) == 2
+    assert repr(result) == "<Result: cat 0.90, dog 0.89>"
 
 
 def test_paths_pillow_images_and_arrays_are_the_same_image(

@@ -7,7 +7,7 @@ to (x + 1, y + 1), so a box from 10 to 40 covers 30 pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
@@ -210,24 +210,24 @@ class Instance(NamedTuple):
     """Index of its class, from 0."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """The n objects that were found in one image, in descending score.
 
     Iterating yields an :class:`Instance` for each.
     """
 
-    image: RgbImage = field(repr=False)
+    image: RgbImage
     """The image, RGB [height, width, 3]."""
-    classes: Classes = field(repr=False)
+    classes: Classes
     """What the labels mean."""
-    labels: NDArray[np.int64] = field(repr=False)
+    labels: NDArray[np.int64]
     """[n] class indices, from 0."""
     scores: NDArray[np.float32]
     """[n], 0..1."""
     boxes: NDArray[np.int64]
     """[n, 4] x1, y1, x2, y2 in pixels, inside the image."""
-    masks: NDArray[np.bool_] = field(repr=False)
+    masks: NDArray[np.bool_]
     """[n, height, width]."""
 
     @classmethod
@@ -245,6 +245,11 @@ class Result:
     def size(self) -> tuple[int, int]:
         """(height, width) of the image in pixels."""
         return self.image.shape[0], self.image.shape[1]
+
+    def __repr__(self) -> str:
+        """Names and scores."""
+        found = ", ".join(f"{one.name} {one.score:.2f}" for one in self) or "nothing"
+        return f"<Result: {found}>"
 
     def __len__(self) -> int:
         """Number of objects."""
