@@ -1,14 +1,14 @@
-"""What all tests share: where the golden and COCO data lie, and no network."""
+"""What all tests share: the golden numbers, what lies beside the checkout, and no network."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,31 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+OWN_GOLDEN = ROOT / "tests" / "golden"
 SHARED = ROOT.parent / "shared"
-COCO_TINY = SHARED / "data" / "coco-tiny"
-GOLDEN = SHARED / "golden"
 SEED = 20240611
 
 # Importing openvino reports to its makers: no test does, whichever way it imports it.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
-def require(path: Path) -> Path:
-    """``path``, or a skip with a reason; in CI an absent path is a failure."""
-    if not path.exists():
-        if os.environ.get("CI"):
-            pytest.fail(f"{path} is missing, and CI never skips the tests that need it")
-        pytest.skip(f"{path} is not beside this checkout")
+def from_shared(name: str) -> Path:
+    """A file or folder of ``../shared``: larger data that is no part of this repository.
+
+    The only way for a test to it. A checkout with nothing beside it skips; where ``../shared`` is,
+    the file must be there as well.
+    """
+    if not SHARED.exists():
+        pytest.skip(f"needs ../shared/{name}, which is no part of the repository")
+    path = SHARED / name
+    assert path.exists(), f"{path} is missing"
     return path
 
 
 @pytest.fixture(scope="session")
 def coco_tiny() -> Path:
     """160 real COCO images in the tutorial's layout: annotations/ and images/."""
-    return require(COCO_TINY)
+    return from_shared("data/coco-tiny")
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +49,14 @@ def tiny_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training import make_shapes
 
     return make_shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture(scope="session", params=["own", "coco"])
+def pictures(request: pytest.FixtureRequest, tiny_shapes: Path) -> Path:
+    """A folder of generated pictures, then one of photographs beside the checkout."""
+    if request.param == "own":
+        return tiny_shapes / "images"
+    return from_shared("data/coco-tiny/images")
 
 
 @pytest.fixture
@@ -84,8 +95,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 class Golden:
     """One golden .npz file; :meth:`check` compares subsampled arrays."""
 
-    def __init__(self, name: str) -> None:
-        self.arrays = np.load(require(GOLDEN / name), allow_pickle=False)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.arrays = np.load(path, allow_pickle=False)
         self.meta: dict[str, Any] = json.loads(str(self.arrays["meta"]))
 
     def __getitem__(self, key: str) -> np.ndarray[Any, Any]:
@@ -107,14 +119,26 @@ class Golden:
         np.testing.assert_allclose(np.abs(wide).max(), largest, rtol=1e-4, atol=atol, err_msg=key)
 
 
-def golden(name: str) -> Golden:
-    """Open ``name`` of the golden set, or skip (fail in CI) when it is absent."""
-    return Golden(name)
+@dataclass(frozen=True)
+class GoldenSet:
+    """A folder of numbers of the original implementation; tests/golden/README.md describes it."""
+
+    name: str
+    folder: Path
+
+    def npz(self, name: str) -> Golden:
+        return Golden(self.folder / name)
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text())
 
 
-def golden_json(name: str) -> Any:
-    """A JSON file of the golden set, or a skip (a failure in CI) when it is absent."""
-    return json.loads(require(GOLDEN / name).read_text())
+@pytest.fixture(scope="session", params=["own", "coco"])
+def golden(request: pytest.FixtureRequest) -> GoldenSet:
+    """The numbers on this project's own pictures, then those on photographs beside the checkout."""
+    if request.param == "own":
+        return GoldenSet("own", OWN_GOLDEN)
+    return GoldenSet("coco", from_shared("golden"))
 
 
 GAIN = {

@@ -17,7 +17,6 @@ from unittest.mock import patch
 from tqdm import tqdm
 
 from yolact.download import coco as download
-from yolact.download import unzip as unpack
 from yolact.download.coco_archives import Archive
 from yolact.download.file import fetch
 from yolact.download.http import Patience
@@ -52,17 +51,18 @@ def run(folder: str, mirror: str, started: Connection) -> None:
     """Say that all is imported, then download slowly enough to be hit anywhere."""
     started.send(True)
     tqdm.set_lock(threading.RLock())  # its usual one needs a semaphore, which SIGKILL leaks
-    write = unpack._Job._write
+    archives = list(zips())
+    open_member = zipfile.ZipFile.open
 
-    def slow_write(*args: Any) -> None:
-        write(*args)
+    def slowly(*args: Any) -> Any:
         time.sleep(_SLOW)
+        return open_member(*args)
 
     patience = Patience(first_wait=0.01, save_every=0.03)
     options = download.Options((mirror,), workers=2, patience=patience)
     with (
-        patch.object(unpack._Job, "_write", slow_write),
+        patch.object(zipfile.ZipFile, "open", slowly),
         patch.object(download, "fetch", partial(fetch, piece=30_000)),
         patch.object(download, "flush_disks"),  # it would wait for other processes' files
     ):
-        download.download(list(zips()), Path(folder), options)
+        download.download(archives, Path(folder), options)

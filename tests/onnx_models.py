@@ -58,11 +58,12 @@ PRUNE = partial(prune, share=0.6)
 
 def quantized_model(pruning: Callable[[nn.Module], None] = PRUNE) -> Yolact:
     """A pruned small network whose quantizers have seen a few images, as after training."""
+    from yolact.sparsify.recipe import load_recipe
     from yolact.sparsify.structure import apply_structure
 
     model = small_model()
     pruning(model)
-    apply_structure(model, QUANTIZATION)
+    apply_structure(model, load_recipe(QUANTIZATION))
     model.apply(torch.ao.quantization.enable_observer)
     for seed in range(2):
         model.eval()(noise(2, seed))  # with gradients on: observers look at training only
@@ -72,6 +73,17 @@ def quantized_model(pruning: Callable[[nn.Module], None] = PRUNE) -> Yolact:
 def noise(count: int, seed: int) -> Tensor:
     """[count, 3, SIDE, SIDE] images."""
     return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Keep the running statistics, scales and shifts of all batch norms as they are.
+
+    ``model.train()`` lets the statistics move again, so call this after it.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+            module.requires_grad_(False)
 
 
 def outputs_of(model: Yolact, images: Tensor) -> RawOutputs:

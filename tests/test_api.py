@@ -30,7 +30,7 @@ from yolact.data.coco import CocoInstances
 from yolact.data.images import read_rgb
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError, StorageError
-from yolact.exporter.trace import test_card as card
+from yolact.exporter.trace import generated_picture as card
 from yolact.predict.draw import Style
 
 Mask = NDArray[np.bool_]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from onnx_models import CLASSES, SIDE, save, small_model
-from yolact.bench.benchmark import BenchmarkOptions, benchmark, benchmark_pair, parse_input_shapes
+from yolact.bench.benchmark import benchmark, benchmark_pair
+from yolact.bench.options import BenchmarkOptions, parse_input_shapes
 from yolact.bench.timing import (
     PERCENTILES,
     STAGES,
@@ -22,7 +22,8 @@ from yolact.bench.timing import (
 )
 from yolact.errors import ConfigError
 from yolact.exporter.export import export
-from yolact.host import available_cpus, numa_cpus, parse_cpu_list, physical_cores, pinned
+from yolact.exporter.options import ExportOptions
+from yolact.host import physical_cores
 
 
 @pytest.fixture(scope="module")
@@ -106,39 +107,6 @@ def test_a_pair_is_measured_in_turns_and_the_ratio_is_that_of_the_medians() -> N
     assert pair.quartiles[0] <= pair.quartiles[1]
 
 
-def test_cpu_lists_are_read_as_the_kernel_writes_them() -> None:
-    assert parse_cpu_list("0-2,8,10-11\n") == [0, 1, 2, 8, 10, 11]
-    assert parse_cpu_list("") == []
-
-
-def test_threads_of_one_core_are_one_core(tmp_path: Path) -> None:
-    cpus = available_cpus()
-    for cpu in cpus:
-        topology = tmp_path / f"cpu/cpu{cpu}/topology"
-        topology.mkdir(parents=True)
-        (topology / "thread_siblings_list").write_text("all of them\n")
-    assert physical_cores(tmp_path) == [cpus]
-    assert physical_cores(tmp_path / "nowhere") == [[cpu] for cpu in cpus]
-
-
-def test_the_memory_node_with_most_cpus_is_taken(tmp_path: Path) -> None:
-    cpus = available_cpus()
-    for node, members in enumerate(["1000-1003", f"{cpus[0]}"]):
-        folder = tmp_path / f"node/node{node}"
-        folder.mkdir(parents=True)
-        (folder / "cpulist").write_text(members)
-    assert numa_cpus(tmp_path) == [cpus[0]]
-    assert numa_cpus(tmp_path / "nowhere") == cpus
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot pin threads")
-def test_pinning_ends_with_the_block() -> None:
-    before = available_cpus()
-    with pinned(before[:1]):
-        assert available_cpus() == before[:1]
-    assert available_cpus() == before
-
-
 def test_options_default_to_all_cores_and_half_as_many_streams() -> None:
     cores = len(physical_cores())
     options = BenchmarkOptions(scenario="async")
@@ -217,7 +185,7 @@ def test_checkpoints_are_measured_through_torch(tmp_path: Path) -> None:
 
 def test_a_static_file_decides_the_batch_size(tmp_path: Path) -> None:
     path = tmp_path / "two.onnx"
-    export(small_model(), CLASSES, path, batch_size=2, static=True)
+    export(small_model(), CLASSES, path, ExportOptions(batch_size=2, static=True))
     assert benchmark(path, quick()).batch_size == 2
     with pytest.raises(ConfigError, match="takes batches of 2, not 3") as caught:
         benchmark(path, quick(batch_size=3))
@@ -236,6 +204,6 @@ def test_pairs_need_the_same_batch_size_and_one_stream(onnx_file: Path, tmp_path
     with pytest.raises(ConfigError, match="scenario sync only"):
         benchmark_pair(onnx_file, onnx_file, quick(scenario="async"))
     path = tmp_path / "two.onnx"
-    export(small_model(), CLASSES, path, batch_size=2, static=True)
+    export(small_model(), CLASSES, path, ExportOptions(batch_size=2, static=True))
     with pytest.raises(ConfigError, match="the models take batches of 1 and 2"):
         benchmark_pair(onnx_file, path, quick())

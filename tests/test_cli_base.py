@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import yolact
-from conftest import SHARED, require
+from conftest import OWN_GOLDEN, SHARED, from_shared
 from yolact import errors
 from yolact.cli.base import Command, setup_logging
 from yolact.cli.main import COMMANDS, command, main
@@ -72,12 +72,13 @@ def test_values_keep_their_marks() -> None:
 
 
 def mirrored(name: str) -> list[Any]:
-    """(flags, default) of every option of a mirrored command."""
-    if not (SHARED / "spec" / "cli_options.json").exists():
-        return []
-    content = json.loads((SHARED / "spec" / "cli_options.json").read_text())
+    """(flags, default) of every option of a mirrored command, as each list there is has it."""
+    lists = (OWN_GOLDEN / "cli_options.json", SHARED / "spec" / "cli_options.json")
+    contents = [json.loads(path.read_text()) for path in lists if path.exists()]
     return [
         pytest.param(command_of(name), entry, id=entry["flags"][0])
+        for content in contents
+        if name in content
         for entry in content[name]["options"]
     ]
 
@@ -100,8 +101,12 @@ OTHER_DEFAULTS = {
 
 
 def test_the_mirrored_options_are_at_hand() -> None:
-    require(SHARED / "spec" / "cli_options.json")
-    assert MIRRORED
+    assert {parameters.values[0] for parameters in MIRRORED} >= {"train", "export_onnx"}
+
+
+def test_the_options_of_download_are_at_hand() -> None:
+    from_shared("spec/cli_options.json")
+    assert "download" in {parameters.values[0] for parameters in MIRRORED}
 
 
 @pytest.mark.parametrize(("name", "entry"), MIRRORED)

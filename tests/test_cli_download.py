@@ -18,8 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loopback import Loopback, serving
-from yolact.cli.download import COCO_NAMES, download
+from yolact.cli.download import download
 from yolact.download.coco_archives import DATASETS, Archive
+from yolact.download.options import COCO_NAMES
+from yolact.download.stubs import WEIGHTS, Weights
 from yolact.download.unzip import Rules
 from yolact.errors import ConfigError, DataError, DownloadError, StorageError
 from yolact.model_files import read_once
@@ -255,16 +257,16 @@ def test_a_long_list_of_findings_is_cut(tmp_path: Path, monkeypatch: pytest.Monk
 def test_weights_go_to_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def fetch(name: str, folder: Path, validate: object, *, mirror: str | None) -> Path:
+    def fetch(file: Weights, folder: Path, validate: object, *, mirror: str | None) -> Path:
         assert validate is read_once
-        asked.append((name, folder, mirror))
+        asked.append((file, folder, mirror))
         return folder / "file.pth"
 
     monkeypatch.setattr("yolact.download.trusted.fetch_weights", fetch)
     options = ("--dataset", "none", "--weights", "backbone")
     result = call(*options, "--mirror", "http://nas")
     assert (result.exit_code, result.stdout) == (0, "weights/file.pth: backbone weights\n")
-    assert asked == [("backbone", Path("weights"), "http://nas")]
+    assert asked == [(WEIGHTS["backbone"], Path("weights"), "http://nas")]
     announced = call(*options, "--dry-run").stdout
     assert re.fullmatch(r"https://\S+/darknet53.pth -> weights/darknet53.pth\n", announced)
 

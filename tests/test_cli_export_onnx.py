@@ -17,12 +17,12 @@ from click.testing import CliRunner, Result
 from onnx_models import CLASSES, QUANTIZATION, quantized_model, save, small_model
 from yolact.cli.export_onnx import export_onnx, input_side, onnx_path
 from yolact.engines import load_engine
-from yolact.engines.compress import Compression, compressed_size
+from yolact.engines.compress import compressed_size
 from yolact.engines.onnx_file import ModelMetadata
 from yolact.errors import CheckpointError, ConfigError, DataError, RecipeError, StorageError
-from yolact.exporter import export as export_module
 from yolact.exporter.graph import graph_sparsity
-from yolact.exporter.trace import test_card as card
+from yolact.exporter.trace import generated_picture
+from yolact.files import Compression
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_detection_inside_is_reported_output_by_output(checkpoint: Path) -> None
     assert re.fullmatch(r"finds the \d+ objects that PyTorch finds in the sample", lines[14])
     folder = checkpoint.parent / "deployment"
     picture = folder.parent / "picture.png"
-    cv2.imwrite(str(picture), card(60, 80))
+    cv2.imwrite(str(picture), generated_picture(60, 80))
     done = subprocess.run(
         [sys.executable, folder / "run.py", picture, folder.parent / "result.png"],
         capture_output=True,
@@ -167,7 +167,7 @@ def test_nothing_is_compressed_twice(
         counted.append(kind)
         return compressed_size(path, kind)
 
-    monkeypatch.setattr(export_module, "compressed_size", count)
+    monkeypatch.setattr("yolact.exporter.export.compressed_size", count)
     assert invoke("--checkpoint", checkpoint, "--compress", "gz").exit_code == 0
     assert counted == ["zst"]
 

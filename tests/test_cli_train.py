@@ -24,13 +24,12 @@ from training import (
     renamed,
     tiny_config,
 )
-from yolact import config as config_module
 from yolact.checkpoint import load_checkpoint
-from yolact.cli.train import train
+from yolact.cli.train import train, train_settings
+from yolact.config import CONFIGS
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 from yolact.sparsify.report.sparsity import overall_sparsity
-from yolact.training import loop as train_module
 from yolact.training.settings import TrainSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
@@ -41,7 +40,7 @@ TESTS = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(config_module.CONFIGS, "tiny_config", tiny_config)
+    monkeypatch.setitem(CONFIGS, "tiny_config", tiny_config)
 
 
 def data_options(folder: Path) -> list[str]:
@@ -63,18 +62,10 @@ def two_epochs(folder: Path, *args: str | Path) -> Result:
     return call(folder, "--epochs", "2", "--save_interval", "2", *args)
 
 
-def settings_of(monkeypatch: pytest.MonkeyPatch, folder: Path, *args: str | Path) -> TrainSettings:
-    """What the command would ask the training loop for."""
-    seen: list[TrainSettings] = []
-
-    def noted(settings: TrainSettings) -> None:
-        seen.append(settings)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train_module, "train", noted)
-    result = call(folder, *args)
-    assert result.exit_code == 130, result.output
-    return seen[0]
+def settings_of(*args: str | Path) -> TrainSettings:
+    """What the command asks the training loop for; later options override."""
+    words = ["--config", "tiny", "--device", "cpu", *(str(arg) for arg in args)]
+    return train_settings(train.make_context("train", words).params)
 
 
 def test_a_run_prints_where_its_files_are_and_how_good_it_is(tiny_shapes: Path) -> None:
@@ -129,10 +120,8 @@ def test_a_dry_run_checks_recipe_and_data(tiny_shapes: Path) -> None:
     assert names(Path()) == []
 
 
-def test_options_reach_the_settings(tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_reach_the_settings() -> None:
     settings = settings_of(
-        monkeypatch,
-        tiny_shapes,
         *("--learning_rate", "0.5", "--momentum", "0.25", "--weight-decay", "0.125"),
         *("--gamma", "0.75", "--clip_grad", "3", "--image_size", "96", "--no_augment"),
         *("--batch_size", "6", "--accumulate", "2", "--epochs", "1.5", "--no-autoscale"),
@@ -157,25 +146,18 @@ def test_options_reach_the_settings(tiny_shapes: Path, monkeypatch: pytest.Monke
     assert settings.recipe_args == {"a": 1}
 
 
-def test_defaults_are_those_of_the_config(
-    tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = settings_of(monkeypatch, tiny_shapes)
+def test_defaults_are_those_of_the_config() -> None:
+    settings = settings_of()
     assert settings.config == tiny_config()
     assert settings.device == "cpu" and settings.autoscale and settings.save.interrupt
 
 
-def test_cuda_false_means_the_cpu(tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = settings_of(monkeypatch, tiny_shapes, "--device", "auto", "--cuda", "False").device
-    assert device == "cpu"
+def test_cuda_false_means_the_cpu() -> None:
+    assert settings_of("--device", "auto", "--cuda", "False").device == "cpu"
 
 
-def test_data_sets_have_their_usual_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[TrainSettings] = []
-    monkeypatch.setattr(train_module, "train", seen.append)
-    for name in ("coco2017_dataset", "shapes"):
-        CliRunner().invoke(train, ["--config", "tiny", "--dataset", name])
-    coco, shapes = (settings.data for settings in seen)
+def test_data_sets_have_their_usual_folders() -> None:
+    coco, shapes = (settings_of("--dataset", name).data for name in ("coco2017_dataset", "shapes"))
     assert coco.train_info == Path("data/coco/annotations/instances_train2017.json")
     assert coco.validation_images == Path("data/coco/images")
     assert shapes.validation_info == Path("data/shapes/annotations/instances_val.json")
@@ -200,10 +182,8 @@ def test_latest_and_paths_continue_exactly(tiny_shapes: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [("False",), ("no",), ("0",)])
-def test_resume_false_with_a_checkpoint_begins_anew(
-    tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
-) -> None:
-    settings = settings_of(monkeypatch, tiny_shapes, "--resume", *words, "--ckpt", "a.pth")
+def test_resume_false_with_a_checkpoint_begins_anew(words: tuple[str, ...]) -> None:
+    settings = settings_of("--resume", *words, "--ckpt", "a.pth")
     assert settings.start.checkpoint == Path("a.pth") and not settings.start.resume
 
 
@@ -287,9 +267,7 @@ def test_weights_for_other_classes_begin_a_new_run(tiny_shapes: Path, tmp_path: 
     assert "class layers new: other classes" in result.stderr
 
 
-def test_a_backbone_file_is_used_when_named_or_in_its_usual_place(
-    tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backbone_file_is_used_when_named_or_in_its_usual_place(tiny_shapes: Path) -> None:
     Path("weights").mkdir()
     torch.save(Yolact(tiny_config().model).backbone.state_dict(), "weights/darknet53.pth")
     for words in (
@@ -300,21 +278,17 @@ def test_a_backbone_file_is_used_when_named_or_in_its_usual_place(
         result = two_epochs(tiny_shapes, *words, "--dry-run")
         line = "weights     backbone weights/darknet53.pth, the rest random"
         assert line in result.stdout.splitlines(), result.output
-    full = settings_of(monkeypatch, tiny_shapes, "--config", "yolact_darknet53_config")
+    full = settings_of("--config", "yolact_darknet53_config")
     assert full.start.backbone == Path("weights/darknet53.pth")
-    small = settings_of(monkeypatch, tiny_shapes)
-    assert small.start.backbone is None
+    assert settings_of().start.backbone is None
 
 
 def test_random_weights_of_the_full_network_are_warned_of(
-    tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(
-        train_module, "train", lambda settings: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
-    result = call(tiny_shapes, "--config", "yolact_darknet53_config")
-    assert result.stderr.splitlines()[0] == (
-        "warning: no weights/darknet53.pth and no --resume: training from random weights"
+    settings_of("--config", "yolact_darknet53_config")
+    assert capsys.readouterr().err == (
+        "warning: no weights/darknet53.pth and no --resume: training from random weights\n"
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from onnx_models import CLASSES, SIDE, noise, quantized_model, small_model
 from yolact.config import DetectConfig
@@ -25,7 +26,8 @@ from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.engines.openvino import openvino_core
 from yolact.exporter.deployment import write_deployment
 from yolact.exporter.export import export
-from yolact.exporter.trace import test_card as card
+from yolact.exporter.options import ExportOptions
+from yolact.exporter.trace import generated_picture
 from yolact.exporter.verify import sqnr
 from yolact.predict.detect import detect
 from yolact.predict.pipeline import find
@@ -49,12 +51,14 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a file once for each set of options."""
     made: dict[str, Path] = {}
 
-    def make(*, quantized: bool = False, **options: Any) -> Path:
-        key = f"{quantized} {options}"
+    def make(
+        *, quantized: bool = False, images: Sequence[Tensor] | None = None, **options: Any
+    ) -> Path:
+        key = f"{quantized} {images is None} {options}"
         if key not in made:
             model = quantized_model() if quantized else small_model()
             path = tmp_path_factory.mktemp("exports") / "m.onnx"
-            made[key] = export(model, CLASSES, path, **options).path
+            made[key] = export(model, CLASSES, path, ExportOptions(**options), images=images).path
         return made[key]
 
     return make
@@ -194,7 +198,8 @@ def test_the_pipeline_of_deepsparse_finds_what_we_find(
     tmp_path: Path,
 ) -> None:
     path = exports(quantized=quantized, layout=layout, image_size=PIPELINE_SIDE)
-    image = card(PIPELINE_SIDE, PIPELINE_SIDE)  # of the network's size: each resizes in its own way
+    # Of the network's size: each resizes in its own way.
+    image = generated_picture(PIPELINE_SIDE, PIPELINE_SIDE)
     np.save(tmp_path / "image.npy", image)
     run_in(
         *(deepsparse, "deepsparse_pipeline.py", path),
@@ -247,7 +252,7 @@ def test_the_annotate_command_of_deepsparse_draws_what_it_finds(
     deepsparse: Path, exports: Callable[..., Path], engine: str, tmp_path: Path
 ) -> None:
     model = exports(quantized=True, layout="deepsparse", image_size=PIPELINE_SIDE)
-    picture = card(PIPELINE_SIDE, PIPELINE_SIDE)
+    picture = generated_picture(PIPELINE_SIDE, PIPELINE_SIDE)
     cv2.imwrite(str(tmp_path / "card.png"), picture[..., ::-1])
     result = subprocess.run(
         [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conftest import golden_json
+from conftest import GoldenSet
 from yolact.config import (
     CONFIGS,
     DetectConfig,
@@ -24,9 +24,9 @@ from yolact.data.labels import COCO_CLASSES
 from yolact.errors import ConfigError
 
 
-def test_the_network_has_the_published_shape() -> None:
-    golden = golden_json("config.json")
-    published, constants = golden["config"], golden["constants_not_in_config"]
+def test_the_network_has_the_published_shape(golden: GoldenSet) -> None:
+    content = golden.json("config.json")
+    published, constants = content["config"], content["constants_not_in_config"]
     backbone, model = published["backbone"], yolact_darknet53().model
     assert published["name"] == yolact_darknet53().name
     assert published["num_classes"] == model.num_classes + 1
@@ -92,18 +92,20 @@ def test_the_network_has_the_published_shape() -> None:
         ),
     ],
 )
-def test_settings_have_the_published_values(part: str, names: dict[str, str]) -> None:
-    published = golden_json("config.json")["config"]
+def test_settings_have_the_published_values(
+    golden: GoldenSet, part: str, names: dict[str, str]
+) -> None:
+    published = golden.json("config.json")["config"]
     ours = yolact_darknet53().to_dict()[part]
     for name, theirs in names.items():
         value = list(ours[name]) if isinstance(ours[name], tuple) else ours[name]
         assert value == published[theirs], name
 
 
-def test_class_names_and_ids_are_those_of_coco() -> None:
-    golden = golden_json("config.json")
-    assert list(COCO_CLASSES.names) == golden["class_names"]
-    labels = {int(k): v for k, v in golden["label_map"].items() if k != "note"}
+def test_class_names_and_ids_are_those_of_coco(golden: GoldenSet) -> None:
+    content = golden.json("config.json")
+    assert list(COCO_CLASSES.names) == content["class_names"]
+    labels = {int(k): v for k, v in content["label_map"].items() if k != "note"}
     assert {category: index + 1 for category, index in COCO_CLASSES.index_of.items()} == labels
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle
 
-from conftest import golden, golden_json
+from conftest import GoldenSet, from_shared
 from yolact.config import AugmentConfig
 from yolact.data.coco import CocoInstances, evaluation_order
 from yolact.data.transforms import EvalTransform, TrainTransform
@@ -292,8 +292,8 @@ def test_a_pickled_dataset_gives_the_same_samples(tmp_path: Path) -> None:
     assert thawed.coco.anns == dataset.coco.anns
 
 
-def test_limited_evaluation_takes_images_in_the_published_order() -> None:
-    ap = golden_json("ap.json")
+def test_limited_evaluation_takes_images_in_the_published_order(golden: GoldenSet) -> None:
+    ap = golden.json("ap.json")
     assert evaluation_order(ap["image_ids"]) == ap["evaluation_order_by_hash"]
 
 
@@ -302,12 +302,24 @@ def test_the_evaluation_order_loses_no_image(image_ids: list[int]) -> None:
     assert sorted(evaluation_order(image_ids)) == sorted(image_ids)
 
 
+@pytest.fixture
+def annotated(golden: GoldenSet, tmp_path: Path) -> tuple[Path, Path]:
+    """Images and annotation file of a golden set; its own annotations tell the images' sizes."""
+    if golden.name == "coco":
+        folder = from_shared("data/coco-tiny")
+        return folder / "images", folder / "annotations" / "instances_train2017.json"
+    for image in golden.json("ap_gt.json")["images"]:
+        Image.new("RGB", (image["width"], image["height"])).save(tmp_path / image["file_name"])
+    return tmp_path, golden.folder / "ap_gt.json"
+
+
 @pytest.mark.parametrize("case", ["pull.0", "pull.1", "pull.2"])
-def test_ground_truth_of_real_images_equals_golden(coco_tiny: Path, case: str) -> None:
+def test_ground_truth_equals_golden(
+    golden: GoldenSet, annotated: tuple[Path, Path], case: str
+) -> None:
     """Golden leaves out what is smaller than 4/550 of the image; the evaluation here does not."""
-    data = golden("augmentation.npz")
-    annotations = coco_tiny / "annotations" / "instances_train2017.json"
-    dataset = CocoInstances(coco_tiny / "images", annotations, EvalTransform(550))
+    data = golden.npz("augmentation.npz")
+    dataset = CocoInstances(*annotated, EvalTransform(550))
     sample = dataset[dataset.image_ids.index(data.meta["cases"][case]["image"][1])]
     boxes = sample.target.boxes
     large = ((boxes[:, 2:] - boxes[:, :2]) > 4 / 550).all(1)

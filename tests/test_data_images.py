@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from conftest import golden
+from conftest import GoldenSet
 from yolact.data.images import read_rgb
 from yolact.errors import DataError
 
@@ -27,8 +27,8 @@ def picture(height: int = 40, width: int = 60) -> NDArray[np.uint8]:
     return image
 
 
-def test_a_jpeg_decodes_as_the_reference_decoded_it(tmp_path: Path) -> None:
-    forward = golden("forward.npz")
+def test_a_jpeg_decodes_as_the_reference_decoded_it(golden: GoldenSet, tmp_path: Path) -> None:
+    forward = golden.npz("forward.npz")
     path = tmp_path / "image.jpg"
     path.write_bytes(forward["image.jpg"].tobytes())
     bgr = cv2.imdecode(forward["image.png"], cv2.IMREAD_COLOR)

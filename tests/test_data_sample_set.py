@@ -9,16 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from yolact.data.annotations import to_rle
 from yolact.data.coco import CocoInstances
 from yolact.data.sample_scenes import draw_scene
-from yolact.data.sample_set import SHAPE_CLASSES, _annotation, _run_lengths, generate_shapes
+from yolact.data.sample_set import SHAPE_CLASSES, annotation_of, generate_shapes
 from yolact.data.transforms import EvalTransform
 from yolact.errors import ConfigError, StorageError
 
@@ -106,15 +102,6 @@ def test_ids_of_the_two_parts_differ(folder: Path) -> None:
         assert len(set(ids)) == len(ids)
 
 
-@given(arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_run_lengths_are_cocos_uncompressed_rle(mask: NDArray[np.bool_]) -> None:
-    counts = _run_lengths(mask)
-    assert sum(counts) == mask.size and all(count > 0 for count in counts[1:])
-    size = list(mask.shape)
-    decoded = rle.decode(to_rle({"size": size, "counts": counts}, *size))
-    np.testing.assert_array_equal(decoded, mask)
-
-
 @pytest.mark.parametrize("number", range(8))
 def test_annotated_masks_are_the_pixels_one_sees(number: int) -> None:
     _, things = draw_scene(np.random.default_rng(number), 120, 140)
@@ -131,7 +118,7 @@ def test_polygons_agree_with_the_drawn_mask() -> None:
     for number in range(20):
         _, things = draw_scene(np.random.default_rng(number), 160, 160)
         for thing in things:
-            entry = _annotation(thing)
+            entry = annotation_of(thing)
             mask = rle.decode(to_rle(entry["segmentation"], 160, 160)).astype(bool)
             union = (mask | thing.visible).sum()
             overlap = (mask & thing.visible).sum() / union
@@ -172,7 +159,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("yolact.data.sample_set._write_jpeg", interrupt)
+    monkeypatch.setattr("cv2.imencode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         generate_shapes(tmp_path / "shapes", train=2, val=1)
     assert list(tmp_path.iterdir()) == []

@@ -43,6 +43,7 @@ from yolact.loss.criterion import YolactLoss
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 from yolact.sparsify.distillation import DistillationSchedule, OutputDistillation
+from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.structure import apply_structure
 from yolact.training.loop import TrainResult, train
 from yolact.training.settings import SaveSettings, StartSettings
@@ -207,7 +208,7 @@ def test_features_are_the_same_layers_before_and_after_fusing() -> None:
     model = Yolact(tiny_config().model)
     names = feature_layers(model.config, None)
     fused = copy.deepcopy(model)
-    apply_structure(fused, LENGTH + "- !QuantizationModifier {start_epoch: 0}\n")
+    apply_structure(fused, load_recipe(LENGTH + "- !QuantizationModifier {start_epoch: 0}\n"))
     fused.apply(torch.ao.quantization.disable_fake_quant)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad(), watched(model.eval(), names) as one, watched(fused.eval(), names) as two:
@@ -344,7 +345,7 @@ def test_steps_name_the_distilled_loss(tiny_shapes: Path) -> None:
     schedule = DistillationSchedule(((0.0, 1.0, phase),))
     other = Teacher(copy.deepcopy(run.model).eval().requires_grad_(False), "a copy")
     stepper = make_stepper(run.model)
-    stepper.criterion = Distillation(YolactLoss(CONFIG), other, schedule, run.model)
+    stepper.objective = Distillation(YolactLoss(CONFIG), other, schedule, run.model)
     losses = stepper.gradients([next(iter_batches(run))])
     assert list(losses) == ["box", "classification", "mask", "semantic", "distillation"]
 

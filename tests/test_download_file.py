@@ -145,14 +145,16 @@ def test_an_interrupted_run_is_gone_on_with(
 def test_ctrl_c_loses_nothing(
     server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(_: Any) -> None:
+    save = Part.save
+
+    def interrupt(part: Part) -> None:
+        monkeypatch.setattr(Part, "save", save)
         raise KeyboardInterrupt
 
     server.plan(NAME, Fault(stall=50_000))
-    with monkeypatch.context() as patched:
-        patched.setattr("yolact.download.file.Reading.tick", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            get(unknown(server), tmp_path, piece=10**6)
+    monkeypatch.setattr(Part, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        get(unknown(server), tmp_path, piece=10**6)
     server.log.clear()
     get(unknown(server), tmp_path, piece=10**6)
     assert server.ranges(NAME) == ["bytes=50000-99999"]

@@ -9,15 +9,12 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolact.download import unzip as unpack_module
 from yolact.download.unzip import Rules, Unpacked, unpack
 from yolact.errors import DownloadError, StorageError
 
@@ -66,11 +63,10 @@ def refusal(tmp_path: Path, data: bytes, rules: Rules = RULES) -> str:
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("batch", [1, 500, 1 << 22])
 def test_files_come_out_without_their_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, compression: int, batch: int
+    tmp_path: Path, workers: int, compression: int, batch: int
 ) -> None:
-    monkeypatch.setattr(unpack_module, "_BATCH", batch)
     path, folder = put(tmp_path, good(compression))
-    got = unpack(path, folder, RULES, workers=workers)
+    got = unpack(path, folder, RULES, workers=workers, batch=batch)
     assert files(folder) == FILES
     assert got == [Unpacked(name, len(data), zlib.crc32(data)) for name, data in FILES.items()]
 
@@ -132,7 +128,7 @@ def test_a_bomb_that_states_a_small_size_is_cut_and_refused(tmp_path: Path) -> N
     """The central directory says 100 bytes; the stream goes on for a hundred megabytes."""
     bomb = zipped([("val2017/bomb.jpg", bytes(10**8))], zipfile.ZIP_DEFLATED)
     said = refusal(tmp_path, bomb.replace(struct.pack("<L", 10**8), struct.pack("<L", 100)))
-    assert said == "a.zip is damaged: Bad CRC-32 for file 'val2017/bomb.jpg'"
+    assert said.startswith("a.zip is damaged: ") and "bomb.jpg" in said
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -175,7 +171,7 @@ def test_a_wrong_crc_is_found_and_the_file_does_not_appear(tmp_path: Path) -> No
     path, folder = put(tmp_path, good().replace(bytes([7]) * 107, bytes([8]) * 107))
     with pytest.raises(DownloadError) as error:
         unpack(path, folder, RULES)
-    assert str(error.value) == f"{path} is damaged: Bad CRC-32 for file 'val2017/7.jpg'"
+    assert str(error.value).startswith(f"{path} is damaged: ") and "7.jpg" in str(error.value)
     got = files(folder)
     assert "7.jpg" not in got and got.items() <= FILES.items()
 
@@ -203,9 +199,7 @@ def test_no_flipped_byte_gets_through(
     assert not got or len(got) == len(there)
 
 
-def test_an_interrupted_call_is_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_call_is_gone_on_with(tmp_path: Path) -> None:
     path, folder = put(tmp_path, good())
     unpack(path, folder, RULES)
     kept = folder / "3.jpg"
@@ -220,22 +214,16 @@ def test_an_interrupted_call_is_gone_on_with(
     assert kept.stat().st_ino == inode
 
 
-def test_it_ends_early_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop = threading.Event()
-    write: Callable[..., None] = unpack_module._Job._write
-    count = 0
+def test_it_ends_early_on_request(tmp_path: Path) -> None:
+    class AfterFour(threading.Event):
+        """Set as soon as four files have their names."""
 
-    def stopping(*args: Any) -> None:
-        nonlocal count
-        write(*args)
-        count += 1
-        if count == 5:
-            stop.set()
+        def is_set(self) -> bool:
+            return len(list(folder.glob("*.jpg"))) >= 4
 
-    monkeypatch.setattr(unpack_module._Job, "_write", stopping)
     path, folder = put(tmp_path, good())
     with pytest.raises(KeyboardInterrupt):
-        unpack(path, folder, RULES, workers=1, stop=stop)
+        unpack(path, folder, RULES, workers=1, stop=AfterFour())
     got = files(folder)
     assert len(got) == 4 and got.items() <= FILES.items()
 

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from onnx_models import CLASSES, SIDE, small_model
 from yolact.config import DetectConfig
@@ -19,10 +20,10 @@ from yolact.data.images import read_rgb
 from yolact.engines.onnx_file import OUTPUT_MEANINGS
 from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.errors import StorageError
-from yolact.exporter import deployment
 from yolact.exporter.deployment import FILES, require_deployable, write_deployment
 from yolact.exporter.export import export
-from yolact.exporter.trace import test_card as card
+from yolact.exporter.options import ExportOptions
+from yolact.exporter.trace import generated_picture
 from yolact.predict.pipeline import find
 from yolact.predict.postprocess import above
 
@@ -81,8 +82,6 @@ def test_the_sample_is_an_input_and_what_it_gives(folder: Path) -> None:
     sample = np.load(folder / "sample.npz", allow_pickle=False)
     graph = onnx.load(str(folder / "model.onnx")).graph
     assert sorted(sample) == sorted(["input", *(output.name for output in graph.output)])
-    import torch
-
     outputs = run_graph(folder / "model.onnx", torch.from_numpy(sample["input"]))
     for name, expected in outputs.items():
         np.testing.assert_allclose(sample[name], expected, atol=1e-6)
@@ -92,7 +91,7 @@ def test_the_script_finds_what_we_find_and_needs_nothing_of_ours(
     folder: Path, tmp_path: Path
 ) -> None:
     picture = tmp_path / "picture.png"
-    cv2.imwrite(str(picture), cv2.cvtColor(card(150, 200), cv2.COLOR_RGB2BGR))
+    cv2.imwrite(str(picture), cv2.cvtColor(generated_picture(150, 200), cv2.COLOR_RGB2BGR))
     result = run_alone(folder, picture, tmp_path / "result.png")
     assert result.returncode == 0, result.stderr
     engine = OrtEngine(folder / "model.onnx")
@@ -161,10 +160,10 @@ def test_a_folder_that_fails_half_way_leaves_the_older_one(
     (tmp_path / "deployment").mkdir()
     (tmp_path / "deployment" / "labels.txt").write_text("yesterday's")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(deployment, "_write_sample", fail)
+    monkeypatch.setattr(np, "savez_compressed", fail)
     with pytest.raises(StorageError, match="no space left to write"):
         write_deployment(path)
     assert [p.name for p in (tmp_path / "deployment").iterdir()] == ["labels.txt"]
@@ -196,5 +195,5 @@ def test_exporting_again_does_not_change_a_folder_made_before(tmp_path: Path) ->
     export(small_model(), CLASSES, path)
     model = write_deployment(path) / "model.onnx"
     before = model.read_bytes()
-    export(small_model(), CLASSES, path, opset=17)
+    export(small_model(), CLASSES, path, ExportOptions(opset=17))
     assert model.read_bytes() == before != path.read_bytes()

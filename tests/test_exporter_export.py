@@ -13,16 +13,14 @@ import onnx
 import pytest
 import torch
 
-from conftest import COCO_TINY, require
 from onnx_models import CLASSES, SIDE, outputs_of, prune, small_model, with_golden_weights
 from yolact.config import named_config
 from yolact.data.labels import Classes
 from yolact.engines.onnxruntime import OrtEngine
 from yolact.errors import ConfigError, DataError, ExportError, StorageError
-from yolact.exporter import export as export_module
 from yolact.exporter.export import ExportReport, export
 from yolact.exporter.graph import conv_weights, infer_shapes
-from yolact.exporter.trace import OPSETS
+from yolact.exporter.options import OPSETS, ExportOptions
 from yolact.exporter.verify import TOLERANCE
 from yolact.model.yolact import Yolact
 from yolact.types import RawOutputs
@@ -93,7 +91,7 @@ def test_only_the_batch_axis_is_dynamic(exported: Exported) -> None:
 
 @pytest.mark.parametrize("side", [97, 130, 138])
 def test_sides_that_do_not_halve_evenly_keep_their_sizes(side: int, tmp_path: Path) -> None:
-    report = export(small_model(), CLASSES, tmp_path / "m.onnx", image_size=side)
+    report = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(image_size=side))
     priors = report.output_shapes[3][0]
     shapes = infer_shapes(onnx.load(str(report.path)))
     assert [shapes[name][1] for name in ("loc", "conf", "mask")] == [priors] * 3
@@ -121,7 +119,7 @@ def test_zeros_have_no_sign(exported: Exported) -> None:
 def test_opset_is_14_unless_asked_for(exported: Exported, tmp_path: Path) -> None:
     assert [o.version for o in exported.graph.opset_import] == [14]
     path = tmp_path / "newest.onnx"
-    export(exported.model, CLASSES, path, opset=OPSETS[-1])
+    export(exported.model, CLASSES, path, ExportOptions(opset=OPSETS[-1]))
     assert [o.version for o in onnx.load(str(path)).opset_import] == [OPSETS[-1]]
 
 
@@ -138,7 +136,9 @@ def test_any_batch_size_gives_each_image_its_own_result(exported: Exported) -> N
 
 
 def test_a_static_file_takes_its_batch_size_only(tmp_path: Path) -> None:
-    report = export(small_model(), CLASSES, tmp_path / "m.onnx", batch_size=2, static=True)
+    report = export(
+        small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(batch_size=2, static=True)
+    )
     assert report.input_shape == (2, 3, SIDE, SIDE)
     assert report.output_shapes[0][0] == 2 and report.output_shapes[3] == (582, 4)
     engine = OrtEngine(report.path)
@@ -156,12 +156,16 @@ def test_the_file_computes_what_pytorch_computes(exported: Exported) -> None:
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
-def test_the_published_network_agrees_on_a_photograph(tmp_path: Path) -> None:
-    photograph = sorted((require(COCO_TINY) / "images").glob("*.jpg"))[0]
+def test_the_published_network_agrees_on_a_picture(tmp_path: Path, tiny_shapes: Path) -> None:
+    picture = sorted((tiny_shapes / "images").iterdir())[0]
     config = named_config("yolact_darknet53").with_model(image_size=138)
     model = with_golden_weights(Yolact(config.model)).eval()
     report = export(
-        model, Classes.numbered(80), tmp_path / "full.onnx", config=config, image=photograph
+        model,
+        Classes.numbered(80),
+        tmp_path / "full.onnx",
+        ExportOptions(image=picture),
+        config=config,
     )
     assert max(output.max_difference for output in report.outputs) < TOLERANCE
     # 47.7 M convolution weights and as many bytes times four: the head is stored once.
@@ -170,7 +174,7 @@ def test_the_published_network_agrees_on_a_photograph(tmp_path: Path) -> None:
 
 def test_another_image_size_keeps_the_priors_sides(tmp_path: Path) -> None:
     model = small_model()
-    report = export(model, CLASSES, tmp_path / "m.onnx", image_size=128)
+    report = export(model, CLASSES, tmp_path / "m.onnx", ExportOptions(image_size=128))
     assert report.input_shape == ("batch", 3, 128, 128)
     engine = OrtEngine(report.path)
     assert engine.image_size == (128, 128)
@@ -241,7 +245,7 @@ def test_a_graph_that_differs_is_refused_and_the_old_file_survives(
         values = onnx.numpy_helper.to_array(bias) + np.float32(0.5)
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
 
-    monkeypatch.setattr(export_module, "run_passes", damage)
+    monkeypatch.setattr("yolact.exporter.export.run_passes", damage)
     path = tmp_path / "model.onnx"
     path.write_bytes(b"yesterday's")
     message = (
@@ -277,7 +281,7 @@ def test_impossible_options_are_named(
     options: dict[str, int], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        export(small_model(), CLASSES, tmp_path / "m.onnx", **options)  # type: ignore[arg-type]
+        export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(**options))  # type: ignore[arg-type]
     assert caught.value.hint
     assert not list(tmp_path.iterdir())
 
@@ -286,7 +290,7 @@ def test_a_picture_that_is_none_is_named(tmp_path: Path) -> None:
     picture = tmp_path / "picture.jpg"
     picture.write_text("hello")
     with pytest.raises(DataError, match=r"picture\.jpg"):
-        export(small_model(), CLASSES, tmp_path / "m.onnx", image=picture)
+        export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(image=picture))
 
 
 def test_a_file_in_the_way_of_the_folder_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ from yolact.data.labels import Classes
 from yolact.engines.onnxruntime import OrtEngine
 from yolact.exporter.export import export
 from yolact.exporter.graph import Graph
-from yolact.exporter.integers import Layout
+from yolact.exporter.options import ExportOptions, Layout
 from yolact.exporter.passes.quantize import (
     join_tanhs,
     missing_ranges,
@@ -38,6 +39,7 @@ from yolact.exporter.passes.ranges import Quantizer, derive, found_quantizers
 from yolact.exporter.passes.store import convolve_integers
 from yolact.model.yolact import Yolact
 from yolact.sparsify.one_shot import calibrate
+from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.structure import apply_structure
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
@@ -231,8 +233,6 @@ def test_tanhs_move_behind_their_concat() -> None:
 
 def optimized(path: Path, folder: Path) -> Counter[str]:
     """Node types that ONNX Runtime runs."""
-    import onnxruntime as ort
-
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.log_severity_level = 3
@@ -245,7 +245,7 @@ def optimized(path: Path, folder: Path) -> Counter[str]:
 def test_the_network_runs_in_integers_from_input_to_outputs(layout: Layout, tmp_path: Path) -> None:
     images = [noise(1, seed) for seed in range(2)]
     path = tmp_path / "m.onnx"
-    report = export(quantized_model(), CLASSES, path, images=images, layout=layout)
+    report = export(quantized_model(), CLASSES, path, ExportOptions(layout=layout), images=images)
     assert report.float_outputs == 0
     assert all(output.passed for output in report.outputs)
     graph = Graph(onnx.load(str(path)))
@@ -297,7 +297,7 @@ def test_batches_of_an_integer_graph_equal_single_images(tmp_path: Path) -> None
 def test_deepsparse_gets_what_sparseml_wrote(tmp_path: Path) -> None:
     path, plain = tmp_path / "m.onnx", tmp_path / "plain.onnx"
     model = quantized_model()
-    report = export(model, CLASSES, path, layout="deepsparse")
+    report = export(model, CLASSES, path, ExportOptions(layout="deepsparse"))
     assert all(output.passed for output in report.outputs)
     graph = Graph(onnx.load(str(path)))
     count = Counter(node.op_type for node in graph.nodes())
@@ -313,7 +313,7 @@ def test_deepsparse_gets_what_sparseml_wrote(tmp_path: Path) -> None:
             chain.append(reader)
         bias = graph.constant(chain[1].input[1])
         assert bias is not None and bias.dtype == np.int32
-    raw = export(model, CLASSES, plain, convert_qat=False)
+    raw = export(model, CLASSES, plain, ExportOptions(convert_qat=False))
     assert report.sparsity == pytest.approx(raw.sparsity, abs=2e-3)
     assert report.size < 0.33 * raw.size
 
@@ -350,7 +350,7 @@ def test_every_channel_has_its_scale_behind_an_integer_convolution() -> None:
 def test_the_published_network_takes_less_than_52_mb(tmp_path: Path) -> None:
     config = named_config("yolact_darknet53").with_model(image_size=96)
     model = with_golden_weights(Yolact(config.model)).eval()
-    apply_structure(model, QUANTIZATION)
+    apply_structure(model, load_recipe(QUANTIZATION))
     images = [noise(1, 0)]
     calibrate(model, images)
     path = tmp_path / "m.onnx"

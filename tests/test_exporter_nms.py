@@ -24,11 +24,11 @@ from yolact.engines import load_detector, load_engine
 from yolact.engines.onnx_file import DETECTED
 from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.errors import CheckpointError, ExportError
-from yolact.exporter import write as finish_module
 from yolact.exporter.export import export
 from yolact.exporter.graph import Array
 from yolact.exporter.nms import detect_inside
-from yolact.exporter.trace import test_card as card
+from yolact.exporter.options import ExportOptions
+from yolact.exporter.trace import generated_picture
 from yolact.predict.detect import detect
 from yolact.predict.pipeline import find
 from yolact.predict.postprocess import low_masks
@@ -144,7 +144,7 @@ def test_boxes_that_overflow_are_no_objects(value: float) -> None:
 
 
 def test_the_exported_file_holds_standard_operators_and_states_its_outputs(tmp_path: Path) -> None:
-    report = export(small_model(), CLASSES, tmp_path / "m.onnx", with_nms=True)
+    report = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True))
     graph = onnx.load(str(report.path))
     assert {node.domain for node in graph.graph.node} == STANDARD
     assert report.detected == {
@@ -163,7 +163,7 @@ def test_the_exported_file_holds_standard_operators_and_states_its_outputs(tmp_p
 def test_a_batch_gives_what_the_file_of_raw_outputs_gives(quantized: bool, tmp_path: Path) -> None:
     model = quantized_model() if quantized else small_model()
     raw = export(model, CLASSES, tmp_path / "raw.onnx").path
-    inside = export(model, CLASSES, tmp_path / "m.onnx", with_nms=True).path
+    inside = export(model, CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
     images = noise(3, 7)
     found = assert_same(OrtEngine(raw)(images), run_graph(inside, images), GREEDY)
     assert found > 10
@@ -171,13 +171,15 @@ def test_a_batch_gives_what_the_file_of_raw_outputs_gives(quantized: bool, tmp_p
 
 def test_a_static_file_detects_too(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    report = export(small_model(), CLASSES, path, with_nms=True, static=True, batch_size=2)
+    report = export(
+        small_model(), CLASSES, path, ExportOptions(with_nms=True, static=True, batch_size=2)
+    )
     assert report.detected["masks"] == (2, 100, 24, 24)
     assert run_graph(path, noise(2, 1))["boxes"].shape == (2, 100, 4)
 
 
 def test_commands_that_need_raw_outputs_say_so(tmp_path: Path) -> None:
-    path = export(small_model(), CLASSES, tmp_path / "m.onnx", with_nms=True).path
+    path = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
     with pytest.raises(CheckpointError) as caught:
         load_engine(path)
     assert str(caught.value) == f"{path} detects inside the graph, and raw outputs are needed here"
@@ -193,18 +195,18 @@ def test_a_graph_that_detects_something_else_is_refused(
     def other(graph: onnx.ModelProto, config: DetectConfig) -> None:
         detect_inside(graph, replace(config, score_threshold=0.9))
 
-    monkeypatch.setattr(finish_module, "detect_inside", other)
+    monkeypatch.setattr("yolact.exporter.write.detect_inside", other)
     with pytest.raises(ExportError, match="finds something else than outside: 0 objects, not") as e:
-        export(small_model(), CLASSES, tmp_path / "m.onnx", with_nms=True)
+        export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True))
     assert e.value.hint == "nothing was written; export without --with-nms"
     assert not list(tmp_path.iterdir())
 
 
 def test_annotations_are_those_of_the_file_of_raw_outputs(tmp_path: Path) -> None:
     raw = export(small_model(), CLASSES, tmp_path / "raw.onnx").path
-    inside = export(small_model(), CLASSES, tmp_path / "m.onnx", with_nms=True).path
+    inside = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
     engines = [load_detector(path) for path in (raw, inside)]
-    image = card(150, 200)
+    image = generated_picture(150, 200)
     ours, theirs = (find(engine, [image], GREEDY)[0].instances() for engine in engines)
     assert engines[1].classes == CLASSES
     assert len(theirs.scores) == len(ours.scores) > 10
@@ -214,9 +216,9 @@ def test_annotations_are_those_of_the_file_of_raw_outputs(tmp_path: Path) -> Non
 
 
 def test_the_annotate_command_takes_the_file(tmp_path: Path) -> None:
-    path = export(small_model(), CLASSES, tmp_path / "m.onnx", with_nms=True).path
+    path = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
     picture = tmp_path / "picture.png"
-    cv2.imwrite(str(picture), card(60, 80))
+    cv2.imwrite(str(picture), generated_picture(60, 80))
     arguments = ["--model_filepath", path, "--source", picture, "--save_dir", tmp_path / "out"]
     result = CliRunner().invoke(annotate, [*map(str, arguments), "--save_json"])
     assert result.exit_code == 0, result.output
@@ -226,13 +228,13 @@ def test_the_annotate_command_takes_the_file(tmp_path: Path) -> None:
 
 def test_openvino_sends_annotate_to_onnx_runtime(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    path = export(small_model(), CLASSES, tmp_path / "m.onnx", with_nms=True).path
+    path = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
     with pytest.raises(CheckpointError, match="detects inside the graph"):
         load_detector(path, engine="openvino")
 
 
 def test_a_file_without_our_metadata_does_not_guess_its_classes(tmp_path: Path) -> None:
-    path = export(small_model(), CLASSES, tmp_path / "m.onnx", with_nms=True).path
+    path = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
     graph = onnx.load(str(path))
     del graph.metadata_props[:]
     onnx.save(graph, str(path))

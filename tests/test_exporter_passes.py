@@ -1,27 +1,19 @@
-"""Graph passes on graphs small enough to check by hand; metadata; compression."""
+"""Graph passes on graphs small enough to check by hand."""
 
 from __future__ import annotations
 
-import gzip
-import lzma
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from yolact.config import named_config
-from yolact.data.labels import Classes
-from yolact.engines.compress import FORMATS, Compression, compress_file, compressed_size, unpack
-from yolact.engines.onnx_file import ModelMetadata
-from yolact.errors import CheckpointError
 from yolact.exporter.graph import conv_weights, graph_sparsity
 from yolact.exporter.passes import INTEGERS, run_passes
 from yolact.exporter.passes.clean import (
@@ -37,12 +29,8 @@ from yolact.exporter.passes.quantize import (
     quantize_linear,
     store_weights_as_int8,
 )
-from yolact.exporter.trace import test_card as card
-from yolact.exporter.verify import compare, require_parity, sqnr
-from yolact.types import RawOutputs
 
 Array = npt.NDArray[Any]
-
 PICTURE = np.random.default_rng(0).normal(size=(1, 2, 4, 4)).astype(np.float32)
 
 
@@ -62,8 +50,6 @@ def model_of(
 
 
 def run(model: onnx.ModelProto, x: Array) -> Array:
-    import onnxruntime as ort
-
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(
@@ -272,130 +258,3 @@ def test_a_size_that_depends_on_the_input_stays_computed() -> None:
     model = model_of(nodes, {"factors": np.array([1, 1, 2, 3], np.int64)})
     write_sizes(model)
     assert kinds(model) == ["Shape", "Mul", "Resize"]
-
-
-def test_metadata_survives_the_round_trip() -> None:
-    metadata = ModelMetadata(
-        classes=Classes(("a", "ünïcode"), (1, 90)),
-        config=named_config("yolact_darknet_small"),
-        image_size=(160, 160),
-        recipe="--- \nmodifiers: []",
-        sparsity=0.8316,
-    )
-    assert ModelMetadata.from_props(metadata.to_props()) == metadata
-
-
-def test_a_file_of_another_tool_has_no_metadata() -> None:
-    found = ModelMetadata.from_props({"config": "theirs", "names": "{0: 'person'}"})
-    assert found == ModelMetadata(version=None)
-
-
-@pytest.mark.parametrize(
-    "props",
-    [
-        {"classes": '["a"]', "category_ids": "[1, 2]"},
-        {"classes": "oops", "category_ids": "[1]"},
-        {"image_size": "[550]"},
-        {"image_size": "550"},
-        {"config": '{"nome": 1}', "config_name": "x"},
-        {"sparsity": "much"},
-    ],
-)
-def test_damaged_metadata_is_an_error(props: dict[str, str]) -> None:
-    with pytest.raises(CheckpointError, match="the file's metadata is damaged: ") as caught:
-        ModelMetadata.from_props(props)
-    assert caught.value.hint == "export the model again with sparseml.yolact.export_onnx"
-
-
-def raw_outputs(offset: float = 0.0) -> RawOutputs:
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(1, 6, 4), (1, 6, 3), (1, 6, 2), (6, 4), (1, 4, 4, 2)]
-    return RawOutputs(*(torch.rand(*shape, generator=generator) + offset for shape in shapes))
-
-
-def test_signal_to_noise_by_hand() -> None:
-    signal = torch.tensor([3.0, 4.0])
-    assert sqnr(signal, signal) == float("inf")
-    assert sqnr(signal, signal + torch.tensor([0.0, 0.5])) == pytest.approx(20.0)
-    assert sqnr(torch.zeros(2), signal) == -float("inf")
-
-
-def test_float_graphs_may_differ_by_a_ten_thousandth() -> None:
-    parity = compare(raw_outputs(), raw_outputs(5e-5))
-    require_parity(parity)
-    assert parity[0].max_difference == pytest.approx(5e-5, rel=1e-2)
-    assert not any(output.passed for output in compare(raw_outputs(), raw_outputs(2e-4)))
-
-
-def test_quantized_graphs_may_differ_by_what_quantization_costs() -> None:
-    expected, unquantized = raw_outputs(), raw_outputs(0.01)
-    assert all(output.passed for output in compare(expected, raw_outputs(-0.01), unquantized))
-    assert not any(output.passed for output in compare(expected, raw_outputs(0.05), unquantized))
-
-
-def test_the_test_card_is_a_picture_and_always_the_same() -> None:
-    picture = card(120, 160)
-    assert picture.shape == (120, 160, 3)
-    assert picture.dtype == np.uint8
-    assert picture.std() > 40 and len(np.unique(picture)) > 200
-    np.testing.assert_array_equal(picture, card(120, 160))
-
-
-def test_compressed_size_is_that_of_gzip(tmp_path: Path) -> None:
-    path = tmp_path / "weights.onnx"
-    data = np.where(np.arange(300_000) % 10 == 0, np.arange(300_000), 0).astype(np.int32).tobytes()
-    path.write_bytes(data)
-    expected = len(gzip.compress(data, 9))
-    assert compressed_size(path) == pytest.approx(expected, abs=8)
-    assert compressed_size(path) < 0.2 * len(data)
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_compressed_files_unpack_and_do_not_depend_on_the_time(
-    kind: Compression, tmp_path: Path
-) -> None:
-    path = tmp_path / "weights.onnx"
-    path.write_bytes(b"weights" * 1000)
-    size = compressed_size(path, kind)
-    packed = compress_file(path, kind)
-    assert packed.name == f"weights.onnx.{kind}"
-    first = packed.read_bytes()
-    assert len(first) == size < 700
-    assert unpack(packed) == path.read_bytes()
-    assert compress_file(path, kind).read_bytes() == first
-    assert compressed_size(packed) == size, "what is compressed counts as it is"
-
-
-def test_other_tools_read_what_is_written(tmp_path: Path) -> None:
-    path = tmp_path / "weights.onnx"
-    path.write_bytes(b"weights" * 1000)
-    assert gzip.decompress(compress_file(path, "gz").read_bytes()) == path.read_bytes()
-    assert lzma.decompress(compress_file(path, "xz").read_bytes()) == path.read_bytes()
-    packed = compress_file(path, "zst").read_bytes()
-    assert zstandard.ZstdDecompressor().decompress(packed) == path.read_bytes()
-
-
-def test_zstandard_files_of_other_tools_may_not_say_how_long_they_are(tmp_path: Path) -> None:
-    packer = zstandard.ZstdCompressor(write_content_size=False)
-    path = tmp_path / "weights.onnx.zst"
-    path.write_bytes(packer.compress(b"weights" * 1000))
-    assert unpack(path) == b"weights" * 1000
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("gz", "Not a gzipped file (b'no')"),
-        ("xz", "Input format not supported by decoder"),
-        ("zst", "zstd decompressor error: Unknown frame descriptor"),
-    ],
-)
-def test_files_that_are_not_what_their_ending_says_are_named(
-    kind: Compression, reason: str, tmp_path: Path
-) -> None:
-    path = tmp_path / f"weights.onnx.{kind}"
-    path.write_bytes(b"not compressed at all")
-    with pytest.raises(CheckpointError) as caught:
-        unpack(path)
-    assert str(caught.value) == f"{path} is damaged: {reason}"
-    assert caught.value.hint == "copy it again"

@@ -16,11 +16,11 @@ from torch.ao.nn.intrinsic.qat import ConvBn2d
 from onnx_models import CLASSES, noise, quantized_model, small_model
 from yolact.engines.onnxruntime import OrtEngine
 from yolact.errors import ExportError
-from yolact.exporter import export as export_module
 from yolact.exporter.export import ExportReport, export
 from yolact.exporter.graph import conv_weights
-from yolact.exporter.integers import to_integers
-from yolact.exporter.trace import fold_quantized_batch_norms
+from yolact.exporter.options import ExportOptions
+from yolact.exporter.passes import to_integers
+from yolact.exporter.prepare import fold_quantized_batch_norms
 from yolact.model.quantized import is_quantized
 from yolact.model.yolact import Yolact
 
@@ -140,7 +140,9 @@ def test_the_model_keeps_its_ranges_and_observers(tmp_path: Path) -> None:
 def test_skipping_the_conversion_writes_the_training_graph(
     exported: Exported, tmp_path: Path
 ) -> None:
-    report = export(exported.model, CLASSES, tmp_path / "raw.onnx", convert_qat=False)
+    report = export(
+        exported.model, CLASSES, tmp_path / "raw.onnx", ExportOptions(convert_qat=False)
+    )
     graph = onnx.load(str(report.path))
     kinds = [node.op_type for node in graph.graph.node]
     assert report.quantized and kinds.count("BatchNormalization") == 22
@@ -173,7 +175,7 @@ def test_one_wrong_scale_is_noticed(
         scale.CopyFrom(onnx.numpy_helper.from_array(values, scale.name))
         return count
 
-    monkeypatch.setattr(export_module, "to_integers", damage)
+    monkeypatch.setattr("yolact.exporter.export.to_integers", damage)
     message = r"dB, at least \d+\.\d dB is accepted\); it begins at backbone\.layers\.2\.0\.0$"
     with pytest.raises(ExportError, match=message):
         export(quantized_model(), CLASSES, tmp_path / "m.onnx")

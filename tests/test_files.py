@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from yolact.errors import StorageError
-from yolact.files import atomic_path, require_writable, storage_errors, write_text
+from yolact.files import atomic_folder, atomic_path, require_writable, storage_errors, write_text
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -38,6 +38,30 @@ def test_the_temporary_file_lies_beside_the_target_with_its_ending(tmp_path: Pat
         assert temporary.parent == tmp_path and temporary.suffix == ".onnx"
         assert not (tmp_path / "model.onnx").exists()
     assert (tmp_path / "model.onnx").exists()
+
+
+def test_a_folder_appears_as_a_whole_in_place_of_an_older_one(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder"
+    for name in ("old.txt", "new.txt"):
+        with atomic_folder(target) as folder:
+            (folder / name).write_text("")
+            assert folder.parent.parent == target.parent
+        assert [path.name for path in target.iterdir()] == [name]
+    with pytest.raises(ZeroDivisionError), atomic_folder(target):
+        raise ZeroDivisionError
+    assert [path.name for path in target.iterdir()] == ["new.txt"]
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    with (
+        pytest.raises(StorageError, match="a file or folder of that name is in the way"),
+        atomic_folder(tmp_path / "file"),
+    ):
+        pass
+    assert (tmp_path / "file").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])

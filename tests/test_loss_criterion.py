@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from yolact.config import LossConfig, ModelConfig
-from yolact.loss.criterion import Losses, YolactLoss
+from yolact.loss.criterion import Losses, Objective, Supervised, YolactLoss
 from yolact.model.priors import make_priors
 from yolact.types import NetworkOutputs, Target
 
@@ -178,6 +178,30 @@ def test_half_precision_outputs_under_autocast_are_compared_in_float32(device: s
         losses = LOSS(rounded, [TWO, WITH_CROWD])
     assert all(term.dtype == torch.float32 for term in losses)
     assert_close(losses, LOSS(exact, [TWO, WITH_CROWD]))
+
+
+def test_learning_from_ground_truth_alone_is_the_loss_of_what_the_network_computes() -> None:
+    predicted, targets = outputs(2), [TWO, EMPTY]
+    objective: Objective = Supervised(LOSS)
+    network = Answering(predicted)
+    objective.set_epoch(3.5)
+    assert objective(network, torch.zeros(2, 3, SIDE, SIDE), targets) == LOSS(predicted, targets)
+    counted = objective.count_positives(predicted.priors, targets)
+    assert counted[0] > 0 and counted[1] == 0
+    assert objective.teacher_name is None and objective.own_parameters == []
+    assert objective.state() is None
+    objective.load_state(None)
+
+
+class Answering(nn.Module):
+    """A network that has one answer for everything."""
+
+    def __init__(self, answer: NetworkOutputs) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images: Tensor) -> NetworkOutputs:
+        return self.answer
 
 
 def test_outputs_of_evaluation_mode_are_refused() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from conftest import SEED, Golden, golden, unit
+from conftest import SEED, Golden, GoldenSet, unit
 from yolact.config import LossConfig
 from yolact.loss.criterion import Losses, YolactLoss, hard_negatives
 from yolact.loss.matching import Matches, Objects, learnable, match
@@ -17,13 +17,14 @@ from yolact.types import NetworkOutputs, Target
 
 TERMS = {"box": "B", "classification": "C", "mask": "M", "semantic": "S"}
 LEARNED = ("loc", "conf", "mask", "proto", "segm")
-SIZES = {"L4": ((138, 138), (69, 69)), "L5": ((40, 40), (20, 20))}
+FULL_SIZE, SMALL_SIZE = ((138, 138), (69, 69)), ((40, 40), (20, 20))
+"""Of prototypes and of the semantic output."""
 UNIFORM_SCALE = {"loc": 1.5, "conf": 3.0, "mask": 1.0, "proto": 2.0, "segm": 4.0}
 
 
 @pytest.fixture(scope="module")
-def reference() -> Golden:
-    return golden("loss.npz")
+def reference(golden: GoldenSet) -> Golden:
+    return golden.npz("loss.npz")
 
 
 def target_of(reference: Golden, case: str, image: int) -> Target:
@@ -43,7 +44,8 @@ def target_of(reference: Golden, case: str, image: int) -> Target:
 def priors_of(reference: Golden, case: str) -> Tensor:
     if f"{case}.in.priors" in reference:
         return torch.from_numpy(reference[f"{case}.in.priors"])
-    return torch.from_numpy(golden("priors.npz")["priors_in550_max550"])
+    priors = Golden(reference.path.with_name("priors.npz"))
+    return torch.from_numpy(priors["priors_in550_max550"])
 
 
 def outputs_of(reference: Golden, case: str) -> NetworkOutputs:
@@ -52,7 +54,7 @@ def outputs_of(reference: Golden, case: str) -> NetworkOutputs:
     if stored["loc"] in reference:
         values = {name: reference[key].astype(np.float32) / 1024 for name, key in stored.items()}
     else:
-        grid, segm = SIZES[case]
+        grid, segm = SMALL_SIZE if f"{case}.in.priors" in reference else FULL_SIZE
         shapes: dict[str, tuple[int, ...]] = {
             "loc": (2, len(priors), 4),
             "conf": (2, len(priors), 81),

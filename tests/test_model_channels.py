@@ -143,6 +143,6 @@ def test_weights_keep_the_memory_format() -> None:
 
 def test_a_copy_without_removals_is_left_alone() -> None:
     model = random_model()
-    twin = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     remove_channels(model, GROUPS[0], torch.arange(2))
-    assert width_of(twin, GROUPS[0]) == GROUPS[0].width
+    assert width_of(copied, GROUPS[0]) == GROUPS[0].width

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import Golden, golden, golden_json, golden_weight
+from conftest import Golden, GoldenSet, golden_weight
+from onnx_models import freeze_batch_norm
 from yolact.config import ModelConfig
-from yolact.model.yolact import InferenceModel, Yolact, freeze_batch_norm
+from yolact.model.yolact import InferenceModel, Yolact
 from yolact.types import NetworkOutputs, RawOutputs
 
 TOLERANCE = {"atol": 3e-4, "rtol": 1e-3}
@@ -20,14 +21,13 @@ OUTPUTS = ("loc", "conf", "mask", "proto")
 
 
 @pytest.fixture(scope="module")
-def forward() -> Golden:
-    return golden("forward.npz")
+def forward(golden: GoldenSet) -> Golden:
+    return golden.npz("forward.npz")
 
 
 @pytest.fixture(scope="module")
 def model() -> Yolact:
     """The published network with the golden weights, in evaluation mode."""
-    golden_json("state_dict.json")  # skips before the expensive part
     return with_golden_weights(Yolact(ModelConfig()))
 
 
@@ -77,9 +77,9 @@ def check_stages(forward: Golden, case: str, model: Yolact, image: Tensor) -> No
             forward.check(f"{case}.{kind}{index}", value, **TOLERANCE)
 
 
-def test_golden_weights_are_filled_as_their_recipe_says(model: Yolact) -> None:
+def test_golden_weights_are_filled_as_their_recipe_says(golden: GoldenSet, model: Yolact) -> None:
     state = model.state_dict()
-    for name, head, total, largest in golden_json("state_dict.json")["fill_check"]["entries"]:
+    for name, head, total, largest in golden.json("state_dict.json")["fill_check"]["entries"]:
         values = state[name].double().flatten()
         np.testing.assert_allclose(values[:3], head, rtol=1e-7)
         np.testing.assert_allclose(values.sum(), total, rtol=1e-6, atol=1e-6)

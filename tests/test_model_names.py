@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import SHARED, golden_json, require
+from conftest import GoldenSet, from_shared
 from yolact.config import ModelConfig, named_config
 from yolact.model.protonet import ProtoNet
 from yolact.model.yolact import Yolact
@@ -23,8 +23,10 @@ def model() -> Yolact:
         return Yolact(ModelConfig())
 
 
-def test_names_shapes_types_and_order_of_the_state_dict_equal_the_reference(model: Yolact) -> None:
-    expected = golden_json("state_dict.json")
+def test_names_shapes_types_and_order_of_the_state_dict_equal_the_reference(
+    golden: GoldenSet, model: Yolact
+) -> None:
+    expected = golden.json("state_dict.json")
     state = model.state_dict()
     assert [
         {"key": name, "shape": list(value.shape), "dtype": str(value.dtype).split(".")[1]}
@@ -33,8 +35,10 @@ def test_names_shapes_types_and_order_of_the_state_dict_equal_the_reference(mode
     assert len(state) == expected["num_keys"] == 348
 
 
-def test_optimizers_see_the_parameters_in_the_reference_order(model: Yolact) -> None:
-    expected = golden_json("state_dict.json")
+def test_optimizers_see_the_parameters_in_the_reference_order(
+    golden: GoldenSet, model: Yolact
+) -> None:
+    expected = golden.json("state_dict.json")
     assert [name for name, _ in model.named_parameters()] == expected["parameter_order"]
     assert sum(p.numel() for p in model.parameters()) == expected["num_parameters"] == 47_783_087
 
@@ -74,7 +78,7 @@ def named_in(value: Any) -> Iterator[str]:
 
 
 def test_every_parameter_of_the_published_recipes_exists(model: Yolact) -> None:
-    recipes = json.loads(require(SHARED / "spec" / "recipes.json").read_text())
+    recipes = json.loads(from_shared("spec/recipes.json").read_text())
     names = set(named_in(recipes))
     assert len(names) > 60
     assert names <= {name for name, _ in model.named_parameters()}

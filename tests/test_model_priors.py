@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import GOLDEN, require
+from conftest import GoldenSet
 from yolact.config import ModelConfig
 from yolact.errors import ConfigError
 from yolact.model.priors import PriorCache, make_priors
@@ -20,8 +20,8 @@ GRIDS = [(69, 69), (35, 35), (18, 18), (9, 9), (5, 5)]
 grids = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=5, max_size=5)
 
 
-def test_priors_equal_the_reference_bit_by_bit() -> None:
-    with np.load(require(GOLDEN / "priors.npz")) as arrays:
+def test_priors_equal_the_reference_bit_by_bit(golden: GoldenSet) -> None:
+    with np.load(golden.folder / "priors.npz") as arrays:
         cases = [key for key in arrays.files if key.startswith("priors_")]
         assert len(cases) == 4
         for case in cases:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from conftest import Golden, golden
+from conftest import Golden, GoldenSet
 from yolact.ops.boxes import (
     center_to_corner,
     corner_to_center,
@@ -26,8 +26,8 @@ CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def reference() -> Golden:
-    return golden("box_ops.npz")
+def reference(golden: GoldenSet) -> Golden:
+    return golden.npz("box_ops.npz")
 
 
 def tensor(reference: Golden, key: str) -> Tensor:

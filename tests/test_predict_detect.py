@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import Golden, golden, golden_weight
+from conftest import Golden, GoldenSet, golden_weight
 from yolact.config import DetectConfig, ModelConfig
 from yolact.ops.boxes import iou
 from yolact.ops.nms import fast_nms, greedy_nms
@@ -22,8 +22,8 @@ MODES = ("fast", "cross_class", "traditional")
 
 
 @pytest.fixture(scope="module")
-def stored() -> Golden:
-    return golden("detect.npz")
+def stored(golden: GoldenSet) -> Golden:
+    return golden.npz("detect.npz")
 
 
 def outputs_of(stored: Golden, case: str) -> RawOutputs:
@@ -100,7 +100,9 @@ def test_equal_scores_come_in_any_order_but_none_is_lost(stored: Golden, mode: s
 
 
 @pytest.mark.parametrize("mode", ["fast", "cross_class"])
-def test_network_and_detection_together_equal_golden(stored: Golden, mode: str) -> None:
+def test_network_and_detection_together_equal_golden(
+    golden: GoldenSet, stored: Golden, mode: str
+) -> None:
     from yolact.model.yolact import InferenceModel, Yolact
 
     model = Yolact(ModelConfig(image_size=138, prior_base_size=138))
@@ -110,7 +112,7 @@ def test_network_and_detection_together_equal_golden(stored: Golden, mode: str) 
             for name, value in model.state_dict().items()
         }
     )
-    image = torch.from_numpy(golden("forward.npz")["pre_small.base"])
+    image = torch.from_numpy(golden.npz("forward.npz")["pre_small.base"])
     with torch.no_grad():
         outputs = InferenceModel(model.eval())(image)
     (found,) = detect(outputs, DetectConfig(cross_class_nms=mode == "cross_class"))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 from pycocotools.coco import COCO
 
-from conftest import GOLDEN, golden_json, require
+from conftest import GoldenSet
 from oracle import ANNOTATIONS, Oracle, rectangle, write_dataset
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
@@ -36,16 +36,15 @@ def dataset(tmp_path: Path) -> CocoInstances:
 
 
 @pytest.fixture(scope="module")
-def truth() -> COCO:
-    path = require(GOLDEN / "ap_gt.json")
+def truth(golden: GoldenSet) -> COCO:
     with redirect_stdout(io.StringIO()):
-        return COCO(str(path))
+        return COCO(str(golden.folder / "ap_gt.json"))
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_all_numbers_equal_golden(truth: COCO, kind: Kind) -> None:
-    stored = golden_json("ap.json")
-    entries = golden_json(f"ap_{kind}_results.json")
+def test_all_numbers_equal_golden(golden: GoldenSet, truth: COCO, kind: Kind) -> None:
+    stored = golden.json("ap.json")
+    entries = golden.json(f"ap_{kind}_results.json")
     measured = average_precision(truth, entries, kind, truth.getImgIds())
     assert list(measured.stats) == stored["coco"]["names"]
     assert list(measured.stats.values()) == pytest.approx(stored["coco"][kind], abs=1e-6)
@@ -61,20 +60,22 @@ def test_all_numbers_equal_golden(truth: COCO, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_the_table_is_the_references_without_its_deviations(truth: COCO, kind: Kind) -> None:
-    breakdown = golden_json("ap.json")["deviation_breakdown"]
+def test_the_table_is_the_references_without_its_deviations(
+    golden: GoldenSet, truth: COCO, kind: Kind
+) -> None:
+    breakdown = golden.json("ap.json")["deviation_breakdown"]
     rows = [row for key, row in breakdown.items() if key != "note"]
-    entries = golden_json(f"ap_{kind}_results.json")
+    entries = golden.json(f"ap_{kind}_results.json")
     measured = average_precision(truth, entries, kind, truth.getImgIds()).table
     row = rows[-1]["box" if kind == "bbox" else "mask"]
     for key, expected in row.items():
         assert measured[key if key == "all" else int(key)] == pytest.approx(expected, abs=0.05)
 
 
-def test_entries_are_not_modified(truth: COCO) -> None:
-    entries = golden_json("ap_segm_results.json")
+def test_entries_are_not_modified(golden: GoldenSet, truth: COCO) -> None:
+    entries = golden.json("ap_segm_results.json")
     average_precision(truth, entries, "segm", truth.getImgIds())
-    assert entries == golden_json("ap_segm_results.json")
+    assert entries == golden.json("ap_segm_results.json")
 
 
 def test_a_model_that_knows_the_truth_is_perfect(dataset: CocoInstances) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-from conftest import Golden, golden
+from conftest import Golden, GoldenSet
 from yolact.data.labels import COCO_CLASSES
 from yolact.predict import postprocess
 from yolact.predict.postprocess import above, first, mask_chunks, pixel_boxes, to_instances
@@ -20,8 +20,8 @@ CASES = ("landscape", "portrait", "nocrop", "threshold", "threshold_all", "small
 
 
 @pytest.fixture(scope="module")
-def stored() -> Golden:
-    return golden("postprocess.npz")
+def stored(golden: GoldenSet) -> Golden:
+    return golden.npz("postprocess.npz")
 
 
 def case_inputs(stored: Golden, case: str) -> tuple[Detections, torch.Tensor, tuple[int, int]]:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import SHARED, require
+from conftest import from_shared
 from yolact.config import named_config
 from yolact.model.yolact import Yolact
-from yolact.sparsify.check.parameters import check_against
+from yolact.sparsify.check.examine import PlannedRun, examine
 from yolact.sparsify.document import Entry, entry_lists, parse
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import load_recipe, packaged_recipes, read_source
@@ -47,7 +47,7 @@ def test_the_package_has_these_recipes() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_hyperparameters_are_the_published_ones(name: str) -> None:
-    published = json.loads(require(SHARED / "spec" / "recipes.json").read_text())[name]
+    published = json.loads(from_shared("spec/recipes.json").read_text())[name]
     ours = parse(read_source(name)[0], name)
     assert ours.keys() - {"weight_ranges"} == published.keys()
     for key, value in published.items():
@@ -64,7 +64,7 @@ def test_hyperparameters_are_the_published_ones(name: str) -> None:
 @pytest.mark.parametrize("short", [False, True])
 def test_recipes_fit_their_model(name: str, short: bool) -> None:
     recipe = load_recipe(name, SHORT[name] if short else None)
-    check_against(recipe, network(name))
+    assert examine(recipe, network(name), PlannedRun()).errors == ()
     driver = RecipeDriver(recipe)
     assert driver.max_epochs == (2 if short else parse(read_source(name)[0], name)["num_epochs"])
     assert driver.quantizes_by(99) == ("quant" in name)
@@ -90,7 +90,7 @@ def test_recipes_end_at_the_promised_sparsity(name: str, sparsity: float) -> Non
         driver.after_step(model, optimizer, epoch)
     driver.finish(model)
     assert overall_sparsity(model) == pytest.approx(sparsity, abs=0.002)
-    assert missed_targets(model, driver.text) == []
+    assert missed_targets(model, driver.composed) == []
     if "quant" in name:
         _check_blocks(model)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from yolact.errors import RecipeError
 from yolact.exporter.export import export
 from yolact.model.weights import init_weights
 from yolact.model.yolact import Yolact
-from yolact.sparsify.check.curves import solid, weightless
+from yolact.sparsify.check.curves import meta_copy, with_values
 from yolact.sparsify.check.examine import (
     Outlook,
+    PlannedRun,
     RecipeReport,
     examine,
     look_ahead,
@@ -43,6 +45,12 @@ PRUNE = (
 )
 
 
+def words_of_re(pattern: str) -> str:
+    with pytest.raises(re.error) as caught:
+        re.compile(pattern)
+    return str(caught.value)
+
+
 def without_weights(config: YolactConfig) -> Yolact:
     with torch.device("meta"):
         return Yolact(config.model)
@@ -57,7 +65,7 @@ def report_of(
     text: str, model: Yolact, *, epochs: float | None = None, **recipe_args: Any
 ) -> RecipeReport:
     draft = read_draft(text, recipe_args)
-    return examine(draft.entries, model, draft.label, epochs=epochs)
+    return examine(draft.recipe, model, PlannedRun(epochs))
 
 
 def outlook_of(text: str, config: YolactConfig, model: Yolact | None = None) -> Outlook:
@@ -84,8 +92,7 @@ PROBLEMS = [
     pytest.param(
         PRUNE.replace("[proto_net.0.weight]", "['re:(proto']"),
         "error",
-        "GMPruningModifier: '(proto' is not a regular expression: "
-        "missing ), unterminated subpattern at position 0",
+        f"GMPruningModifier: '(proto' is not a regular expression: {words_of_re('(proto')}",
         "text after re: is a Python regular expression",
         id="expression",
     ),
@@ -337,11 +344,11 @@ def test_all_problems_are_found_at_once_and_in_order(tiny: Yolact) -> None:
 
 def test_errors_stop_a_run_and_warnings_are_returned(tiny: Yolact) -> None:
     slow = PRUNE.replace("update_frequency: 0.5", "update_frequency: 5")
-    (warning,) = require_sound(load_recipe(LENGTH + slow), tiny, 10)
+    (warning,) = require_sound(load_recipe(LENGTH + slow), tiny, PlannedRun(10))
     assert warning.severity == "warning"
     late = slow.replace("end_epoch: 4", "end_epoch: 12").replace("net.0.", "net.1.")
     with pytest.raises(RecipeError) as caught:
-        require_sound(load_recipe(LENGTH + late), tiny, 10)
+        require_sound(load_recipe(LENGTH + late), tiny, PlannedRun(10))
     assert str(caught.value) == (
         "the recipe has 2 problems: "
         "GMPruningModifier: no parameter of the model matches 'proto_net.1.weight'; "
@@ -351,6 +358,33 @@ def test_errors_stop_a_run_and_warnings_are_returned(tiny: Yolact) -> None:
         "did you mean 'proto_net.10.weight'?; "
         "lower its end_epoch, or raise the EpochRangeModifier's end_epoch"
     )
+
+
+QUANTIZE = "- !QuantizationModifier {start_epoch: 60}\n"
+
+
+def test_what_would_fail_when_quantization_begins_fails_before_the_run(tiny: Yolact) -> None:
+    recipe = load_recipe(QUANTIZE.replace("60", "60, ignore: [nothing]"))
+    with pytest.raises(RecipeError, match="ignore names 'nothing', and the network has no such"):
+        require_sound(recipe, tiny, PlannedRun(90))
+
+
+def test_a_rehearsal_leaves_model_and_random_numbers_alone() -> None:
+    model = Yolact(tiny_config().model)
+    before, names = torch.get_rng_state(), model.state_dict().keys()
+    require_sound(load_recipe(QUANTIZE), model, PlannedRun(90))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.state_dict().keys() == names
+
+
+def test_one_shot_asks_nothing_of_epochs_but_refuses_what_learns(tiny: Yolact) -> None:
+    late = "- !EpochRangeModifier {start_epoch: 0, end_epoch: 1}\n" + PRUNE
+    with pytest.raises(RecipeError, match="ends at epoch 4, after the run"):
+        require_sound(load_recipe(late), tiny, PlannedRun())
+    assert require_sound(load_recipe(late), tiny, None) == ()
+    moving = load_recipe(late.replace("GMPruning", "MovementPruning"))
+    with pytest.raises(RecipeError, match="!MovementPruningModifier learns from training"):
+        require_sound(moving, tiny, None)
 
 
 # Numbers at the end
@@ -376,40 +410,40 @@ def test_packaged_recipes_are_clean_and_end_where_they_promise(
     assert report.problems == ()
     outlook, problem = look_ahead(report, model, config.optim, config.model.image_size)
     assert outlook is not None and problem is None
-    prediction = outlook.prediction
-    assert prediction.after.sparsity == pytest.approx(sparsity, abs=0.0005)
+    forecast = outlook.forecast
+    assert forecast.after.sparsity == pytest.approx(sparsity, abs=0.0005)
     assert [group.final for group in outlook.curves.groups] == groups
-    assert prediction.after.int8 == ("quant" in name) and not prediction.before.int8
+    assert forecast.after.int8 == ("quant" in name) and not forecast.before.int8
     if not small:
-        assert prediction.before.macs == prediction.after.macs == 77_354_652_032
-        assert prediction.before.parameters == 47_783_087
-        assert 180e6 < prediction.before.size < 192e6
-        assert prediction.after.size < prediction.before.size / 3.9 or "quant" not in name
+        assert forecast.before.macs == forecast.after.macs == 77_354_652_032
+        assert forecast.before.parameters == 47_783_087
+        assert 180e6 < forecast.before.size < 192e6
+        assert forecast.after.size < forecast.before.size / 3.9 or "quant" not in name
 
 
 def test_multiplications_with_zeros_are_counted_apart() -> None:
     config = tiny_config()
-    prediction = outlook_of(LENGTH + PRUNE, config).prediction
-    macs = {layer.name: layer.macs for layer in prediction.layers}
+    forecast = outlook_of(LENGTH + PRUNE, config).forecast
+    macs = {layer.name: layer.macs for layer in forecast.layers}
     assert macs["backbone._preconv.0.weight"] == 4 * 3 * 9 * 64 * 64
     # The head sees levels of 8, 4, 2, 1 and 1 cells a side.
     assert macs["prediction_layers.0.upfeature.0.weight"] == 8 * 8 * 9 * (64 + 16 + 4 + 1 + 1)
     assert macs["semantic_seg_conv.weight"] == 0  # only training runs it
-    saved = prediction.after.macs - prediction.after.nonzero_macs
+    saved = forecast.after.macs - forecast.after.nonzero_macs
     assert saved == pytest.approx(0.8 * macs["proto_net.0.weight"])
 
 
-def test_a_thinned_network_is_predicted_with_the_layers_it_will_have() -> None:
+def test_a_thinned_network_is_forecast_with_the_layers_it_will_have() -> None:
     thin = (
         "- !ChannelThinningModifier {params: [proto_net.0.weight], start_epoch: 0, end_epoch: 4,\n"
         "    final_width: 0.5, update_frequency: 1}\n"
     )
     outlook = outlook_of(LENGTH + thin, tiny_config())
-    shapes = {layer.name: layer.shape for layer in outlook.prediction.layers}
+    shapes = {layer.name: layer.shape for layer in outlook.forecast.layers}
     assert shapes["proto_net.0.weight"] == (4, 8, 3, 3)
     assert shapes["proto_net.2.weight"] == (8, 4, 3, 3)
-    assert outlook.prediction.after.macs < outlook.prediction.before.macs
-    assert outlook.prediction.after.parameters < outlook.prediction.before.parameters
+    assert outlook.forecast.after.macs < outlook.forecast.before.macs
+    assert outlook.forecast.after.parameters < outlook.forecast.before.parameters
     (curve,) = outlook.curves.groups
     assert (curve.what, curve.levels[0], curve.final) == ("channels", 0.0, 0.5)
 
@@ -420,16 +454,16 @@ def test_zeros_of_today_last_where_they_are_held() -> None:
         model.get_parameter("proto_net.0.weight")[:2] = 0
     hold = "- !ConstantPruningModifier {params: [proto_net.0.weight]}\n"
     for text, expected in ((LENGTH + hold, 0.25), (LENGTH, 0.0), (LENGTH + PRUNE, 0.8)):
-        prediction = outlook_of(text, tiny_config(), model).prediction
-        layers = {layer.name: layer.sparsity for layer in prediction.layers}
+        forecast = outlook_of(text, tiny_config(), model).forecast
+        layers = {layer.name: layer.sparsity for layer in forecast.layers}
         assert layers["proto_net.0.weight"] == pytest.approx(expected)
-    assert prediction.before.sparsity == pytest.approx(overall_sparsity(model))
+    assert forecast.before.sparsity == pytest.approx(overall_sparsity(model))
 
 
 def test_of_two_targets_the_one_reached_last_counts() -> None:
     later = PRUNE.replace("start_epoch: 0, end_epoch: 4", "start_epoch: 5, end_epoch: 9")
     text = LENGTH + later.replace("0.8", "0.9") + PRUNE
-    layers = {x.name: x.sparsity for x in outlook_of(text, tiny_config()).prediction.layers}
+    layers = {x.name: x.sparsity for x in outlook_of(text, tiny_config()).forecast.layers}
     assert layers["proto_net.0.weight"] == 0.9
 
 
@@ -447,7 +481,7 @@ def test_the_estimated_size_is_that_of_a_real_file(mask: str | list[int], tmp_pa
     _prune(model, recipe)
     sizes.append(_exported(model, config, tmp_path / "after.onnx"))
     for (size, packed), totals in zip(
-        sizes, (outlook.prediction.before, outlook.prediction.after), strict=True
+        sizes, (outlook.forecast.before, outlook.forecast.after), strict=True
     ):
         assert totals.size == pytest.approx(size, rel=0.05)
         assert totals.compressed == pytest.approx(packed, rel=0.1)
@@ -553,15 +587,15 @@ def test_groups_are_called_after_their_place_in_the_network() -> None:
 def test_a_copy_without_weights_leaves_the_model_alone() -> None:
     model = Yolact(tiny_config().model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    twin = weightless(model)
-    assert all(value.is_meta for value in twin.state_dict().values())
-    assert {n: v.shape for n, v in twin.state_dict().items()} == {
+    meta = meta_copy(model)
+    assert all(value.is_meta for value in meta.state_dict().values())
+    assert {n: v.shape for n, v in meta.state_dict().items()} == {
         n: v.shape for n, v in before.items()
     }
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    again = solid(twin)
+    again = with_values(meta)
     assert not any(value.is_meta for value in again.state_dict().values())
-    assert all(value.is_meta for value in twin.state_dict().values())
+    assert all(value.is_meta for value in meta.state_dict().values())
 
 
 # In words
@@ -586,7 +620,7 @@ def test_a_report_in_words() -> None:
     config = tiny_config()
     draft = read_draft("n: eval(5 * 2)\nmodifiers:\n" + LENGTH.replace("10", "eval(n)") + PRUNE)
     model = without_weights(config)
-    report = examine(draft.entries, model, draft.label)
+    report = examine(draft.recipe, model, PlannedRun())
     outlook, _ = look_ahead(report, model, config.optim, config.model.image_size)
     text = describe_check(draft.variables, report, outlook)
     assert text.startswith(
@@ -613,7 +647,7 @@ def test_json_holds_what_is_said() -> None:
     text = LENGTH + PRUNE.replace("update_frequency: 0.5", "update_frequency: 5")
     draft = read_draft(text)
     model = without_weights(config)
-    report = examine(draft.entries, model, draft.label)
+    report = examine(draft.recipe, model, PlannedRun())
     outlook, _ = look_ahead(report, model, config.optim, config.model.image_size)
     content = json.loads(json.dumps(check_json(draft.variables, report, outlook)))
     assert list(content) == [
@@ -681,11 +715,11 @@ def modifiers(draw: st.DrawFn) -> Entry:
 def test_no_recipe_crashes_the_checker(
     tiny: Yolact, entries: list[Entry], epochs: float | None
 ) -> None:
-    report = examine(entries, tiny, "the recipe", epochs=epochs)
+    report = examine(Recipe({"modifiers": entries}, "the recipe"), tiny, PlannedRun(epochs))
     outlook, problem = look_ahead(report, tiny, OptimConfig(), 64)
     assert (outlook is None) == (problem is not None)
     assert describe_check((), report, outlook)
     json.dumps(check_json((), report, outlook))
     if outlook is not None:
-        assert 0 <= outlook.prediction.after.sparsity <= 1
+        assert 0 <= outlook.forecast.after.sparsity <= 1
         assert sorted(outlook.curves.epochs) == list(outlook.curves.epochs)

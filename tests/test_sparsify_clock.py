@@ -13,7 +13,7 @@ from torch import nn
 from yolact.data.loader import EpochBatches
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import load_recipe
-from yolact.training.schedule import Plan, make_plan
+from yolact.training.start import Plan, make_plan
 
 TENTHS = st.integers(1, 25).map(lambda tenths: tenths / 10)
 
@@ -94,7 +94,7 @@ def test_what_a_recipe_times_in_epochs_happens_at_the_loops_step(
         again, _, other = begin(recipe, step + 1, per_epoch)  # a run resumed after this step
         assert other.param_groups[0]["lr"] == pytest.approx(group["lr"])
         for one, two in zip(
-            driver._manager.iter_modifiers(), again._manager.iter_modifiers(), strict=True
+            driver.manager.iter_modifiers(), again.manager.iter_modifiers(), strict=True
         ):
             assert (one.started, one.ended) == (two.started, two.ended)
     driver.finish(model)

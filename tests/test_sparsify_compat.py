@@ -1,4 +1,4 @@
-"""Importing and running sparseml leaves no trace; every mend of it is still needed."""
+"""Importing and running sparseml leaves no trace; every patch of it is still needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ RUN = (
     WATCH
     + """
 import torch
-from yolact.sparsify import RecipeDriver, load_recipe
+from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.recipe import load_recipe
 recipe = load_recipe('''
 modifiers:
   - !EpochRangeModifier {start_epoch: 0, end_epoch: 2}
@@ -59,7 +60,7 @@ assert os.listdir() == []
 """
 )
 
-UNMENDED = (
+UNPATCHED = (
     WATCH
     + """
 import logging, torch, warnings
@@ -97,10 +98,10 @@ def test_a_recipe_runs_without_network_files_or_output(empty: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_what_importing_mends_is_still_broken(empty: Path) -> None:
-    result = run(UNMENDED, empty)
+def test_what_importing_patches_is_still_broken(empty: Path) -> None:
+    result = run(UNPATCHED, empty)
     broken = json.loads(result.stdout.splitlines()[-1])
-    assert all(broken.values()), f"a mend in _compat.py is no longer needed: {broken}"
+    assert all(broken.values()), f"a patch of sparsify/sparseml is no longer needed: {broken}"
 
 
 def test_torch_still_refuses_attributes_on_a_qconfig() -> None:

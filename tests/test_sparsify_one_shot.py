@@ -48,7 +48,7 @@ pruning_modifiers:
 def structured(recipe: str = QUANTIZATION) -> Yolact:
     """The small network with quantizers that have seen nothing."""
     model = small_model()
-    apply_structure(model, recipe)
+    apply_structure(model, load_recipe(recipe))
     return model.eval()
 
 
@@ -87,7 +87,7 @@ def test_weights_batch_norms_and_their_statistics_stay_as_trained(calibrated: Yo
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_stays_in_its_mode(training: bool) -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 1))
-    apply_structure(model, QUANTIZATION)
+    apply_structure(model, load_recipe(QUANTIZATION))
     model.train(training)
     assert calibrate(model, IMAGES) == 2
     assert model.training == training
@@ -104,7 +104,7 @@ def test_activations_have_the_range_of_the_images_and_weights_their_own(calibrat
 
 def test_rare_values_are_cut_off_where_all_others_gain_more() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 1))
-    apply_structure(model, QUANTIZATION)
+    apply_structure(model, load_recipe(QUANTIZATION))
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand(4, 1, 3, 128, 128, generator=generator) - 0.5
     values = -draws.sign() * (1 - 2 * draws.abs() + 1e-6).log()  # Laplace's distribution
@@ -142,7 +142,7 @@ def test_the_file_computes_what_the_calibrated_model_computes(recipe: str, tmp_p
     prune(model, 0.5)
     zeros = {name: value == 0 for name, value in model.state_dict().items() if value.ndim == 4}
     done = apply_at_once(model, load_recipe(recipe), IMAGES)
-    report = export(model, CLASSES, tmp_path / "m.onnx", recipe=done.recipe, one_shot=done)
+    report = export(model, CLASSES, tmp_path / "m.onnx", recipe=done.recipe.text, one_shot=done)
     assert report.quantized and report.one_shot is done
     assert all(output.floor is None or output.sqnr >= output.floor for output in report.outputs)
     graph = onnx.load(str(report.path))
@@ -154,11 +154,11 @@ def test_the_file_computes_what_the_calibrated_model_computes(recipe: str, tmp_p
             assert not plain[f"{name}_int8"][mask.numpy()].any(), name
     props = {p.key: p.value for p in graph.metadata_props}
     assert props["one_shot"] == "one shot: 102 ranges from 3 images"
-    assert props["recipe"] == done.recipe
+    assert props["recipe"] == done.recipe.text
 
 
 def test_per_channel_ranges_are_one_per_output_channel() -> None:
-    model = structured(load_recipe("yolact.one_shot_int8").text)
+    model = structured("yolact.one_shot_int8")
     calibrate(model, IMAGES[:1])
     for name, quantizer in quantizers(model).items():
         if name.endswith("weight_fake_quant") and not name.startswith("semantic"):
@@ -170,7 +170,7 @@ def test_per_channel_ranges_are_one_per_output_channel() -> None:
 def test_the_packaged_recipe_fits_both_networks(config: str) -> None:
     with torch.device("meta"):
         model = Yolact(named_config(config).model)
-        apply_structure(model, load_recipe("yolact.one_shot_int8").text)
+        apply_structure(model, load_recipe("yolact.one_shot_int8"))
     assert quantizers(model)
 
 
@@ -204,10 +204,10 @@ def test_a_model_that_is_sparser_already_is_no_failure() -> None:
 
 
 def test_what_the_weights_went_through_before_stays_in_the_recipe() -> None:
-    earlier = PRUNING.replace("0.75", "0.5")
+    earlier = load_recipe(PRUNING.replace("0.75", "0.5"))
     done = apply_at_once(small_model(), load_recipe(PRUNING), checkpoint_recipe=earlier)
-    assert re.findall(r"^(\w+):$", done.recipe, re.MULTILINE) == ["stage_0", "stage_1"]
-    assert done.recipe.count("final_sparsity: 0.5") == 1
+    assert list(done.recipe.stages) == ["stage_0", "stage_1"]
+    assert done.recipe.text.count("final_sparsity: 0.5") == 1
 
 
 def test_a_model_that_is_quantized_already_finds_its_ranges_anew(calibrated: Yolact) -> None:

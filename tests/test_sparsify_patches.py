@@ -1,4 +1,4 @@
-"""Every mend of a modifier is still needed: without it, sparseml shows the fault."""
+"""Every patch of a modifier is still needed: without it, sparseml shows the fault."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bool]:
-    folder = tmp_path_factory.mktemp("unmended")
+    folder = tmp_path_factory.mktemp("unpatched")
     environment = {"PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, "-c", FAULTS],
@@ -186,12 +186,12 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bool]:
     return found
 
 
-def test_sparseml_still_has_every_fault_that_is_mended(faults: dict[str, bool]) -> None:
+def test_sparseml_still_has_every_fault_that_is_patched(faults: dict[str, bool]) -> None:
     gone = sorted(name for name, there in faults.items() if not there)
-    assert not gone, f"mends that are no longer needed: {gone}"
+    assert not gone, f"patches that are no longer needed: {gone}"
 
 
-def test_every_mend_has_its_fault(faults: dict[str, bool]) -> None:
+def test_every_patch_has_its_fault(faults: dict[str, bool]) -> None:
     files = Path(str(sparseml.__file__)).parent.glob("patch_*.py")
     documented = [name for f in files for name in re.findall(r":\w+:`(_\w+)`", f.read_text())]
     assert len(documented) >= 15

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from yolact.errors import RecipeError
-from yolact.sparsify.check.parameters import check_against
+from yolact.sparsify.check.examine import PlannedRun, require_sound
 from yolact.sparsify.document import Entry, dump, entries, parse
 from yolact.sparsify.recipe import load_recipe, packaged_recipes
 from yolact.sparsify.stages import compose, last_epoch, last_stage_begins
@@ -208,10 +208,10 @@ def test_no_modifiers() -> None:
 
 
 def test_names_that_match_nothing_are_named_with_the_nearest() -> None:
-    check_against(load_recipe(RECIPE), Model())
+    require_sound(load_recipe(RECIPE), Model(), PlannedRun())
     recipe = load_recipe(RECIPE.replace("body.weight", "bodi.weight, re:x.*"))
     with pytest.raises(RecipeError) as caught:
-        check_against(recipe, Model())
+        require_sound(recipe, Model(), PlannedRun())
     assert str(caught.value) == (
         "the recipe has 2 problems: "
         "GMPruningModifier: no parameter of the model matches 'bodi.weight'; "
@@ -224,7 +224,7 @@ def test_names_that_match_nothing_are_named_with_the_nearest() -> None:
 
 def test_blocks_that_do_not_divide_a_weight_are_named() -> None:
     with pytest.raises(RecipeError) as caught:
-        check_against(load_recipe(RECIPE), Model(channels=3))
+        require_sound(load_recipe(RECIPE), Model(channels=3), PlannedRun())
     assert str(caught.value) == (
         "the recipe: GMPruningModifier: blocks of [1, 4] do not divide body.weight [2, 3, 1, 1]"
     )
@@ -234,26 +234,26 @@ def test_blocks_that_do_not_divide_a_weight_are_named() -> None:
 def test_a_broken_regular_expression_is_a_recipe_error() -> None:
     recipe = load_recipe(RECIPE.replace("body.weight", "'re:(body'"))
     with pytest.raises(RecipeError, match=r"'\(body' is not a regular expression"):
-        check_against(recipe, Model())
+        require_sound(recipe, Model(), PlannedRun())
 
 
 def test_composed_recipes_follow_each_other() -> None:
-    first, second = load_recipe(RECIPE).text, load_recipe(RECIPE, {"num_epochs": 2}).text
+    first, second = load_recipe(RECIPE), load_recipe(RECIPE, {"num_epochs": 2})
     once = compose(first, second)
     twice = compose(once, second)
     assert compose(None, first) == first
-    assert list(parse(twice, "test")) == ["stage_0", "stage_1", "stage_2"]
-    assert last_stage_begins(parse(once, "test")) == 4
-    assert last_stage_begins(parse(twice, "test")) == 6
-    assert last_epoch(parse(twice, "test")) == 8
-    assert load_recipe(twice).text == twice
+    assert list(twice.stages) == ["stage_0", "stage_1", "stage_2"]
+    assert last_stage_begins(once) == 4
+    assert last_stage_begins(twice) == 6
+    assert last_epoch(twice) == 8
+    assert load_recipe(twice.text) == twice
 
 
 def test_composing_keeps_regular_expressions_as_they_are() -> None:
     pattern = r"re:body\.(?!bias)\w+"
-    text = load_recipe(RECIPE.replace("body.weight", f"'{pattern}'")).text
-    composed = compose(text, text)
-    assert [e.fields["params"] for e in entries(parse(composed, "")) if "params" in e.fields] == [
+    recipe = load_recipe(RECIPE.replace("body.weight", f"'{pattern}'"))
+    composed = load_recipe(compose(recipe, recipe).text)
+    assert [e.fields["params"] for e in composed.entries if "params" in e.fields] == [
         [pattern],
         [pattern],
     ]
@@ -326,6 +326,7 @@ def test_a_loaded_recipe_loads_as_itself(
             "update_frequency": frequency,
         },
     )
-    text = load_recipe(dump({"pruning_modifiers": [entry]})).text
-    assert load_recipe(text).text == text
-    assert list(entries(parse(text, "test"))) == [entry]
+    recipe = load_recipe(dump({"pruning_modifiers": [entry]}))
+    again = load_recipe(recipe.text)
+    assert (again, again.text) == (recipe, recipe.text)
+    assert recipe.entries == (entry,)

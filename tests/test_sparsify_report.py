@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.report.report import report, report_path, save_report, to_json
 from yolact.sparsify.report.sparsity import (
     LayerSparsity,
-    Mask,
     SparsityTarget,
     broken_groups,
     layer_sparsity,
@@ -27,6 +27,7 @@ from yolact.sparsify.report.sparsity import (
 from yolact.sparsify.report.table import table
 from yolact.sparsify.sparseml import get_mask_creator_default
 from yolact.sparsify.structure import apply_structure
+from yolact.sparsify.targets import Mask
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reduce_range")
 
@@ -59,6 +60,10 @@ def recipe(**changes: Any) -> str:
     return f"- !GMPruningModifier {json.dumps(fields | changes)}\n"
 
 
+def read(text: str) -> Recipe:
+    return Recipe.of_text(text, "the recipe")
+
+
 LAYERS = [LayerSparsity("a.0.weight", 4, 1), LayerSparsity("b.weight", 8, 6)]
 
 
@@ -70,19 +75,21 @@ def test_zeros_are_counted_per_convolution() -> None:
 
 def test_quantization_changes_neither_names_nor_counts() -> None:
     net = model()
-    apply_structure(net, "- !QuantizationModifier {start_epoch: 0}\n")
+    apply_structure(net, read("- !QuantizationModifier {start_epoch: 0}\n"))
     assert any("module" in name for name, _ in net.named_parameters())
     assert layer_sparsity(net) == LAYERS
-    assert len(missed_targets(net, recipe())) == 1
+    assert len(missed_targets(net, read(recipe()))) == 1
 
 
 def test_a_missed_target_is_said_in_words() -> None:
-    assert missed_targets(model(), recipe()) == ["a.0.weight has sparsity 0.2500 instead of 0.7500"]
-    assert missed_targets(model(), recipe(params=["re:b.*"])) == []
+    assert missed_targets(model(), read(recipe())) == [
+        "a.0.weight has sparsity 0.2500 instead of 0.7500"
+    ]
+    assert missed_targets(model(), read(recipe(params=["re:b.*"]))) == []
 
 
 def test_zeros_that_nobody_asked_for_miss_a_target_too() -> None:
-    assert missed_targets(model(), recipe(final_sparsity=0.2)) == [
+    assert missed_targets(model(), read(recipe(final_sparsity=0.2))) == [
         "b.weight has sparsity 0.7500 instead of 0.2000, more than asked"
     ]
 
@@ -96,13 +103,13 @@ def test_a_target_is_met_within_half_a_percent_or_one_weight(zeros: int, wanted:
 
 
 def test_targets_that_are_not_due_yet_are_left_out() -> None:
-    assert missed_targets(model(), recipe(), epoch=1.9) == []
-    assert len(missed_targets(model(), recipe(), epoch=2)) == 1
+    assert missed_targets(model(), read(recipe()), epoch=1.9) == []
+    assert len(missed_targets(model(), read(recipe()), epoch=2)) == 1
 
 
 def test_targets_may_differ_by_layer() -> None:
     text = recipe(params=[], final_sparsity={0.25: ["a.0.weight"], 0.9: ["b.weight"]})
-    assert [(t.name, t.wanted, t.actual) for t in sparsity_targets(model(), text)] == [
+    assert [(t.name, t.wanted, t.actual) for t in sparsity_targets(model(), read(text))] == [
         ("a.0.weight", 0.25, 0.25),
         ("b.weight", 0.9, 0.75),
     ]
@@ -110,17 +117,17 @@ def test_targets_may_differ_by_layer() -> None:
 
 def test_the_last_target_of_a_parameter_counts() -> None:
     text = recipe(end_epoch=3, final_sparsity=0.25, params=["a.0.weight"]) + recipe(end_epoch=2)
-    assert missed_targets(model(), text) == []
+    assert missed_targets(model(), read(text)) == []
 
 
 def test_a_recipe_without_targets_misses_none() -> None:
-    assert missed_targets(model(), "- !ConstantPruningModifier {params: __ALL__}\n") == []
+    assert missed_targets(model(), read("- !ConstantPruningModifier {params: __ALL__}\n")) == []
 
 
 def test_a_sparsity_of_all_layers_together_is_judged_together() -> None:
     fields = recipe(final_sparsity=7 / 12).replace("GMPruning", "GlobalMagnitudePruning")
-    assert missed_targets(model(), fields) == []
-    result = report(model(), fields.replace(str(7 / 12), "0.9"))
+    assert missed_targets(model(), read(fields)) == []
+    result = report(model(), read(fields.replace(str(7 / 12), "0.9")))
     assert [layer.target for layer in result.layers] == [None, None]
     name = "a.0.weight, b.weight (2 layers together)"
     assert result.missed == (f"{name} has sparsity 0.5833 instead of 0.9000",)
@@ -185,7 +192,7 @@ QUANTIZE = "- !QuantizationModifier {start_epoch: 2}\n"
 def quantized(text: str = QUANTIZE) -> Any:
     """The model after quantization-aware training on a few numbers."""
     net = model().train()
-    apply_structure(net, text)
+    apply_structure(net, read(text))
     for values in (torch.rand(4, 2, 3, 3), -torch.rand(4, 2, 3, 3)):
         net["b"](net["a"](values))
     return net
@@ -197,16 +204,16 @@ def test_a_model_that_follows_its_recipe_misses_nothing() -> None:
     with torch.no_grad():
         net["b"].weight[:] = 1
         net["b"].weight[:, 0] = 0
-    apply_structure(net.train(), text)
+    apply_structure(net.train(), read(text))
     net["b"](net["a"](torch.rand(4, 2, 3, 3)))
-    result = report(net, text.replace("0.75", "0.5"))
+    result = report(net, read(text.replace("0.75", "0.5")))
     assert result.missed == () and result.quantized == 2
     assert result.layers[1].target == 0.5 and result.layers[1].mask_intact
     assert table(result).endswith("\nall targets met")
 
 
 def test_layers_say_how_they_are_quantized() -> None:
-    first, second = report(quantized(), QUANTIZE).layers
+    first, second = report(quantized(), read(QUANTIZE)).layers
     assert (first.batch_norm, second.batch_norm) == ("fused", None)
     for layer in (first, second):
         assert layer.quantized and layer.problems == ()
@@ -221,7 +228,7 @@ def test_layers_say_how_they_are_quantized() -> None:
 
 def test_ranges_are_those_of_the_values_seen() -> None:
     net = model().train()
-    apply_structure(net, QUANTIZE)
+    apply_structure(net, read(QUANTIZE))
     net["b"](net["a"](torch.tensor([-1.0, 3.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)))
     quantizer = report(net, None).layers[0].input_quantizer
     assert quantizer is not None
@@ -229,27 +236,27 @@ def test_ranges_are_those_of_the_values_seen() -> None:
 
 
 def test_quantization_that_never_came_is_missed() -> None:
-    assert report(model(), QUANTIZE).missed == (
+    assert report(model(), read(QUANTIZE)).missed == (
         "the weights of a.0.weight are not quantized",
         "the inputs of a.0.weight are not quantized",
         "the weights of b.weight are not quantized",
         "the inputs of b.weight are not quantized",
     )
-    assert report(model(), QUANTIZE, epoch=1.9).missed == ()
+    assert report(model(), read(QUANTIZE), epoch=1.9).missed == ()
 
 
 def test_quantizers_that_have_seen_nothing_are_missed() -> None:
     net = model()
-    apply_structure(net, QUANTIZE)
+    apply_structure(net, read(QUANTIZE))
     assert "the quantizer of the weights of a.0.weight has seen no values" in (
-        report(net, QUANTIZE).missed
+        report(net, read(QUANTIZE)).missed
     )
-    json.dumps(to_json(report(net, QUANTIZE)), allow_nan=False)
+    json.dumps(to_json(report(net, read(QUANTIZE))), allow_nan=False)
 
 
 def test_another_scheme_than_the_recipes_is_missed() -> None:
     wish = QUANTIZE.replace("2}", "2, scheme: {weights: {num_bits: 4, strategy: channel}}}")
-    assert report(quantized(), wish).missed[0] == (
+    assert report(quantized(), read(wish)).missed[0] == (
         "the weights of a.0.weight are 8 bits, symmetric per tensor "
         "instead of 4 bits, asymmetric per channel"
     )
@@ -272,7 +279,7 @@ def test_another_scheme_than_the_recipes_is_missed() -> None:
 )
 def test_what_a_recipe_leaves_out_is_not_missed(fields: str) -> None:
     text = QUANTIZE.replace("2}", f"2, {fields}}}")
-    result = report(quantized(text), text)
+    result = report(quantized(text), read(text))
     assert result.missed == ()
     assert [layer.name for layer in result.layers] == ["a.0.weight", "b.weight"]
 
@@ -287,13 +294,13 @@ def test_numbers_that_are_not_finite_are_missed() -> None:
 
 
 def test_broken_blocks_are_missed() -> None:
-    result = report(model(), recipe(params=["b.weight"], mask_type=[4, 1]))
+    result = report(model(), read(recipe(params=["b.weight"], mask_type=[4, 1])))
     assert result.missed == ("b.weight has 2 broken groups of mask [4, 1]",)
     assert result.layers[1].mask_intact is False
 
 
 def test_a_report_is_json_of_the_documented_schema(tmp_path: Path) -> None:
-    result = report(quantized(), recipe(mask_type=[1, 2]) + QUANTIZE, macs=1000)
+    result = report(quantized(), read(recipe(mask_type=[1, 2]) + QUANTIZE), macs=1000)
     checkpoint = tmp_path / "tiny_1_6.pth"
     path = save_report(result, checkpoint)
     assert path == report_path(checkpoint) == tmp_path / "tiny_1_6.report.json"
@@ -320,7 +327,7 @@ def test_a_report_is_json_of_the_documented_schema(tmp_path: Path) -> None:
 
 
 def test_a_report_is_a_table() -> None:
-    assert table(report(model(), recipe())) == (
+    assert table(report(model(), read(recipe()))) == (
         "parameter   shape    sparsity  target  mask          batch norm\n"
         "a.0.weight  2x2x1x1    0.2500  0.7500  unstructured  separate    MISSED\n"
         "b.weight    4x2x1x1    0.7500  0.7500  unstructured\n"

@@ -154,7 +154,7 @@ def test_packaged_recipes_leave_less_work(
 ) -> None:
     with torch.device("meta"):
         model = Yolact(config.model).eval()
-    apply_structure(model, load_recipe(name).text, epoch)
+    apply_structure(model, load_recipe(name), epoch)
     assert count_macs(model, config.model.image_size) <= most
 
 
@@ -197,7 +197,7 @@ def test_impossible_recipes_are_refused(case: str) -> None:
 def test_outputs_of_the_network_keep_their_channels() -> None:
     recipe = "- !ChannelThinningModifier {params: proto_net.10.weight, final_width: 0.5}\n"
     with pytest.raises(RecipeError) as caught:
-        apply_structure(Yolact(tiny_config().model), recipe)
+        apply_structure(Yolact(tiny_config().model), load_recipe(recipe))
     assert str(caught.value) == (
         "ChannelThinningModifier cannot remove output channels of 'proto_net.10.weight'"
     )

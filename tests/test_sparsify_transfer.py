@@ -34,16 +34,15 @@ from yolact.predict.evaluate import evaluate
 from yolact.predict.pipeline import Selection
 from yolact.restore import build_model
 from yolact.sparsify.document import entries, parse
-from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.report.report import report, report_path
 from yolact.sparsify.report.sparsity import convolutions, layer_sparsity
 from yolact.sparsify.stages import compose
 from yolact.sparsify.transfer import forget_layers
 from yolact.training.loop import TrainResult, train
-from yolact.training.schedule import make_plan
+from yolact.training.origin import CLASS_LAYERS
 from yolact.training.settings import SaveSettings, StartSettings
-from yolact.training.start import CLASS_LAYERS, prepare
+from yolact.training.start import make_plan, prepare
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
@@ -147,7 +146,7 @@ def test_every_zero_stays_where_it_was_and_class_layers_are_new_and_dense(
             assert not torch.equal(weight, before[name]), f"{name} was not trained"
 
 
-def test_the_proof_counts_class_layers_as_dense_and_all_others_as_pruned(
+def test_the_report_counts_class_layers_as_dense_and_all_others_as_pruned(
     transfer: Transfer,
 ) -> None:
     assert transfer.second.missed == () and transfer.second.report is not None
@@ -249,9 +248,9 @@ modifiers:
 
 
 def test_pruning_of_layers_that_begin_anew_is_forgotten() -> None:
-    text = forget_layers(MIXED, ["a.weight", "b.weight", "c.weight"], ["c."])
-    assert text is not None
-    found = [(e.name, e.fields.get("params"), e.fields) for e in entries(parse(text, "x"))][1:]
+    recipe = forget_layers(load_recipe(MIXED), ["a.weight", "b.weight", "c.weight"], ["c."])
+    assert recipe is not None
+    found = [(e.name, e.fields.get("params"), e.fields) for e in recipe.entries][1:]
     assert [(name, params) for name, params, _ in found] == [
         ("GMPruningModifier", ["a.weight"]),
         ("GMPruningModifier", []),
@@ -263,11 +262,11 @@ def test_pruning_of_layers_that_begin_anew_is_forgotten() -> None:
 
 
 def test_a_recipe_that_only_made_the_forgotten_leaves_nothing() -> None:
-    text = "- !ConstantPruningModifier {params: [c.weight]}\n"
-    assert forget_layers(text, ["a.weight", "c.weight"], ["c."]) is None
-    left = forget_layers(compose(text, MIXED), ["a.weight", "c.weight"], ["c."])
-    assert left is not None and "stage_0" in left
-    build_manager(parse(left, "x"), "x")  # whose first stage is empty
+    recipe = load_recipe("- !ConstantPruningModifier {params: [c.weight]}\n")
+    assert forget_layers(recipe, ["a.weight", "c.weight"], ["c."]) is None
+    left = forget_layers(compose(recipe, load_recipe(MIXED)), ["a.weight", "c.weight"], ["c."])
+    assert left is not None and "stage_0" in left.stages
+    left.manager()  # whose first stage is empty
 
 
 # Checkpoints before, during and after quantization
@@ -299,9 +298,10 @@ def test_any_of_them_can_be_transferred(whole: Path, mine: Path, tmp_path: Path,
     result = train(tiny_settings(mine, tmp_path, start=start, recipe_args=short, **args))
     assert result.missed == () and result.checkpoint is not None
     checkpoint = load_checkpoint(result.checkpoint)
+    assert checkpoint.recipe is not None
     model = build_model(checkpoint)
     assert is_quantized(model)
-    assert report(model, checkpoint.recipe).missed == ()
+    assert report(model, load_recipe(checkpoint.recipe)).missed == ()
     sparsity = {layer.name: layer.sparsity for layer in layer_sparsity(model)}
     assert sparsity["proto_net.0.weight"] == pytest.approx(0.75, abs=0.01)
 

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from onnx_models import freeze_batch_norm
 from training import (
     RECIPE,
+    Tampered,
     differences,
     log_lines,
     losses,
@@ -23,13 +25,13 @@ from training import (
     names,
     resume,
     tiny_settings,
+    train_with,
 )
 from yolact.checkpoint import load_checkpoint
 from yolact.data.loader import make_loader
 from yolact.errors import ConfigError
 from yolact.loss.criterion import Losses
 from yolact.model.quantized import is_quantized
-from yolact.model.yolact import freeze_batch_norm
 from yolact.training.loop import train
 from yolact.training.memory import (
     STEPS,
@@ -39,9 +41,9 @@ from yolact.training.memory import (
     is_out_of_memory,
 )
 from yolact.training.settings import SaveSettings
-from yolact.training.split_batch import PartWeights, forward_loss
+from yolact.training.split_batch import PartWeights
 from yolact.training.start import prepare
-from yolact.training.step import ImageTooLargeError
+from yolact.training.step import ImageTooLargeError, Stepper
 from yolact.types import Batch
 
 pytestmark = [
@@ -56,25 +58,30 @@ CPU = RuntimeError(
 )
 
 
-def limit(
-    patch: pytest.MonkeyPatch,
-    images: int,
-    error: Exception = CUDA,
-    when: Callable[[nn.Module], bool] = lambda _: True,
-) -> list[int]:
-    """Let only so many images fit into a step; the sizes that were tried."""
-    tried: list[int] = []
+class Limited(Tampered):
+    """An objective for which memory holds only so many images at a time.
 
-    def limited(model: nn.Module, criterion: Any, batch: Tensor, *rest: Any) -> Any:
-        tried.append(len(batch))
-        result = forward_loss(model, criterion, batch, *rest)  # also moves statistics and ranges
-        if when(model) and len(batch) > images:
-            torch.rand(3)
-            raise error
-        return result
+    Attributes:
+        tried: The sizes that were tried.
+    """
 
-    patch.setattr("yolact.training.split_batch.forward_loss", limited)
-    return tried
+    def __init__(
+        self,
+        images: int,
+        error: Exception = CUDA,
+        when: Callable[[nn.Module], bool] = lambda _: True,
+    ) -> None:
+        self.tried: list[int] = []
+
+        def limited(model: nn.Module, batch: Tensor, compute: Callable[[Tensor], Losses]) -> Losses:
+            self.tried.append(len(batch))
+            result = compute(batch)  # also moves statistics and ranges
+            if when(model) and len(batch) > images:
+                torch.rand(3)
+                raise error
+            return result
+
+        super().__init__(limited)
 
 
 @pytest.fixture(scope="module")
@@ -96,30 +103,30 @@ def gradients_of(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("images", [1, 2, 3])
 @pytest.mark.parametrize("error", [CUDA, CPU, MemoryError()])
 def test_parts_of_a_batch_have_the_gradient_of_the_whole(
-    five: tuple[Any, Batch], monkeypatch: pytest.MonkeyPatch, images: int, error: Exception
+    five: tuple[Any, Batch], images: int, error: Exception
 ) -> None:
     model, batch = five
     whole = make_stepper(model).gradients([batch, batch])
     wanted = gradients_of(model)
-    tried = limit(monkeypatch, images, error)
-    stepper = make_stepper(model)
+    limited = Limited(images, error)
+    stepper = make_stepper(model, limited)
     assert stepper.gradients([batch, batch]) == pytest.approx(whole, rel=1e-4)
     for name, value in gradients_of(model).items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-5, msg=name)
     assert stepper.parts == {1: 8, 2: 4, 3: 2}[images]
     first = {1: [5, 3, 2, 1], 2: [5, 3, 2], 3: [5, 3, 2]}[images]
-    assert tried[: len(first)] == first
+    assert limited.tried[: len(first)] == first
 
 
 def test_later_steps_keep_the_parts_and_one_warning_says_so(
-    five: tuple[Any, Batch], monkeypatch: pytest.MonkeyPatch, package_log: Any
+    five: tuple[Any, Batch], package_log: Any
 ) -> None:
     model, batch = five
-    tried = limit(monkeypatch, 3)
-    stepper = make_stepper(model)
+    limited = Limited(3)
+    stepper = make_stepper(model, limited)
     for _ in range(3):
         stepper.gradients([batch])
-    assert tried == [5, 3, 2, 3, 2, 3, 2]
+    assert limited.tried == [5, 3, 2, 3, 2, 3, 2]
     assert [record.getMessage() for record in package_log.records] == [
         "out of memory on cpu: the step is taken again, and from now on every batch is "
         "computed in 2 parts, each with its own batch norm statistics"
@@ -127,15 +134,14 @@ def test_later_steps_keep_the_parts_and_one_warning_says_so(
 
 
 def test_one_image_that_does_not_fit_is_an_error_and_leaves_the_model_as_it_was(
-    five: tuple[Any, Batch], monkeypatch: pytest.MonkeyPatch
+    five: tuple[Any, Batch],
 ) -> None:
     model, batch = five
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
-    limit(monkeypatch, 0)
     with pytest.raises(ImageTooLargeError) as error:
-        make_stepper(model).gradients([batch])
+        make_stepper(model, Limited(0)).gradients([batch])
     freeze_batch_norm(model)
     assert str(error.value) == (
         "out of memory: the training step of one image of 64 x 64 pixels does not fit into the "
@@ -148,60 +154,52 @@ def test_one_image_that_does_not_fit_is_an_error_and_leaves_the_model_as_it_was(
         assert torch.equal(value, before[name]), name
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(
-    five: tuple[Any, Batch], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried = limit(monkeypatch, 2, RuntimeError("shapes differ"))
+def test_other_errors_are_not_taken_for_a_lack_of_memory(five: tuple[Any, Batch]) -> None:
+    limited = Limited(2, RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        make_stepper(five[0]).gradients([five[1]])
-    assert tried == [5]
+        make_stepper(five[0], limited).gradients([five[1]])
+    assert limited.tried == [5]
 
 
 def test_an_attempt_that_failed_leaves_no_trace(
     tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that fails in its second step ends as one that had the parts from there on."""
-    with monkeypatch.context() as patch:
-        tried = limit(patch, 1, when=lambda model: len(tried) > 1)
-        one = train(tiny_settings(tiny_shapes, tmp_path / "one"))
-    with monkeypatch.context() as patch:
-        calls = limit(patch, 2)
-        take = make_stepper(nn.Linear(1, 1)).__class__.gradients
+    failing = Limited(1, when=lambda _: len(failing.tried) > 1)
+    one = train_with(failing, tiny_settings(tiny_shapes, tmp_path / "one"))
+    parted, take = Limited(2), Stepper.gradients
 
-        def in_parts(self: Any, batches: Sequence[Batch]) -> Any:
-            self.parts = 2 if calls else 1
-            return take(self, batches)
+    def in_parts(self: Stepper, batches: Sequence[Batch]) -> dict[str, float]:
+        self.parts = 2 if parted.tried else 1
+        return take(self, batches)
 
-        patch.setattr("yolact.training.step.Stepper.gradients", in_parts)
-        other = train(tiny_settings(tiny_shapes, tmp_path / "other"))
-    assert (tried[:5], calls[:3]) == ([2, 2, 1, 1, 1], [2, 1, 1])
+    monkeypatch.setattr(Stepper, "gradients", in_parts)
+    other = train_with(parted, tiny_settings(tiny_shapes, tmp_path / "other"))
+    assert (failing.tried[:5], parted.tried[:3]) == ([2, 2, 1, 1, 1], [2, 1, 1])
     assert one.checkpoint and other.checkpoint
     assert differences(one.checkpoint, other.checkpoint) == []
     assert losses(tmp_path / "one") == losses(tmp_path / "other")
 
 
 def test_a_run_goes_on_when_memory_ends_with_quantization(
-    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_shapes: Path, tmp_path: Path
 ) -> None:
-    tried = limit(monkeypatch, 1, when=is_quantized)
-    result = train(tiny_settings(tiny_shapes, tmp_path, recipe=RECIPE))
-    assert tried == [2] * 6 + [2] + [1] * 6
+    limited = Limited(1, when=is_quantized)
+    result = train_with(limited, tiny_settings(tiny_shapes, tmp_path, recipe=RECIPE))
+    assert limited.tried == [2] * 6 + [2] + [1] * 6
     assert result.missed == () and result.skipped_steps == 0
     assert result.checkpoint is not None
     state = load_checkpoint(result.checkpoint).model_state
     assert all(value.isfinite().all() for value in state.values())
 
 
-def test_a_run_that_cannot_go_on_saves_what_it_has(
-    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limit(monkeypatch, 0, when=is_quantized)
+def test_a_run_that_cannot_go_on_saves_what_it_has(tiny_shapes: Path, tmp_path: Path) -> None:
+    limited = Limited(0, when=is_quantized)
     save = SaveSettings(folder=tmp_path / "weights")
     with pytest.raises(ImageTooLargeError):
-        train(tiny_settings(tiny_shapes, tmp_path, recipe=RECIPE, save=save))
+        train_with(limited, tiny_settings(tiny_shapes, tmp_path, recipe=RECIPE, save=save))
     saved = tmp_path / "weights" / "tiny_1_6.pth"
     assert names(tmp_path / "weights") == [saved.name], "the step changed the network already"
-    monkeypatch.undo()
     whole = train(tiny_settings(tiny_shapes, tmp_path / "whole", recipe=RECIPE))
     again = train(tiny_settings(tiny_shapes, tmp_path / "again", recipe=RECIPE, **resume(saved)))
     assert whole.checkpoint and again.checkpoint
@@ -209,15 +207,14 @@ def test_a_run_that_cannot_go_on_saves_what_it_has(
 
 
 def test_a_step_that_is_too_large_later_on_leaves_a_checkpoint_to_continue(
-    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_shapes: Path, tmp_path: Path
 ) -> None:
-    limit(monkeypatch, 0, when=lambda _: len(losses(tmp_path)) == 4)
+    limited = Limited(0, when=lambda _: len(losses(tmp_path)) == 4)
     save = SaveSettings(folder=tmp_path / "weights")
     with pytest.raises(ImageTooLargeError):
-        train(tiny_settings(tiny_shapes, tmp_path, save=save))
+        train_with(limited, tiny_settings(tiny_shapes, tmp_path, save=save))
     saved = tmp_path / "weights" / "tiny_1_4_interrupt.pth"
     assert names(tmp_path / "weights") == [saved.name]
-    monkeypatch.undo()
     whole = train(tiny_settings(tiny_shapes, tmp_path / "whole"))
     again = train(tiny_settings(tiny_shapes, tmp_path / "again", **resume(saved)))
     assert whole.checkpoint and again.checkpoint

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import golden_json
+from conftest import GoldenSet
 from yolact.config import OptimConfig
-from yolact.training.schedule import Plan, make_plan
+from yolact.training.start import Plan, make_plan
 
 PUBLISHED = OptimConfig()
 
 
-def test_learning_rates_are_the_published_ones_at_every_batch_size() -> None:
-    for case in golden_json("config.json")["lr_schedule"]:
+def test_learning_rates_are_the_published_ones_at_every_batch_size(golden: GoldenSet) -> None:
+    for case in golden.json("config.json")["lr_schedule"]:
         optim = PUBLISHED.autoscaled(case["batch_size"])
         assert (optim.lr, optim.max_iter, list(optim.lr_steps)) == (
             case["lr"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +33,9 @@ from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 from yolact.sparsify.report.sparsity import layer_sparsity
 from yolact.training.loop import train
+from yolact.training.origin import CLASS_LAYERS
 from yolact.training.settings import SaveSettings, StartSettings
-from yolact.training.start import CLASS_LAYERS, prepare
+from yolact.training.start import prepare
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
@@ -156,6 +159,28 @@ def test_a_checkpoint_of_another_config_is_refused(
     assert error.value.hint == "add --config tiny_config"
 
 
+WITHOUT = """
+import sys
+from pathlib import Path
+from training import tiny_settings
+from yolact.training.loop import train
+train(tiny_settings(Path(sys.argv[1]), Path(sys.argv[2]), max_iter=1))
+print("sparseml" in sys.modules)
+"""
+
+
+def test_a_run_without_a_recipe_does_not_wait_for_sparseml(
+    tiny_shapes: Path, tmp_path: Path
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(tiny_shapes), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    assert (result.returncode, result.stdout) == (0, "False\n"), result.stderr
+
+
 def test_a_finished_run_has_nothing_left_to_train(tiny_shapes: Path, tmp_path: Path) -> None:
     train(tiny_settings(tiny_shapes, tmp_path))
     with pytest.raises(ConfigError, match="nothing left to train: step 6 of 6") as error:
@@ -197,7 +222,7 @@ def test_another_recipe_begins_a_new_run_from_the_weights(
     train(tiny_settings(tiny_shapes, tmp_path))
     start = resume(tmp_path / "weights" / "tiny_1_6.pth")
     run = prepare(tiny_settings(tiny_shapes, tmp_path, recipe=RECIPE, **start))
-    assert run.iteration == 0 and run.resumed is None and run.driver is not None
+    assert run.iteration == 0 and run.resumed is None and run.driver.recipe
     assert "the recipe is not the checkpoint's: a new run begins" in package_log.text
 
 
@@ -208,7 +233,7 @@ def test_a_stored_recipe_continues_without_being_named_again(
     (path,) = (tmp_path / "weights").glob("tiny_*_5.pth")
     for more in ({}, {"continue_recipe": True}):
         run = prepare(tiny_settings(tiny_shapes, tmp_path, epochs=None, **resume(path, **more)))
-        assert run.driver is not None and run.plan.total_steps == 9 and run.iteration == 5
+        assert run.driver.recipe and run.plan.total_steps == 9 and run.iteration == 5
 
 
 def test_cont_goes_on_with_the_recipe_of_a_checkpoint_of_the_reference(
@@ -220,7 +245,7 @@ def test_cont_goes_on_with_the_recipe_of_a_checkpoint_of_the_reference(
     run = prepare(
         tiny_settings(tiny_shapes, tmp_path, epochs=None, **resume(path, continue_recipe=True))
     )
-    assert run.driver is not None and run.iteration == STEPS and run.plan.total_steps == 9
+    assert run.driver.recipe and run.iteration == STEPS and run.plan.total_steps == 9
 
 
 def test_a_second_stage_keeps_what_the_first_one_pruned(tiny_shapes: Path, tmp_path: Path) -> None:

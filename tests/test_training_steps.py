@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from training import (
     RECIPE,
+    Tampered,
     differences,
     log_lines,
     losses,
     make_stepper,
     tiny_config,
     tiny_settings,
+    train_with,
 )
 from yolact.checkpoint import load_checkpoint
 from yolact.data.loader import make_loader
 from yolact.errors import ConfigError
+from yolact.loss.criterion import Losses
 from yolact.model.quantized import is_quantized
 from yolact.restore import build_model
 from yolact.sparsify.report.sparsity import layer_sparsity
 from yolact.training.loop import train
 from yolact.training.settings import SaveSettings
-from yolact.training.split_batch import forward_loss, split
+from yolact.training.split_batch import split
 from yolact.training.start import prepare
 from yolact.training.step import MAX_SKIPPED_IN_A_ROW, SkippedSteps
 from yolact.types import Batch
@@ -39,28 +43,27 @@ pytestmark = [
 ]
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """Let the images of some steps (all, when none is given) be NaN."""
-    calls = iter(range(10**6))
+def poisoned(*steps: int) -> Tampered:
+    """An objective that sees NaN as the images of some steps (of all, when none is given)."""
+    calls = count()
 
-    def poisoned(model: Any, criterion: Any, images: Tensor, *rest: Any) -> Any:
+    def act(_: nn.Module, images: Tensor, compute: Callable[[Tensor], Losses]) -> Losses:
         bad = not steps or next(calls) in steps
-        return forward_loss(model, criterion, images * torch.nan if bad else images, *rest)
+        return compute(images * torch.nan if bad else images)
 
-    monkeypatch.setattr("yolact.training.split_batch.forward_loss", poisoned)
+    return Tampered(act)
 
 
 @pytest.mark.parametrize("recipe", [None, RECIPE])
 def test_a_step_that_is_not_finite_is_skipped_named_and_forgotten(
     tiny_shapes: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     package_log: pytest.LogCaptureFixture,
     recipe: str | None,
 ) -> None:
-    poison(monkeypatch, 1, 4, 7)  # with the recipe, the last one is quantized
+    bad = poisoned(1, 4, 7)  # with the recipe, the last one is quantized
     changes = {"recipe": recipe} if recipe else {"epochs": 3}
-    result = train(tiny_settings(tiny_shapes, tmp_path, **changes))
+    result = train_with(bad, tiny_settings(tiny_shapes, tmp_path, **changes))
     assert result.skipped_steps == 3 and result.missed == ()
     first = make_loader(prepare(tiny_settings(tiny_shapes, tmp_path)).train_data, 2, 0, seed=0)
     ids = ", ".join(str(i) for i in list(first)[1].image_ids)
@@ -77,33 +80,27 @@ def test_a_step_that_is_not_finite_is_skipped_named_and_forgotten(
 
 
 def test_a_skipped_step_leaves_weights_and_buffers_as_they_were(
-    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_shapes: Path, tmp_path: Path
 ) -> None:
-    poison(monkeypatch, 1)
-    train(tiny_settings(tiny_shapes, tmp_path))
+    train_with(poisoned(1), tiny_settings(tiny_shapes, tmp_path))
     one, two = (load_checkpoint(tmp_path / f"weights/tiny_0_{i}.pth").model_state for i in (1, 2))
     for name, value in one.items():
         assert torch.equal(value, two[name]), name
 
 
-def test_the_recipe_goes_on_through_skipped_steps(
-    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    poison(monkeypatch, 4)  # the step that would have reached the final sparsity
-    train(tiny_settings(tiny_shapes, tmp_path, recipe=RECIPE))
+def test_the_recipe_goes_on_through_skipped_steps(tiny_shapes: Path, tmp_path: Path) -> None:
+    bad = poisoned(4)  # the step that would have reached the final sparsity
+    train_with(bad, tiny_settings(tiny_shapes, tmp_path, recipe=RECIPE))
     (path,) = (tmp_path / "weights").glob("tiny_*_6.pth")
     model = build_model(load_checkpoint(path))
     sparsity = {layer.name: layer.sparsity for layer in layer_sparsity(model)}
     assert sparsity["proto_net.0.weight"] == pytest.approx(0.75, abs=0.01)
 
 
-def test_a_diverged_run_ends_with_advice(
-    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    poison(monkeypatch)
+def test_a_diverged_run_ends_with_advice(tiny_shapes: Path, tmp_path: Path) -> None:
     save = SaveSettings(folder=tmp_path / "weights")
     with pytest.raises(ConfigError, match="diverged: 100 steps in a row") as error:
-        train(tiny_settings(tiny_shapes, tmp_path, epochs=100, save=save))
+        train_with(poisoned(), tiny_settings(tiny_shapes, tmp_path, epochs=100, save=save))
     assert error.value.hint is not None and "--lr" in error.value.hint
     assert max(losses(tmp_path)) == MAX_SKIPPED_IN_A_ROW - 1
 
@@ -158,17 +155,16 @@ def test_half_precision_trains_on_the_cpu(tiny_shapes: Path, tmp_path: Path) -> 
 def test_half_precision_is_off_once_quantization_begins(
     tiny_shapes: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     package_log: pytest.LogCaptureFixture,
 ) -> None:
     seen = []
 
-    def watching(model: Any, *rest: Any) -> Any:
+    def watch(model: nn.Module, images: Tensor, compute: Callable[[Tensor], Losses]) -> Losses:
         seen.append((is_quantized(model), torch.is_autocast_enabled("cpu")))
-        return forward_loss(model, *rest)
+        return compute(images)
 
-    monkeypatch.setattr("yolact.training.split_batch.forward_loss", watching)
-    train(tiny_settings(tiny_shapes, tmp_path, config=WIDER, recipe=RECIPE, half=True))
+    settings = tiny_settings(tiny_shapes, tmp_path, config=WIDER, recipe=RECIPE, half=True)
+    train_with(Tampered(watch), settings)
     assert (True, True) not in seen and (True, False) in seen and seen[0] == (False, True)
     assert "mixed precision off" in package_log.text
 

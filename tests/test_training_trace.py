@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import GOLDEN, golden_json, golden_weight, require
+from conftest import GoldenSet, golden_weight
+from onnx_models import freeze_batch_norm
 from yolact.config import LossConfig, ModelConfig
 from yolact.loss.criterion import Losses, YolactLoss
 from yolact.model.weights import load_weights
-from yolact.model.yolact import Yolact, freeze_batch_norm
+from yolact.model.yolact import Yolact
 from yolact.types import Target
 
 TERMS = {"B": "box", "C": "classification", "M": "mask", "S": "semantic", "T": "total"}
@@ -39,8 +40,8 @@ class Trace:
     """State dict after 1 and after 3 steps."""
 
 
-def batch(step: int) -> tuple[Tensor, list[Target]]:
-    arrays = np.load(require(GOLDEN / "train_trace_inputs.npz"))
+def batch(golden: GoldenSet, step: int) -> tuple[Tensor, list[Target]]:
+    arrays = np.load(golden.folder / "train_trace_inputs.npz")
     images = torch.from_numpy(arrays[f"step{step}.images_uint8_nchw_rgb"]).float() / 255
     targets = []
     for index in range(len(images)):
@@ -69,9 +70,9 @@ def initial() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module", params=["bn_train", "bn_frozen"])
-def trace(request: pytest.FixtureRequest, initial: dict[str, Tensor]) -> Trace:
+def trace(request: pytest.FixtureRequest, golden: GoldenSet, initial: dict[str, Tensor]) -> Trace:
     mode: str = request.param
-    reference = golden_json("train_trace.json")["modes"][mode]
+    reference = golden.json("train_trace.json")["modes"][mode]
     model = Yolact(ModelConfig(image_size=160, prior_base_size=160)).train()
     load_weights(model, initial)
     if mode == "bn_frozen":
@@ -81,7 +82,7 @@ def trace(request: pytest.FixtureRequest, initial: dict[str, Tensor]) -> Trace:
     trace = Trace(mode, reference, [], [], {})
     for step, record in enumerate(reference["steps"]):
         optimizer.param_groups[0]["lr"] = record["lr"]
-        images, targets = batch(step)
+        images, targets = batch(golden, step)
         losses = criterion(model(images), targets)
         optimizer.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
@@ -90,7 +91,7 @@ def trace(request: pytest.FixtureRequest, initial: dict[str, Tensor]) -> Trace:
         norms = {k: p.grad.norm().item() for k, p in model.named_parameters() if p.grad is not None}
         trace.gradient_norms.append(norms)
         trace.weights[step + 1] = {k: v.clone() for k, v in model.state_dict().items()}
-    images, targets = batch(0)
+    images, targets = batch(golden, 0)
     with torch.no_grad():
         trace.losses.append(by_letter(criterion(model(images), targets)))
     return trace

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.config import ModelConfig, OptimConfig, YolactConfig
 from yolact.data.sample_set import generate_shapes
-from yolact.loss.criterion import YolactLoss
+from yolact.loss.criterion import Losses, Objective, Supervised, YolactLoss
+from yolact.training.loop import TrainResult, carry_out
 from yolact.training.settings import (
     DataSettings,
     LogSettings,
@@ -23,7 +24,9 @@ from yolact.training.settings import (
     StartSettings,
     TrainSettings,
 )
+from yolact.training.start import prepare
 from yolact.training.step import Stepper
+from yolact.types import Target
 
 IMAGES = 7
 """Of the training part; three batches of two, and one image left over."""
@@ -162,10 +165,33 @@ def renamed(shapes: Path, folder: Path, prefix: str) -> Path:
     return folder
 
 
-def make_stepper(model: torch.nn.Module, **more: Any) -> Stepper:
-    """A stepper with plain SGD."""
+def make_stepper(model: nn.Module, objective: Objective | None = None, **more: Any) -> Stepper:
+    """A stepper with plain SGD; it minimises the usual loss unless told otherwise."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    return Stepper(model, YolactLoss(tiny_config().loss), optimizer, torch.device("cpu"), **more)
+    objective = objective or Supervised(YolactLoss(tiny_config().loss))
+    return Stepper(model, objective, optimizer, torch.device("cpu"), **more)
+
+
+class Tampered(Supervised):
+    """The usual objective, but for what a test does to it.
+
+    Args:
+        act: Gets the network, the images and what computes their losses; returns the losses.
+    """
+
+    def __init__(self, act: Callable[[nn.Module, Tensor, Callable[[Tensor], Losses]], Losses]):
+        super().__init__(YolactLoss(tiny_config().loss))
+        self.act = act
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Sequence[Target]) -> Losses:
+        compute = super().__call__
+        return self.act(model, images, lambda changed: compute(model, changed, targets))
+
+
+def train_with(objective: Objective, settings: TrainSettings) -> TrainResult:
+    """A training run that minimises ``objective``."""
+    settings.save.folder.mkdir(parents=True)
+    return carry_out(replace(prepare(settings), objective=objective))
 
 
 def during_step(

@@ -40,6 +40,10 @@ from yolact.model.quantized import is_quantized_state
 from yolact.model.weights import num_classes_of
 
 SCHEMA = 1
+_PLAIN = {"epoch": int, "iteration": int, "checkpoint_recipe": str, "best_map": float}
+"""Keys whose value is of this type or None."""
+_BEGINNINGS = (b"PK", b"\x80")
+"""Of a zip archive and of a pickle, the two formats that torch writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,27 @@ class Checkpoint:
     def num_classes(self) -> int:
         """Object classes of the network, read from the class head's shape."""
         return num_classes_of(self.model_state)
+
+    def config_or(self, wanted: YolactConfig | None) -> YolactConfig:
+        """The configuration that was asked for, else the checkpoint's, else the published one."""
+        return wanted or self.config or YolactConfig()
+
+    def require_config(self, config: YolactConfig, path: object, *, more: str = "") -> None:
+        """Refuse a checkpoint of a configuration with another name.
+
+        Args:
+            config: What the user wants to use it with.
+            path: What the message calls the checkpoint.
+            more: What else the user could do, for the end of the hint.
+
+        Raises:
+            CheckpointError: The names differ; one without a configuration fits any.
+        """
+        if self.config is not None and self.config.name != config.name:
+            raise CheckpointError(
+                f"{path} is of {self.config.name}_config, not {config.name}_config",
+                hint=f"add --config {self.config.name}_config{more}",
+            )
 
     @property
     def clock(self) -> float:
@@ -201,27 +226,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
 
 
-_PLAIN = {"epoch": int, "iteration": int, "checkpoint_recipe": str, "best_map": float}
-"""Keys whose value is of this type or None."""
-
-
-def _from_content(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Checkpoint:
-    for key, kind in _PLAIN.items():
-        if not isinstance(content.get(key), kind | None):
-            raise TypeError(f"{key} is {content[key]!r}")
-    classes, config, training = (content.get(key) for key in ("classes", "config", "training"))
-    return Checkpoint(
-        model_state=state,
-        epoch=content.get("epoch"),
-        iteration=content.get("iteration"),
-        recipe=content.get("checkpoint_recipe"),
-        classes=Classes(tuple(classes["names"]), tuple(classes["ids"])) if classes else None,
-        config=YolactConfig.from_dict(config) if config else None,
-        training=TrainingState(**training) if training else None,
-        best_map=content.get("best_map"),
-    )
-
-
 def classes_of(checkpoint: Checkpoint) -> Classes:
     """The checkpoint's classes; COCO's for an unnamed 80-class network, numbers otherwise."""
     return checkpoint.classes or Classes.assumed(checkpoint.num_classes)
@@ -256,10 +260,6 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
-_BEGINNINGS = (b"PK", b"\x80")
-"""Of a zip archive and of a pickle, the two formats that torch writes."""
-
-
 def _require_torch_file(path: Path) -> None:
     """Tell files of other kinds from damaged ones, for which torch has the same words."""
     try:
@@ -280,6 +280,23 @@ def _require_torch_file(path: Path) -> None:
             f"{path} cannot be read as a checkpoint: it is not a file of PyTorch",
             hint="look into it: a failed download is often a web page; ONNX files end in .onnx",
         )
+
+
+def _from_content(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Checkpoint:
+    for key, kind in _PLAIN.items():
+        if not isinstance(content.get(key), kind | None):
+            raise TypeError(f"{key} is {content[key]!r}")
+    classes, config, training = (content.get(key) for key in ("classes", "config", "training"))
+    return Checkpoint(
+        model_state=state,
+        epoch=content.get("epoch"),
+        iteration=content.get("iteration"),
+        recipe=content.get("checkpoint_recipe"),
+        classes=Classes(tuple(classes["names"]), tuple(classes["ids"])) if classes else None,
+        config=YolactConfig.from_dict(config) if config else None,
+        training=TrainingState(**training) if training else None,
+        best_map=content.get("best_map"),
+    )
 
 
 @contextmanager

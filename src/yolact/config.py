@@ -14,14 +14,15 @@ from fractions import Fraction
 from typing import Any, TypeVar, get_type_hints
 
 from yolact.errors import ConfigError
+from yolact.setting import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape of the network. The defaults are YOLACT-550 on DarkNet-53: 47.8 M parameters."""
 
-    image_size: int = 550
-    """Side of the square network input, in pixels."""
+    image_size: int = setting(default=550, help="Side of the network input.")
+    """In pixels; it is a square."""
     num_classes: int = 80
     """Object classes, without the background."""
     stem_channels: int = 32
@@ -122,15 +123,17 @@ _OPTIM_HINT = "the published values are --lr 0.001 --momentum 0.9 --decay 0.0005
 class OptimConfig:
     """SGD and its learning-rate schedule, counted in iterations at batch size 8."""
 
-    lr: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    gamma: float = 0.1
+    lr: float = setting("--lr", "--learning_rate", default=1e-3, help="Learning rate.")
+    momentum: float = setting(default=0.9, help="Momentum of SGD.")
+    weight_decay: float = setting("--decay", "--weight_decay", default=5e-4, help="Weight decay.")
+    gamma: float = setting(default=0.1, help="Factor at each lr step.")
     max_iter: int = 800_000
     lr_steps: tuple[int, ...] = (280_000, 600_000, 700_000, 750_000)
     warmup_init: float = 1e-4
     warmup_until: int = 500
-    max_grad_norm: float | None = None
+    max_grad_norm: float | None = setting(
+        "--clip_grad", default=None, help="Largest gradient norm."
+    )
     """Longer gradients are scaled down to this L2 norm; None, as published, leaves them."""
 
     def __post_init__(self) -> None:

@@ -9,8 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from yolact.errors import StorageError
+
+Compression = Literal["gz", "xz", "zst"]
+"""Endings of compressed files: gzip for every tool, xz for the smallest file, zstd for the
+fastest unpacking."""
 
 
 def storage_error(error: OSError, path: Path) -> StorageError | None:
@@ -78,6 +83,30 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; on success it replaces ``path`` as a whole.
+
+    When the block raises, the temporary folder is removed and whatever was at ``path`` is
+    untouched. An older folder goes with all that it holds: look into it before.
+
+    Raises:
+        StorageError: The folder cannot be made, or a file of that name is in the way.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            new = temporary / "new"
+            new.mkdir()
+            yield new
+            _swap(new, path, temporary / "old")
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def require_writable(folder: Path) -> None:
     """Make ``folder`` and check that a file can be created in it, before long work starts.
 
@@ -132,6 +161,23 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _swap(new: Path, target: Path, old: Path) -> None:
+    """No system call exchanges two folders everywhere; when the second step fails, undo the first.
+
+    A crash between the two leaves no folder, which is better than half of one.
+    """
+    try:
+        os.rename(target, old)
+    except FileNotFoundError:
+        os.rename(new, target)
+        return
+    try:
+        os.rename(new, target)
+    except OSError:
+        os.rename(old, target)
+        raise
 
 
 def _umask() -> int:

@@ -1,9 +1,4 @@
-"""Which torch device a name stands for.
-
-Keeping packages from being imported by other packages.
-
-The CPUs of this machine that this process may use.
-"""
+"""The machine and the process: torch devices, CPUs, and packages that must not be imported."""
 
 from __future__ import annotations
 
@@ -12,10 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from yolact.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+_SYSTEM = Path("/sys/devices/system")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -24,6 +23,8 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ConfigError: There is no such device here.
     """
+    import torch  # here, since commands look at CPUs before anything heavy is loaded
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -40,25 +41,6 @@ def resolve_device(name: str) -> torch.device:
             hint=f"{torch.cuda.device_count()} CUDA devices are visible; --device cpu always works",
         )
     return device
-
-
-@contextmanager
-def hidden(*names: str) -> Iterator[None]:
-    """Let imports of these packages fail inside the block, as if they were not installed.
-
-    Packages that are imported already stay.
-    """
-    absent = [name for name in names if name not in sys.modules]
-    for name in absent:
-        sys.modules[name] = None  # type: ignore[assignment]  # what Python documents for this
-    try:
-        yield
-    finally:
-        for name in absent:
-            del sys.modules[name]
-
-
-_SYSTEM = Path("/sys/devices/system")
 
 
 def available_cpus() -> list[int]:
@@ -94,20 +76,6 @@ def numa_cpus(system: Path = _SYSTEM) -> list[int]:
     return max(nodes, key=len, default=[]) or sorted(usable)
 
 
-def parse_cpu_list(text: str) -> list[int]:
-    """Read the kernel's notation.
-
-    >>> parse_cpu_list("0-2,8")
-    [0, 1, 2, 8]
-    """
-    cpus: list[int] = []
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        if first:
-            cpus.extend(range(int(first), int(last or first) + 1))
-    return cpus
-
-
 @contextmanager
 def pinned(cpus: list[int] | None) -> Iterator[None]:
     """Keep this thread, and threads started inside the block, on ``cpus``.
@@ -123,3 +91,33 @@ def pinned(cpus: list[int] | None) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def parse_cpu_list(text: str) -> list[int]:
+    """Read the kernel's notation.
+
+    >>> parse_cpu_list("0-2,8")
+    [0, 1, 2, 8]
+    """
+    cpus: list[int] = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if first:
+            cpus.extend(range(int(first), int(last or first) + 1))
+    return cpus
+
+
+@contextmanager
+def not_importable(*names: str) -> Iterator[None]:
+    """Let imports of these packages fail inside the block, as if they were not installed.
+
+    Packages that are imported already stay.
+    """
+    absent = [name for name in names if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = None  # type: ignore[assignment]  # what Python documents for this
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]

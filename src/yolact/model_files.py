@@ -6,10 +6,12 @@ The command line and the Python API take stubs wherever they take the path of a 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from yolact.download.resolve import resolve
 from yolact.download.stubs import Kind
-from yolact.download.trusted import OtherFileError, Wanted
+
+if TYPE_CHECKING:
+    from yolact.download.trusted import Wanted
 
 
 def stub_file(stub: str, *kinds: Kind) -> Path:
@@ -23,6 +25,8 @@ def stub_file(stub: str, *kinds: Kind) -> Path:
         CheckpointError: There never was such a model, or its file is gone.
         RecipeError: The same, where a recipe was wanted.
     """
+    from yolact.download.resolve import resolve  # loads what the network needs
+
     return resolve(stub, *kinds, validate=read_once)
 
 
@@ -37,6 +41,7 @@ def read_once(wanted: Wanted, path: Path) -> None:
     """Read a fetched file the way its users will; raises what they would."""
     if wanted.kind is Kind.CHECKPOINT:
         from yolact.checkpoint import load_checkpoint
+        from yolact.download.trusted import OtherFileError
 
         if load_checkpoint(path).training is not None and wanted.weights_only:
             raise OtherFileError(

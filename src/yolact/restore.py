@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from yolact.checkpoint import Checkpoint
+from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.config import YolactConfig
 from yolact.errors import CheckpointError
 from yolact.model.channels import channel_groups
 from yolact.model.weights import load_weights
 from yolact.model.yolact import Yolact
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to look at before anything is done with it."""
+
+    name: str
+    """What messages call it."""
+    config: YolactConfig
+    model: Yolact
+    recipe: str | None = None
+    """The recipes that its weights went through."""
 
 
 def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Yolact:
@@ -36,7 +51,7 @@ def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Y
             f"{checkpoint.num_classes}",
             hint="its classes or its weights were exchanged; take the file as training saved it",
         )
-    chosen = config or checkpoint.config or YolactConfig()
+    chosen = checkpoint.config_or(config)
     model = Yolact(chosen.with_model(num_classes=checkpoint.num_classes).model)
     restore_structure(model, checkpoint)
     load_weights(model, checkpoint.model_state)
@@ -55,24 +70,14 @@ def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
         RecipeError: The recipe does not fit the network.
     """
     if checkpoint.quantized:
-        recipe: str | None = recipe_of_quantized(checkpoint)
+        text: str | None = recipe_of_quantized(checkpoint)
     else:
-        recipe = checkpoint.recipe if _smaller(checkpoint.model_state, model) else None
-    if recipe:
-        from yolact.sparsify.structure import (
-            apply_structure,  # loads sparseml: seconds, so only here
-        )
+        text = checkpoint.recipe if _smaller(checkpoint.model_state, model) else None
+    if text:
+        from yolact.sparsify.recipe import Recipe  # loads sparseml: seconds, so only here
+        from yolact.sparsify.structure import apply_structure
 
-        apply_structure(model, recipe, checkpoint.clock)
-
-
-def _smaller(state: Mapping[str, Tensor], model: Yolact) -> bool:
-    """Whether some layers or channels of the network are missing from the weights."""
-    return any(name not in state for name, _ in model.named_parameters()) or any(
-        name in state and len(state[name]) < group.width
-        for group in channel_groups(model.config)
-        for name in group.weights
-    )
+        apply_structure(model, Recipe.of_text(text, "the stored recipe"), checkpoint.clock)
 
 
 def recipe_of_quantized(checkpoint: Checkpoint) -> str:
@@ -87,3 +92,49 @@ def recipe_of_quantized(checkpoint: Checkpoint) -> str:
             hint="use the checkpoint that the training run itself wrote",
         )
     return checkpoint.recipe
+
+
+def load_subject(
+    path: Path, name: str, config: YolactConfig | None, image_size: int | None
+) -> Subject:
+    """The network of a checkpoint file, to look at.
+
+    Args:
+        path: Of the checkpoint.
+        name: What the user calls it.
+        config: What it must be of; None takes its own.
+        image_size: Side of the network input in pixels; None for the configuration's.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is of another configuration.
+    """
+    checkpoint = load_checkpoint(path)
+    chosen = checkpoint.config_or(config)
+    checkpoint.require_config(chosen, name, more=", or leave --config out")
+    chosen = _sized(chosen, image_size)
+    return Subject(name, chosen, build_model(checkpoint, chosen), checkpoint.recipe)
+
+
+def bare_subject(config: YolactConfig, image_size: int | None) -> Subject:
+    """A network without weights, on the meta device: its layers and their shapes.
+
+    Args:
+        config: Of the network.
+        image_size: Side of the network input in pixels; None for the configuration's.
+    """
+    config = _sized(config, image_size)
+    with torch.device("meta"):
+        return Subject(config.name, config, Yolact(config.model))
+
+
+def _smaller(state: Mapping[str, Tensor], model: Yolact) -> bool:
+    """Whether some layers or channels of the network are missing from the weights."""
+    return any(name not in state for name, _ in model.named_parameters()) or any(
+        name in state and len(state[name]) < group.width
+        for group in channel_groups(model.config)
+        for name in group.weights
+    )
+
+
+def _sized(config: YolactConfig, image_size: int | None) -> YolactConfig:
+    return config if image_size is None else config.with_model(image_size=image_size)

@@ -1,7 +1,7 @@
 """What every training-aware modifier does to YOLACT: one case for each class and variant.
 
-The table ``recipes/modifiers.md`` is rendered from these cases, and ``test_modifiers.py`` runs
-them: a row says only what a test has seen.
+The table ``recipes/modifiers.md`` is rendered from these cases, and ``test_sparsify_modifiers.py``
+runs them: a row says only what a test has seen.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["works", "mended", "cannot"]
+Verdict = Literal["works", "patched", "cannot"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Case:
     """YAML for a network of :func:`training.tiny_config`."""
     verdict: Verdict
     why: str
-    """What was mended, or why it cannot and what to use instead; may be empty when it works."""
+    """What was patched, or why it cannot and what to use instead; may be empty when it works."""
     check: Callable[[str], None]
     """Takes :attr:`recipe`, trains a few steps and asserts the modifier's effect; for "cannot",
     asserts the refusal."""

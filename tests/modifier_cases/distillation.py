@@ -28,7 +28,7 @@ def teacher() -> Path:
 
 def taught(text: str, **changes: Any) -> Practice:
     """A run with that teacher."""
-    return practice(text, lambda run: run.distillation, distill_teacher=str(teacher()), **changes)
+    return practice(text, distill_teacher=str(teacher()), **changes)
 
 
 def logged(done: Practice) -> list[dict[str, float]]:
@@ -92,8 +92,8 @@ def says(sentence: str) -> Callable[[str], None]:
 def maps_channels(text: str) -> None:
     """Maps begin as the identity, are trained, and are saved beside the optimizer's state."""
     done = taught(text)
-    loss = done.run.distillation
-    assert isinstance(loss, Distillation) and len(loss.maps) == 2
+    loss = done.run.objective
+    assert isinstance(loss, Distillation) and len(loss.own_parameters) == 2
     state = load_checkpoint(done.checkpoint).training
     assert state is not None and state.distillation is not None
     for name, value in state.distillation.items():
@@ -112,7 +112,7 @@ def has_no_maps(text: str) -> None:
 
 def _case(name: str, variant: str, fields: str, why: str, *checks: Callable[[str], None]) -> Case:
     text = recipe(f"!{name} {{{fields}}}")
-    return Case(name, variant, text, "mended" if why else "works", why, in_turn(*checks))
+    return Case(name, variant, text, "patched" if why else "works", why, in_turn(*checks))
 
 
 OUTPUTS, FEATURES = "DistillationModifier", "PerLayerDistillationModifier"
@@ -123,7 +123,7 @@ CASES = [
         "--distill_teacher",
         "start_epoch: 0.3, end_epoch: 1.3, hardness: 0.5, temperature: 2.0",
         "its softmax over every output means nothing for boxes, coefficients and prototypes: "
-        "classes, boxes and assembled masks have a term each (yolact/loss/distillation.py)",
+        "classes, boxes and assembled masks have a term each (yolact/distill/loss.py)",
         distils_in(False, True, True, True, False, False),
     ),
     _case(OUTPUTS, "hardness: 0.5", "hardness: 0.5", "", halves_the_task),

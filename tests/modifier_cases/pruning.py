@@ -371,7 +371,7 @@ CASES = (
         "GMPruningModifier",
         "inter_func: inverse_cubic",
         gm("inter_func: inverse_cubic"),
-        "mended",
+        "patched",
         "a step after end_epoch, which need not fall on a step, raised TypeError",
         reaches(*curve(1 / 3)),
     ),
@@ -395,7 +395,7 @@ CASES = (
         "GMPruningModifier",
         "mask_type: [2, 2]",
         gm("mask_type: [2, 2]"),
-        "mended",
+        "patched",
         "with both sides above 1, blocks were rows of four input channels",
         whole_or_no_tiles(2, 2),
     ),
@@ -403,7 +403,7 @@ CASES = (
         "GMPruningModifier",
         "mask_type: [1, -1]",
         gm("mask_type: [1, -1]"),
-        "mended",
+        "patched",
         "-1 kept the size of the first parameter that was pruned",
         whole_or_no_tiles(1, -1),
     ),
@@ -411,7 +411,7 @@ CASES = (
         "GMPruningModifier",
         "mask_type: 2:4",
         nm("GMPruningModifier", "2:4", NM),
-        "mended",
+        "patched",
         "masks of convolutions had their dimensions in another order and raised ValueError; "
         "sparsities must be those of the ratio, and 4 must divide the input channels",
         in_turn(has_pattern(rows_of_four, {2}), reaches(*[0.5] * 6)),
@@ -420,7 +420,7 @@ CASES = (
         "GMPruningModifier",
         "mask_type: 1:4",
         nm("GMPruningModifier", "1:4", "init_sparsity: 0.75, final_sparsity: 0.75"),
-        "mended",
+        "patched",
         "as 2:4",
         has_pattern(rows_of_four, {3}),
     ),
@@ -428,7 +428,7 @@ CASES = (
         "GMPruningModifier",
         "mask_type: tensorrt",
         nm("GMPruningModifier", "tensorrt", NM),
-        "mended",
+        "patched",
         "another name of 2:4",
         has_pattern(rows_of_four, {2}),
     ),
@@ -469,11 +469,7 @@ CASES = (
         gm("phased: true"),
         "cannot",
         "sparseml 1.8 refuses it: use ACDCPruningModifier",
-        refused(
-            "GMPruningModifier: Use of phased=True in GMPruningModifier is no longer supported "
-            "use the ACDCPruningModifier for phased (AC/DC) pruning",
-            GM_INVALID,
-        ),
+        refused("GMPruningModifier: ", GM_INVALID, exactly=False),
     ),
     Case(
         "GMPruningModifier",
@@ -481,12 +477,7 @@ CASES = (
         gm("score_type: movement"),
         "cannot",
         "sparseml 1.8 refuses all but magnitude: use the modifier of that method",
-        refused(
-            "GMPruningModifier: use of score_type to specify a sparsification algorithm is no "
-            "longer supported. Use the specific pruning modifier for the desired sparsification "
-            "algorithm instead. Found score_type=movement",
-            GM_INVALID,
-        ),
+        refused("GMPruningModifier: ", GM_INVALID, exactly=False),
     ),
     Case(
         "GMPruningModifier",
@@ -557,7 +548,7 @@ CASES = (
         "ConstantPruningModifier",
         "",
         recipe("!ConstantPruningModifier {params: __ALL_PRUNABLE__}"),
-        "mended",
+        "patched",
         "masks are computed once instead of in every step",
         keeps_zeros,
     ),
@@ -577,7 +568,7 @@ CASES = (
         "MovementPruningModifier",
         "",
         recipe(f"!MovementPruningModifier {{{GRADUAL.replace('1.5', '1')}}}"),
-        "mended",
+        "patched",
         "scores became NaN at the first gradient that overflowed in mixed precision; they are not "
         "stored in checkpoints: a resumed run may differ",
         not_by_magnitude,
@@ -598,7 +589,7 @@ CASES = (
             "grad_sampler_kwargs: {batch_size: 1}}",
             NO_LR,
         ),
-        "mended",
+        "patched",
         f"{SAMPLING}; it did nothing when an epoch has one step",
         compensates,
     ),
@@ -610,7 +601,7 @@ CASES = (
             f"params: {list(POINTWISE)}, num_grads: 4, fisher_block_size: 4, mask_type: block4}}",
             NO_LR,
         ),
-        "mended",
+        "patched",
         "as unstructured",
         whole_or_no_tiles(1, 4, POINTWISE),
     ),
@@ -635,7 +626,7 @@ CASES = (
             "grad_sampler_kwargs: {batch_size: 1}}",
             NO_LR,
         ),
-        "mended",
+        "patched",
         f"{SAMPLING}; it raised RuntimeError on channels-last weights, which this package trains",
         compensates,
     ),
@@ -659,7 +650,7 @@ CASES = (
             f"!RigLPruningModifier {{final_sparsity: 0.8, {WINDOW.replace('1.5', '1')}, {PARAMS}, "
             "num_grads: 2}"
         ),
-        "mended",
+        "patched",
         SAMPLING,
         moves_masks,
     ),
@@ -670,7 +661,7 @@ CASES = (
             f"!TopKASTPruningModifier {{forward_sparsity: 0.8, backward_sparsity: 0.5, {WINDOW}, "
             f"{PARAMS}}}"
         ),
-        "mended",
+        "patched",
         "torch refused its backward hooks on layers with in-place activations, and in the shared "
         "head they ran once for each level; checkpoints before end_epoch hold dense weights",
         sparse_forward,
@@ -682,7 +673,7 @@ CASES = (
             "!TopKASTPruningModifier {forward_sparsity: 0.8, backward_sparsity: 0.5, "
             f"{WINDOW.replace('0.3', '0.5')}, {PARAMS}}}"
         ),
-        "mended",
+        "patched",
         "as one",
         reaches(0.0, 0.0, 0.0, 0.8, accumulate=2),
     ),
@@ -724,7 +715,7 @@ CASES = (
         "LayerPruningModifier",
         "whole residual blocks",
         recipe("!LayerPruningModifier {layers: [backbone.layers.2.1], start_epoch: 1}"),
-        "mended",
+        "patched",
         "checkpoints load without the layers",
         removes_a_block,
     ),

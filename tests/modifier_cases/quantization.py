@@ -180,7 +180,7 @@ def qat_from_1(fields: str) -> str:
 
 
 def _case(variant: str, fields: str, why: str, *checks: Callable[[str], None]) -> Case:
-    verdict: Verdict = "mended" if why else "works"
+    verdict: Verdict = "patched" if why else "works"
     return Case("QuantizationModifier", variant, qat_from_1(fields), verdict, why, in_turn(*checks))
 
 

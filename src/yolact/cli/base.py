@@ -1,11 +1,8 @@
-"""What every command shares: the error boundary, option spellings and logging.
+"""What every command shares: the error boundary, spellings of options, and logging.
 
-stdout carries results; progress, warnings and errors go to stderr.
-
-When the machine itself gives up: no memory, no space, no permission, in the user's words.
-
-Where a file is read or written, the error is raised there, with the file's name. This is for the
-refusals that can come from anywhere, such as an allocation deep inside a library.
+stdout carries results; progress, warnings and errors go to stderr. Errors that a user can fix are
+raised where they are found, with the file's or the option's name. The boundary adds those that can
+come from anywhere: the machine refuses memory, space or permission deep inside a library.
 """
 
 from __future__ import annotations
@@ -32,8 +29,6 @@ FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
 """A file's path; whether it can be read is found where it is read: the message can say more."""
 FOLDER = click.Path(path_type=Path, file_okay=False, readable=False)
 _VERBOSE = "yolact.verbose"
-SEED = click.IntRange(0, 2**32 - 1)
-"""What every random generator in use accepts."""
 
 
 class Boundary(click.Command):

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from yolact.cli.base import FILE, Boundary, Command, setup_logging
 from yolact.cli.inputs import local_path, recipe_source
+from yolact.cli.options import options, options_of
+from yolact.config import ModelConfig, YolactConfig, named_config
 from yolact.download.stubs import Kind
-from yolact.errors import CheckpointError, RecipeError
+from yolact.errors import RecipeError
+from yolact.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from yolact.config import YolactConfig
-    from yolact.model.yolact import Yolact
-    from yolact.sparsify.check.examine import Draft, Outlook, RecipeReport
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """What a recipe is checked against."""
-
-    name: str
-    """In words."""
-    config: YolactConfig
-    model: Yolact
-    earlier: str | None
-    """The recipes that its weights went through."""
+    from yolact.restore import Subject
+    from yolact.sparsify.check.examine import RecipeReport
 
 
 class RecipeGroup(Boundary, click.Group):
@@ -49,29 +38,27 @@ def recipe() -> None:
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sparseml.yolact.recipe check yolact.pruned_quant --plot schedule.png",
 )
-@click.argument("source", metavar="RECIPE")
-@click.option(
-    "--checkpoint", type=FILE, help="Check against this model, its classes and its zeros."
+@options(
+    click.argument("source", metavar="RECIPE"),
+    click.option(
+        "--checkpoint", type=FILE, help="Check against this model, its classes and its zeros."
+    ),
+    click.option(
+        "--config",
+        help="Check against this network.  [default: the checkpoint's, or yolact_darknet53_config]",
+    ),
+    *options_of(TrainSettings, "recipe_args"),
+    *options_of(ModelConfig, "image_size", otherwise="config's"),
+    click.option(
+        "--epochs",
+        type=click.FloatRange(0, min_open=True),
+        help="Length of the run, for recipes that do not set it.",
+    ),
+    click.option("--plot", type=FILE, help="Draw the schedule into this PNG file."),
+    click.option("--json", "json_file", type=FILE, help="Write everything into this JSON file."),
+    click.option("--strict", is_flag=True, help="Fail on warnings, too."),
+    click.option("--verbose", "-v", is_flag=True, help="Name every parameter and layer."),
 )
-@click.option(
-    "--config",
-    help="Check against this network.  [default: the checkpoint's, or yolact_darknet53_config]",
-)
-@click.option(
-    "--recipe_args",
-    multiple=True,
-    help="Set a variable of the recipe, as name=value or JSON; may be repeated.",
-)
-@click.option("--image_size", type=int, help="Side of the network input.  [default: config's]")
-@click.option(
-    "--epochs",
-    type=click.FloatRange(0, min_open=True),
-    help="Length of the run, for recipes that do not set it.",
-)
-@click.option("--plot", type=FILE, help="Draw the schedule into this PNG file.")
-@click.option("--json", "json_file", type=FILE, help="Write everything into this JSON file.")
-@click.option("--strict", is_flag=True, help="Fail on warnings, too.")
-@click.option("--verbose", "-v", is_flag=True, help="Name every parameter and layer.")
 def check(source: str, **given: Any) -> None:
     """Say what RECIPE will do to a network, and everything that is wrong with it.
 
@@ -80,7 +67,7 @@ def check(source: str, **given: Any) -> None:
     """
     setup_logging(int(given["verbose"]))
     from yolact.files import require_writable_file, write_text
-    from yolact.sparsify.check.examine import read_draft
+    from yolact.sparsify.check.examine import check_draft, read_draft
     from yolact.sparsify.check.plot import plot_schedule
     from yolact.sparsify.check.words import check_json, describe_check
     from yolact.sparsify.variables import parse_recipe_args
@@ -92,10 +79,10 @@ def check(source: str, **given: Any) -> None:
     source, label = recipe_source(source)
     draft = read_draft(source, recipe_args, label)
     subject = _subject(given)
-    report, outlook = _look(draft, subject, given["epochs"])
+    report, outlook = check_draft(draft, subject.model, subject.config, given["epochs"])
     click.echo(f"{report.label}, for {subject.name}\n")
-    if subject.earlier is not None:
-        click.echo(f"the checkpoint went through {_history(subject.earlier)}\n")
+    if subject.recipe is not None:
+        click.echo(f"the checkpoint went through {_history(subject.recipe)}\n")
     click.echo(describe_check(draft.variables, report, outlook, verbose=given["verbose"]))
     wrote = []
     if given["plot"] is not None and outlook is not None:
@@ -110,69 +97,24 @@ def check(source: str, **given: Any) -> None:
     _end(report, strict=given["strict"])
 
 
-def _subject(given: dict[str, Any]) -> _Subject:
-    import torch
+def _subject(given: dict[str, Any]) -> Subject:
+    from yolact.restore import bare_subject, load_subject
 
-    from yolact.config import named_config
-    from yolact.model.yolact import Yolact
-
-    if given["checkpoint"] is not None:
-        return _checkpoint(given)
-    config = named_config(given["config"] or "yolact_darknet53_config")
-    config = _sized(config, given["image_size"])
-    with torch.device("meta"):  # layers and shapes are all that is looked at
-        model = Yolact(config.model)
-    return _Subject(config.name, config, model, None)
-
-
-def _checkpoint(given: dict[str, Any]) -> _Subject:
-    from yolact.checkpoint import load_checkpoint
-    from yolact.config import YolactConfig, named_config
-    from yolact.restore import build_model
-
-    path = given["checkpoint"]
-    checkpoint = load_checkpoint(local_path(path, Kind.CHECKPOINT))
-    stored, wanted = checkpoint.config, given["config"]
-    config = named_config(wanted) if wanted else stored or YolactConfig()
-    if stored is not None and stored.name != config.name:
-        raise CheckpointError(
-            f"{path} is of {stored.name}_config, not {config.name}_config",
-            hint=f"add --config {stored.name}_config, or leave --config out",
-        )
-    config = _sized(config, given["image_size"])
-    return _Subject(str(path), config, build_model(checkpoint, config), checkpoint.recipe)
-
-
-def _sized(config: YolactConfig, image_size: int | None) -> YolactConfig:
-    return config if image_size is None else config.with_model(image_size=image_size)
-
-
-def _look(
-    draft: Draft, subject: _Subject, epochs: float | None
-) -> tuple[RecipeReport, Outlook | None]:
-    """The report with every problem in it, and what the recipe will do."""
-    from dataclasses import replace
-
-    from yolact.sparsify.check.examine import examine, look_ahead
-
-    report = examine(draft.entries, subject.model, draft.label, epochs=epochs)
-    if draft.problem is not None and not report.errors:
-        report = replace(report, problems=(draft.problem, *report.problems))
-    config = subject.config
-    outlook, problem = look_ahead(report, subject.model, config.optim, config.model.image_size)
-    if problem is not None:
-        report = replace(report, problems=(*report.problems, problem))
-    return report, outlook
+    config = named_config(given["config"]) if given["config"] else None
+    if given["checkpoint"] is None:
+        return bare_subject(config or YolactConfig(), given["image_size"])
+    path = local_path(given["checkpoint"], Kind.CHECKPOINT)
+    return load_subject(path, str(given["checkpoint"]), config, given["image_size"])
 
 
 def _history(earlier: str) -> str:
-    from yolact.sparsify.document import entries, parse, stages
+    from yolact.sparsify.recipe import Recipe
     from yolact.sparsify.stages import last_epoch
 
-    document = parse(earlier, "the checkpoint's recipe")
-    count, staged = len(list(entries(document))), len(stages(document))
+    recipe = Recipe.of_text(earlier, "the checkpoint's recipe")
+    count, staged = len(recipe.entries), len(recipe.stages)
     recipes = f"{staged} recipe" + "s" * (staged != 1)
-    return f"{recipes} before: {count} modifiers, {last_epoch(document):g} epochs"
+    return f"{recipes} before: {count} modifiers, {last_epoch(recipe):g} epochs"
 
 
 def _end(report: RecipeReport, *, strict: bool) -> None:

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from yolact.cli.base import FILE, FOLDER, SEED, Command, setup_logging
+from yolact.cli.base import Command, setup_logging
 from yolact.cli.inputs import LAYOUTS, USUAL, model_path, option, recipe_source
+from yolact.cli.options import changes, options, options_of, read
+from yolact.config import AugmentConfig, ModelConfig, OptimConfig, YolactConfig, named_config
 from yolact.errors import INTERRUPTED, ConfigError, TargetMissedError
+from yolact.training.settings import (
+    DataSettings,
+    LogSettings,
+    SaveSettings,
+    StartSettings,
+    TrainSettings,
+)
 
-if TYPE_CHECKING:
-    from yolact.config import YolactConfig
-    from yolact.training.settings import DataSettings, StartSettings, TrainSettings
 
-_OPTIONS = [
+@click.command(
+    cls=Command,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: sparseml.yolact.train --resume weights/model.pth --recipe yolact.pruned",
+)
+@options(
     click.option(
         "--config",
         default="yolact_darknet53_config",
         show_default=True,
         help="Network and schedule: yolact_darknet53_config or yolact_darknet_small_config.",
     ),
-    click.option("--image_size", type=int, help="Side of the network input.  [default: config's]"),
+    *options_of(ModelConfig, "image_size", otherwise="config's"),
     click.option(
         "--dataset",
         type=click.Choice([name for name, layout in LAYOUTS.items() if layout.training]),
@@ -31,10 +43,11 @@ _OPTIONS = [
         show_default=True,
         help="Data in its usual folder; the four options below name any other.",
     ),
-    click.option("--train_info", type=FILE, help="COCO-format annotations to train on."),
-    click.option("--train_images", type=FOLDER, help="Folder of the training images."),
-    click.option("--validation_info", type=FILE, help="Annotations to validate on."),
-    click.option("--validation_images", type=FOLDER, help="Folder of the validation images."),
+    *options_of(
+        DataSettings,
+        *("train_info", "train_images", "validation_info", "validation_images"),
+        otherwise="",
+    ),
     click.option(
         "--resume",
         help="Continue the run that wrote this checkpoint: a path, zoo: stub, latest or interrupt "
@@ -50,146 +63,37 @@ _OPTIONS = [
         is_flag=True,
         help="The file given to --resume or --ckpt holds an ImageNet backbone only.",
     ),
-    click.option(
-        "--start_iter",
-        type=click.IntRange(-1),
-        default=0,
-        show_default=True,
-        help="First step for a checkpoint that does not know it; -1 reads it from the name.",
-    ),
-    click.option(
-        "--use_checkpoint_epoch",
-        is_flag=True,
-        help="Begin at the epoch stored in a checkpoint of another tool.",
-    ),
-    click.option("--recipe", "-r", help="Recipe: a path, a packaged name, a zoo: stub, or YAML."),
-    click.option(
-        "--recipe_args",
-        multiple=True,
-        help="Set a variable of the recipe, as name=value or JSON; may be repeated.",
-    ),
-    click.option(
-        "--distill_teacher",
-        help="Whom a recipe with distillation learns from: a checkpoint, self (the weights the "
-        "run begins with) or disable. Give it again on --resume.",
-    ),
-    click.option("--cont", is_flag=True, help="Go on with the recipe stored in the checkpoint."),
-    click.option(
-        "--batch_size",
-        type=click.IntRange(1),
-        default=8,
-        show_default=True,
-        help="Images per batch.",
-    ),
-    click.option(
-        "--accumulate",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Batches per optimizer step: the effective batch is batch_size times this.",
-    ),
-    click.option("--epochs", type=float, help="Length of the run.  [default: --max_iter]"),
-    click.option("--max_iter", type=int, help="Length in steps.  [default: config's, autoscaled]"),
-    click.option("--lr", "--learning_rate", type=float, help="Learning rate.  [default: config's]"),
+    *options_of(StartSettings, "start_iter", "use_checkpoint_epoch"),
+    *options_of(TrainSettings, "recipe", "recipe_args", "distill_teacher"),
+    *options_of(StartSettings, "continue_recipe"),
+    *options_of(TrainSettings, "batch_size", "accumulate", "epochs", "max_iter"),
+    *options_of(OptimConfig, "lr", otherwise="config's"),
     click.option("--no_augment", is_flag=True, help="Only resize the training images."),
-    click.option("--momentum", type=float, help="Momentum of SGD.  [default: config's]"),
-    click.option(
-        "--decay", "--weight_decay", "decay", type=float, help="Weight decay.  [default: config's]"
+    *options_of(
+        OptimConfig, "momentum", "weight_decay", "gamma", "max_grad_norm", otherwise="config's"
     ),
-    click.option("--gamma", type=float, help="Factor at each lr step.  [default: config's]"),
-    click.option("--clip_grad", type=float, help="Largest gradient norm.  [default: config's]"),
-    click.option(
-        "--no_autoscale",
-        is_flag=True,
-        help="Do not scale learning rate and schedule with the batch size (they are for 8).",
-    ),
-    click.option(
-        "--fp16",
-        is_flag=True,
-        help="Mixed precision: float16 on CUDA, bfloat16 on the CPU; off once QAT begins.",
-    ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    *options_of(TrainSettings, "autoscale", "half", "device"),
     option("--cuda", default=True, help="Use a GPU if there is one."),
-    click.option("--batch_alloc", help="Images of a batch for each GPU, for instance 4,4."),
-    click.option("--seed", type=SEED, default=0, show_default=True, help="Of every random choice."),
-    click.option(
-        "--num_workers",
-        type=click.IntRange(0, 256),
-        default=4,
-        show_default=True,
-        help="Processes that prepare images.",
-    ),
-    click.option(
-        "--save_folder",
-        type=FOLDER,
-        default="weights/",
-        show_default=True,
-        help="Where checkpoints go, as <config>_<epoch>_<iter>.pth.",
-    ),
-    click.option(
-        "--save_interval", type=int, default=10_000, show_default=True, help="Steps between them."
-    ),
-    click.option("--keep_latest", is_flag=True, help="Delete the previous one on saving."),
-    click.option(
-        "--keep_latest_interval",
-        type=int,
-        default=100_000,
-        show_default=True,
-        help="With --keep_latest, keep those at multiples of this many steps.",
-    ),
-    click.option("--no_interrupt", is_flag=True, help="Do not save on Ctrl-C or SIGTERM."),
-    click.option(
-        "--validation_epoch",
-        type=int,
-        default=2,
-        show_default=True,
-        help="Epochs between validations; -1 turns them off.",
-    ),
-    click.option(
-        "--validation_size",
-        type=click.IntRange(1),
-        default=5000,
-        show_default=True,
-        help="Images to validate on.",
-    ),
-    click.option(
-        "--log_folder",
-        type=FOLDER,
-        default="logs/",
-        show_default=True,
-        help="Where <config>.log and TensorBoard events go.",
-    ),
+    *options_of(TrainSettings, "batch_alloc", "seed"),
+    *options_of(DataSettings, "num_workers"),
+    *options_of(SaveSettings),
+    *options_of(TrainSettings, "validation_epoch", "validation_size"),
+    *options_of(LogSettings, "folder"),
     click.option("--no_log", is_flag=True, help="Write neither."),
-    click.option("--log_gpu", is_flag=True, help="Add GPU memory to the log."),
-    click.option("--wandb", is_flag=True, help="Also send losses and mAP to Weights & Biases."),
+    *options_of(LogSettings, "gpu", "wandb"),
     click.option(
         "--dry-run",
         is_flag=True,
         help="Check data, checkpoint and recipe, print the plan, and stop.",
     ),
     click.option("--verbose", "-v", is_flag=True, help="Say more."),
-]
-
-
-def _options(function: Any) -> Any:
-    for one in reversed(_OPTIONS):
-        function = one(function)
-    return function
-
-
-@click.command(
-    cls=Command,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: sparseml.yolact.train --resume weights/model.pth --recipe yolact.pruned",
 )
-@_options
 def train(**given: Any) -> None:
     """Train, prune and quantize a model; what the run leaves behind is printed at its end."""
     setup_logging(int(given["verbose"]))
-    settings = _settings(given)
+    settings = train_settings(given)
     if given["dry_run"]:
-        from yolact.training.loop import describe
-        from yolact.training.start import prepare
+        from yolact.training.start import describe, prepare
 
         click.echo(describe(prepare(settings)))
         return
@@ -221,41 +125,30 @@ def train(**given: Any) -> None:
         )
 
 
-def _settings(given: dict[str, Any]) -> TrainSettings:
+def train_settings(given: Mapping[str, Any]) -> TrainSettings:
+    """What a run is asked to do.
+
+    Args:
+        given: Parsed values of the command's options.
+
+    Raises:
+        YolactError: They contradict each other, or a file that they name is not there.
+    """
     from yolact.sparsify.variables import parse_recipe_args
-    from yolact.training.settings import LogSettings, SaveSettings, TrainSettings
 
     config = _config(given)
-    settings = TrainSettings(
+    log = read(LogSettings, given)
+    settings = read(
+        TrainSettings,
+        given,
         config=config,
         data=_data(given),
         start=_start(given, config.name),
-        save=SaveSettings(
-            folder=given["save_folder"],
-            interval=given["save_interval"],
-            keep_latest=given["keep_latest"],
-            keep_latest_interval=given["keep_latest_interval"],
-            interrupt=not given["no_interrupt"],
-        ),
-        log=LogSettings(
-            folder=None if given["no_log"] else given["log_folder"],
-            gpu=given["log_gpu"],
-            wandb=given["wandb"],
-        ),
-        batch_size=given["batch_size"],
-        accumulate=given["accumulate"],
+        save=read(SaveSettings, given),
+        log=replace(log, folder=None) if given["no_log"] else log,
         device=given["device"] if given["cuda"] else "cpu",
-        batch_alloc=_allocation(given["batch_alloc"]),
-        seed=given["seed"],
-        epochs=given["epochs"],
-        max_iter=given["max_iter"],
-        autoscale=not given["no_autoscale"],
-        recipe=given["recipe"],
         recipe_args=parse_recipe_args(given["recipe_args"]),
         distill_teacher=_teacher(given, config.name),
-        half=given["fp16"],
-        validation_epoch=given["validation_epoch"],
-        validation_size=given["validation_size"],
     )
     if settings.recipe is None:
         return settings
@@ -264,43 +157,28 @@ def _settings(given: dict[str, Any]) -> TrainSettings:
     return replace(settings, recipe=recipe, recipe_label=label)
 
 
-def _config(given: dict[str, Any]) -> YolactConfig:
-    from yolact.config import AugmentConfig, named_config
-
+def _config(given: Mapping[str, Any]) -> YolactConfig:
     config = named_config(given["config"])
     if given["no_augment"]:
         off = AugmentConfig(photometric=False, expand=False, crop=False, mirror=False)
         config = replace(config, augment=off)
-    if given["image_size"] is not None:
-        config = config.with_model(image_size=given["image_size"])
-    wishes = {
-        "lr": given["lr"],
-        "momentum": given["momentum"],
-        "weight_decay": given["decay"],
-        "gamma": given["gamma"],
-        "max_grad_norm": given["clip_grad"],
-    }
-    changes = {name: value for name, value in wishes.items() if value is not None}
-    return replace(config, optim=replace(config.optim, **changes))
+    config = config.with_model(**changes(ModelConfig, given))
+    return replace(config, optim=replace(config.optim, **changes(OptimConfig, given)))
 
 
-def _data(given: dict[str, Any]) -> DataSettings:
-    from yolact.training.settings import DataSettings
-
+def _data(given: Mapping[str, Any]) -> DataSettings:
     folder, validation, training = LAYOUTS[given["dataset"]]
     assert training is not None  # the option offers no others
-    return DataSettings(
-        train_images=given["train_images"] or folder / "images",
-        train_info=given["train_info"] or folder / "annotations" / training,
-        validation_images=given["validation_images"] or folder / "images",
-        validation_info=given["validation_info"] or folder / "annotations" / validation,
-        num_workers=given["num_workers"],
+    usual = DataSettings(
+        train_info=folder / "annotations" / training,
+        train_images=folder / "images",
+        validation_info=folder / "annotations" / validation,
+        validation_images=folder / "images",
     )
+    return replace(usual, **changes(DataSettings, given))
 
 
-def _start(given: dict[str, Any], name: str) -> StartSettings:
-    from yolact.training.settings import StartSettings
-
+def _start(given: Mapping[str, Any], name: str) -> StartSettings:
     resume, wanted, folder = given["resume"], given["ckpt"], given["save_folder"]
     continues = resume is not None and resume.lower() not in ("no", "false", "f", "0")
     if continues and resume.lower() not in ("yes", "true", "t", "1"):
@@ -320,17 +198,16 @@ def _start(given: dict[str, Any], name: str) -> StartSettings:
             f"warning: no {folder / 'darknet53.pth'} and no --resume: training from random weights",
             err=True,
         )
-    return StartSettings(
+    return read(
+        StartSettings,
+        given,
         checkpoint=None if given["backbone"] else path,
         resume=continues,
         backbone=backbone,
-        start_iter=given["start_iter"],
-        use_checkpoint_epoch=given["use_checkpoint_epoch"],
-        continue_recipe=given["cont"],
     )
 
 
-def _backbone(given: dict[str, Any], path: Path | None, *, full: bool) -> Path | None:
+def _backbone(given: Mapping[str, Any], path: Path | None, *, full: bool) -> Path | None:
     usual: Path = given["save_folder"] / "darknet53.pth"
     if given["backbone"]:
         if path is None and not usual.exists():
@@ -342,19 +219,8 @@ def _backbone(given: dict[str, Any], path: Path | None, *, full: bool) -> Path |
     return usual if path is None and full and usual.exists() else None
 
 
-def _teacher(given: dict[str, Any], name: str) -> str | None:
+def _teacher(given: Mapping[str, Any], name: str) -> str | None:
     wish: str | None = given["distill_teacher"]
     if wish in (None, "self", "disable"):
         return wish
     return str(model_path(wish, given["save_folder"], name))
-
-
-def _allocation(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(
-            f"--batch_alloc {text!r} is not a list of whole numbers", hint="for instance 4,4"
-        ) from error

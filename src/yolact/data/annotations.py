@@ -1,11 +1,8 @@
 """Reading and checking COCO annotation files, before any long work relies on them.
 
-Format: https://cocodataset.org/#format-data, section "Object Detection".
-
-COCO's compressed run lengths, read in order to check them.
-
-pycocotools trusts them: where they cover less than the image, what it decodes is unset memory.
-Format: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c, ``rleFrString``.
+Format: https://cocodataset.org/#format-data, section "Object Detection". Compressed run lengths are
+read as well, to check them: where they cover less than the image, what pycocotools decodes is unset
+memory.
 """
 
 from __future__ import annotations
@@ -28,8 +25,9 @@ from yolact.errors import DataError
 
 Record = dict[str, Any]
 """One object of a JSON file."""
-
 _FORMAT_HINT = "give a COCO instances file: images, annotations and categories in one JSON object"
+_FIRST = 48
+"""The character that stands for 0; each holds five bits of a number and one that says: more."""
 
 
 def read_annotations(path: Path, *, annotated: bool = True) -> dict[str, list[Record]]:
@@ -113,6 +111,46 @@ def to_rle(segmentation: Any, height: int, width: int) -> Any:
     if isinstance(segmentation["counts"], list):
         return rle.frPyObjects(segmentation, height, width)
     return segmentation
+
+
+def uncompressed_rle(mask: NDArray[np.bool_]) -> Record:
+    """RLE of [height, width] as plain counts: runs of 0 and 1 in turn, 0 first, by columns."""
+    pixels = np.concatenate([[False], mask.T.reshape(-1)])
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1])
+    counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
+    return {"size": list(mask.shape), "counts": counts.tolist()}
+
+
+def decode_runs(counts: str) -> list[int]:
+    """Lengths of the runs of 0 and 1 in turn; from the fourth on they are stored as differences.
+
+    Format: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c, ``rleFrString``.
+
+    Raises:
+        ValueError: ``counts`` is not of this format.
+
+    >>> decode_runs("021")
+    [0, 2, 1]
+    >>> decode_runs("0442")
+    [0, 4, 4, 6]
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        code = ord(character) - _FIRST
+        if not 0 <= code < 64:
+            raise ValueError(f"{character!r} does not occur in run lengths")
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if code & 0x20:
+            continue
+        if code & 0x10:
+            value -= 1 << shift  # the sign bit
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("the last number is cut short")
+    return runs
 
 
 def has_area(annotation: Record) -> bool:
@@ -286,37 +324,3 @@ def _names(folder: Path) -> set[str]:
             return {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
         return set()
-
-
-_FIRST = 48
-"""The character that stands for 0; each holds five bits of a number and one that says: more."""
-
-
-def decode_runs(counts: str) -> list[int]:
-    """Lengths of the runs of 0 and 1 in turn; from the fourth on they are stored as differences.
-
-    Raises:
-        ValueError: ``counts`` is not of this format.
-
-    >>> decode_runs("021")
-    [0, 2, 1]
-    >>> decode_runs("0442")
-    [0, 4, 4, 6]
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        code = ord(character) - _FIRST
-        if not 0 <= code < 64:
-            raise ValueError(f"{character!r} does not occur in run lengths")
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if code & 0x20:
-            continue
-        if code & 0x10:
-            value -= 1 << shift  # the sign bit
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    if shift:
-        raise ValueError("the last number is cut short")
-    return runs

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +14,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 from tqdm import tqdm
 
+from yolact.data.annotations import uncompressed_rle
 from yolact.data.labels import Classes
 from yolact.data.sample_scenes import SHAPES, Thing, draw_scene
 from yolact.errors import ConfigError, StorageError
-from yolact.files import storage_errors
+from yolact.files import atomic_folder
 
 SHAPE_CLASSES = Classes(SHAPES, (1, 3, 4, 7, 9, 12))
 """The classes of the set; ids have gaps, as COCO's have."""
@@ -74,13 +71,40 @@ def generate_shapes(
     settings = _Settings(train, val, image_size, seed)
     if _holds(folder, settings):
         return False
-    with _appearing(folder) as temporary:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise StorageError(
+            f"{folder} already holds something else than this sample set",
+            hint="choose another --data_dir, or remove the folder",
+        )
+    with atomic_folder(folder) as temporary:
         (temporary / "images").mkdir()
         (temporary / "annotations").mkdir()
         with tqdm(total=train + val, desc="drawing", unit="image", disable=None) as progress:
             for split, count in zip(SPLITS, (train, val), strict=True):
                 _write_split(temporary, split, count, settings, progress)
     return True
+
+
+def annotation_of(thing: Thing) -> dict[str, Any]:
+    """A COCO entry without ids: plain RLE of a crowd, compressed of what is cut, or a polygon."""
+    height, width = thing.visible.shape
+    outline = thing.shapes[0].outline
+    inside = all(((polygon >= 0) & (polygon <= (width, height))).all() for polygon in outline)
+    segmentation: Any
+    if thing.crowd or not thing.whole or not inside or len(outline) > 1:
+        encoded = rle.encode(np.asfortranarray(thing.visible.astype(np.uint8)))
+        compressed = {"size": [height, width], "counts": encoded["counts"].decode()}
+        segmentation = uncompressed_rle(thing.visible) if thing.crowd else compressed
+    else:
+        segmentation = [np.round(outline[0], 2).reshape(-1).tolist()]
+        encoded = rle.merge(rle.frPyObjects(segmentation, height, width))
+    return {
+        "category_id": SHAPE_CLASSES.ids[thing.kind],
+        "segmentation": segmentation,
+        "area": float(rle.area(encoded)),
+        "bbox": rle.toBbox(encoded).tolist(),
+        "iscrowd": int(thing.crowd),
+    }
 
 
 def _write_split(
@@ -100,7 +124,7 @@ def _write_split(
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for thing in things:
             annotation = {"id": len(annotations) + 1 + part * 5_000_000, "image_id": image_id}
-            annotations.append({**annotation, **_annotation(thing)})
+            annotations.append({**annotation, **annotation_of(thing)})
         progress.update()
     names = zip(SHAPE_CLASSES.ids, SHAPE_CLASSES.names, strict=True)
     content = {
@@ -111,36 +135,6 @@ def _write_split(
     }
     path = folder / "annotations" / f"instances_{split}.json"
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
-
-
-def _annotation(thing: Thing) -> dict[str, Any]:
-    """A COCO entry: uncompressed RLE of a crowd, compressed of what is cut, else a polygon."""
-    height, width = thing.visible.shape
-    outline = thing.shapes[0].outline
-    inside = all(((polygon >= 0) & (polygon <= (width, height))).all() for polygon in outline)
-    segmentation: Any
-    if thing.crowd or not thing.whole or not inside or len(outline) > 1:
-        encoded = rle.encode(np.asfortranarray(thing.visible.astype(np.uint8)))
-        counts = _run_lengths(thing.visible) if thing.crowd else encoded["counts"].decode()
-        segmentation = {"size": [height, width], "counts": counts}
-    else:
-        segmentation = [np.round(outline[0], 2).reshape(-1).tolist()]
-        encoded = rle.merge(rle.frPyObjects(segmentation, height, width))
-    return {
-        "category_id": SHAPE_CLASSES.ids[thing.kind],
-        "segmentation": segmentation,
-        "area": float(rle.area(encoded)),
-        "bbox": rle.toBbox(encoded).tolist(),
-        "iscrowd": int(thing.crowd),
-    }
-
-
-def _run_lengths(mask: NDArray[np.bool_]) -> list[int]:
-    """COCO's uncompressed counts: runs of 0 and 1 in turn, column by column, 0 first."""
-    pixels = np.concatenate([[False], mask.T.reshape(-1)])
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1])
-    lengths: list[int] = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
-    return lengths
 
 
 def _write_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
@@ -162,23 +156,3 @@ def _holds(folder: Path, settings: _Settings) -> bool:
         if made_with != asdict(settings) or not names <= present:
             return False
     return True
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its name when the block succeeds."""
-    if folder.is_dir() and any(folder.iterdir()):
-        raise StorageError(
-            f"{folder} already holds something else than this sample set",
-            hint="choose another --data_dir, or remove the folder",
-        )
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            work = temporary / folder.name
-            work.mkdir()
-            yield work
-            os.replace(work, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)

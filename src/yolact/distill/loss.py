@@ -26,7 +26,6 @@ the task's term of the same name. Gradients reach the student only.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,26 +39,6 @@ from yolact.types import TERMS, NetworkOutputs
 
 FOREGROUND = 0.5
 """A prior is the teacher's foreground when it believes in an object at least this much."""
-
-
-class DistilledLosses(NamedTuple):
-    """The weighted terms of one batch of a run with a teacher, float32 scalars.
-
-    The first four are those of :class:`yolact.loss.criterion.Losses`, scaled by what the teacher
-    leaves to the task, so that the sum of all five is what the optimizer minimises.
-    """
-
-    box: Tensor
-    classification: Tensor
-    mask: Tensor
-    semantic: Tensor
-    distillation: Tensor
-    """All that is learned from the teacher."""
-
-    @property
-    def total(self) -> Tensor:
-        """Their sum."""
-        return torch.stack(tuple(self)).sum()
 
 
 def distillation_loss(

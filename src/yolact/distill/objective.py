@@ -1,4 +1,4 @@
-"""The loss of a run with a teacher: the task's and what the recipe distils at the moment."""
+"""What a run with a teacher minimises: the task's loss and what the recipe distils just now."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from yolact.distill.features import feature_layers, watched
-from yolact.distill.loss import DistilledLosses, distillation_loss, feature_distillation
+from yolact.distill.loss import distillation_loss, feature_distillation
 from yolact.distill.teacher import Teacher
 from yolact.errors import RecipeError
-from yolact.loss.criterion import YolactLoss
+from yolact.loss.criterion import DistilledLosses, YolactLoss
 from yolact.model.yolact import Yolact
 from yolact.sparsify.distillation import DistillationSchedule, LayerDistillation, OutputDistillation
 from yolact.types import NetworkOutputs, Target
@@ -67,7 +67,7 @@ class LayerPairs(nn.Module):
 
 
 class Distillation(nn.Module):
-    """Computes the losses of a batch with a student and its teacher.
+    """Learning from ground truth and a teacher: a :class:`yolact.loss.criterion.Objective`.
 
     A module, so that the teacher follows to other devices; the student is no part of it.
 
@@ -79,7 +79,7 @@ class Distillation(nn.Module):
 
     Attributes:
         active: What the next step distils.
-        origin: Where the teacher comes from, in words.
+        teacher_name: Where the teacher comes from, in words.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Distillation(nn.Module):
         device = next(student.parameters()).device
         self.criterion = criterion
         self.schedule = schedule
-        self.origin = teacher.origin
+        self.teacher_name: str | None = teacher.origin
         self.teacher = teacher.model.to(device).to(memory_format=torch.channels_last)
         with torch.random.fork_rng(devices=[]):
             pairs = [LayerPairs(what, student, self.teacher) for what in schedule.layers]
@@ -105,9 +105,13 @@ class Distillation(nn.Module):
         """Let the next step be the one that begins at ``epoch``."""
         self.active = self.schedule.at(epoch)
 
+    def count_positives(self, priors: Tensor, targets: Sequence[Target]) -> list[int]:
+        """As :meth:`yolact.loss.criterion.YolactLoss.count_positives` does."""
+        return self.criterion.count_positives(priors, targets)
+
     @property
-    def maps(self) -> list[nn.Parameter]:
-        """What is trained besides the student."""
+    def own_parameters(self) -> list[nn.Parameter]:
+        """The linear maps between the channels of student and teacher."""
         return list(self.pairs.parameters())
 
     def state(self) -> dict[str, Tensor] | None:

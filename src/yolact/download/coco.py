@@ -22,7 +22,6 @@ from yolact.files import storage_errors
 
 log = logging.getLogger(__name__)
 
-_GB = 10**9
 _SMALLEST = "coco2017-val"
 """Of the sets to train or validate on."""
 
@@ -106,7 +105,7 @@ def _require_space(missing: Sequence[Archive], state: DataFolder) -> None:
         least = bytes_needed(DATASETS[_SMALLEST], state)
         smaller = f", or take --dataset {_SMALLEST}" if needed > least else ""
         raise StorageError(
-            f"{state.path} has {free / _GB:.1f} GB free, the download needs {needed / _GB:.1f} GB",
+            f"{state.path} has {free / 1e9:.1f} GB free, the download needs {needed / 1e9:.1f} GB",
             hint=f"free some space, choose another --data_dir{smaller}",
         )
 

@@ -1,9 +1,4 @@
-"""Fetching one file: resumed, verified, and never half-finished under its final name.
-
-What is to be fetched and what is known of it beforehand.
-
-Whether a file that arrives is the one that was asked for.
-"""
+"""Fetching one file: resumed, verified, and never half-finished under its final name."""
 
 from __future__ import annotations
 
@@ -27,123 +22,11 @@ from yolact.files import require_space, storage_errors
 
 log = logging.getLogger(__name__)
 
-PIECE = 16 << 20
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A file that is now at its place and verified."""
-
-    path: Path
-    size: int
-    """In bytes."""
-    digest: Digest
-    """Of the kind that its source states; SHA-256 where it states none."""
-    url: str | None
-    """Where it came from; None when it was there already."""
-
-
-def fetch(
-    source: Source,
-    target: Path,
-    *,
-    patience: Patience | None = None,
-    connections: int = 4,
-    piece: int = PIECE,
-) -> Fetched:
-    """Download a file to ``target``, verify it, and only then give it that name.
-
-    What arrives is kept in ``<name>.part``, and what is known of it in ``<name>.part.json``; the
-    next call goes on from there, after a broken connection, a killed process or a power cut. A
-    ``target`` that exists is hashed and kept if it is the source (or nothing is known of the
-    source); otherwise it is replaced, in one step, by the verified download.
-
-    Args:
-        source: Where the file is and what is known of it.
-        target: Its path; folders are made.
-        patience: When to give up; the default suits home connections.
-        connections: Parts of the file that are fetched at the same time.
-        piece: Bytes in one request, where the server sends parts.
-
-    Raises:
-        DownloadError: There is no network or the user forbids it, no address delivers the file
-            whole, it is not what it should be, or another process is downloading to ``target``.
-        StorageError: ``target`` cannot be written, or the disk is too full.
-    """
-    effort = Effort(patience or Patience(), max(1, connections), piece)
-    lock = target.with_name(f".{target.name}.lock")
-    with storage_errors(target), alone(lock, target):
-        fetched = _existing(source, target) or _fetch(source, target, effort)
-        lock.unlink(missing_ok=True)  # whoever holds the removed file finds the target whole
-        return fetched
-
-
-def _existing(source: Source, target: Path) -> Fetched | None:
-    if not target.is_file():
-        return None
-    size = target.stat().st_size
-    digest = digest_of(target, source.digest.algorithm if source.digest else UNSTATED)
-    if source.size not in (None, size) or source.digest not in (None, digest):
-        return None
-    Part(target).discard()
-    return Fetched(target, size, digest, None)
-
-
-def _fetch(source: Source, target: Path, effort: Effort) -> Fetched:
-    require_network(target.name, source.urls, effort.patience.connect)
-    part = Part(target)
-    reasons: list[DownloadError] = []
-    for url in source.urls:
-        try:
-            digest = _from(url, source, part, target, effort)
-        except DownloadError as error:
-            log.info("%s", error)
-            reasons.append(error)
-            continue
-        size = part.received
-        part.become(target)
-        return Fetched(target, size, digest, url)
-    if len(reasons) == 1:
-        raise reasons[0]
-    raise DownloadError(
-        f"no address delivers {target.name}: " + "; ".join(map(str, reasons)),
-        hint=reasons[-1].hint,
-    )
-
-
-def _from(url: str, source: Source, part: Part, target: Path, effort: Effort) -> Digest:
-    """Complete and verify the part from one address; damage from earlier gets a second chance."""
-    prepare(part, url, source)
-    while True:
-        resumed = part.received > 0
-        with tqdm(desc=target.name, unit="B", unit_scale=True, disable=None) as bar:
-            reading = Reading(source, part, bar, effort.patience.save_every)
-            check = partial(accept, source, part, target)
-            pull(url, part, effort, accept=check, tick=reading.tick)
-            digest = reading.finish()
-        wrong = what_is_wrong(url, source, part, digest)
-        if wrong is None:
-            return digest
-        part.start_over()
-        if not resumed:
-            part.discard()
-            raise wrong
-        log.info("%s; starting over", wrong)
-
-
-UNSTATED = "sha256"
+_PIECE = 16 << 20
+_UNSTATED = "sha256"
 """What is computed of a file whose digest nobody states."""
 _BLOCK = 1 << 20
-
-
-class Hash(Protocol):
-    """The part of :mod:`hashlib`'s objects that is used here."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take more bytes in."""
-
-    def hexdigest(self) -> str:
-        """The hash of all bytes so far, in hexadecimal digits."""
+_AGAIN = "run the command again; if it happens again, try another network"
 
 
 @dataclass(frozen=True)
@@ -158,24 +41,6 @@ class Digest:
     def __str__(self) -> str:
         """Such as ``md5 442b8da7639aecaf257c1dceb8ba8c80``."""
         return f"{self.algorithm} {self.value}"
-
-    def start(self) -> Hash:
-        """A new, empty hash of this kind."""
-        return new_hash(self.algorithm)
-
-
-def new_hash(algorithm: str) -> Hash:
-    """An empty hash; MD5 is there to find damage, not to keep forgers out."""
-    return hashlib.new(algorithm, usedforsecurity=False)
-
-
-def digest_of(path: Path, algorithm: str = UNSTATED) -> Digest:
-    """Hash the content of a file."""
-    digest = new_hash(algorithm)
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return Digest(algorithm, digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -203,80 +68,52 @@ class Source:
             require_web_address(url)
 
 
-def require_web_address(url: str) -> None:
-    """Check that ``url`` begins with http:// or https:// and a host.
+@dataclass(frozen=True)
+class Fetched:
+    """A file that is now at its place and verified."""
+
+    path: Path
+    size: int
+    """In bytes."""
+    digest: Digest
+    """Of the kind that its source states; SHA-256 where it states none."""
+    url: str | None
+    """Where it came from; None when it was there already."""
+
+
+def fetch(
+    source: Source,
+    target: Path,
+    *,
+    patience: Patience | None = None,
+    connections: int = 4,
+    piece: int = _PIECE,
+) -> Fetched:
+    """Download a file to ``target``, verify it, and only then give it that name.
+
+    What arrives is kept in ``<name>.part``, and what is known of it in ``<name>.part.json``; the
+    next call goes on from there, after a broken connection, a killed process or a power cut. A
+    ``target`` that exists is hashed and kept if it is the source (or nothing is known of the
+    source); otherwise it is replaced, in one step, by the verified download.
+
+    Args:
+        source: Where the file is and what is known of it.
+        target: Its path; folders are made.
+        patience: When to give up; the default suits home connections.
+        connections: Parts of the file that are fetched at the same time.
+        piece: Bytes in one request, where the server sends parts.
 
     Raises:
-        ConfigError: It does not.
+        DownloadError: There is no network or the user forbids it, no address delivers the file
+            whole, it is not what it should be, or another process is downloading to ``target``.
+        StorageError: ``target`` cannot be written, or the disk is too full.
     """
-    if not re.match(r"https?://[^/\s]+", url, re.IGNORECASE):
-        raise ConfigError(
-            f"{url!r} is not an address to download from",
-            hint="give one that starts with https:// or http://",
-        )
-
-
-_BLOCK = 1 << 20
-_AGAIN = "run the command again; if it happens again, try another network"
-
-
-class Reading:
-    """Hashes a part while it grows, records its growth and shows it.
-
-    The hash follows the first gap, so that it is nearly done when the last byte arrives.
-    """
-
-    def __init__(self, source: Source, part: Part, bar: tqdm, save_every: float) -> None:  # type: ignore[type-arg]
-        """Begin with the part's first byte, whatever is there already."""
-        self.part, self.bar, self.save_every = part, bar, save_every
-        self.algorithm = source.digest.algorithm if source.digest else UNSTATED
-        self._begin()
-
-    def _begin(self) -> None:
-        self.hash, self.position = new_hash(self.algorithm), 0
-        self.epoch, self.saved = self.part.epoch, time.monotonic()
-
-    def tick(self) -> None:
-        """Take in what has arrived since the last call, for a moment at most."""
-        if self.epoch != self.part.epoch:
-            self._begin()
-        self._read(until=time.monotonic() + self.save_every)
-        if time.monotonic() - self.saved >= self.save_every:
-            self.part.save()
-            self.saved = time.monotonic()
-        self.bar.total = self.part.origin.size if self.part.origin else None
-        self.bar.update(self.part.received - self.bar.n)
-
-    def finish(self) -> Digest:
-        """The digest of the whole part."""
-        self.tick()
-        self._read()
-        return Digest(self.algorithm, self.hash.hexdigest())
-
-    def _read(self, until: float = float("inf")) -> None:
-        with self.part.path.open("rb", buffering=0) as file:
-            file.seek(self.position)
-            while (left := self.part.prefix - self.position) > 0 and time.monotonic() < until:
-                block = file.read(min(_BLOCK, left))
-                self.hash.update(block)
-                self.position += len(block)
-
-
-def prepare(part: Part, url: str, source: Source) -> None:
-    """Empty a part that cannot be gone on with from ``url``.
-
-    Without a digest only bytes of the same address and version are put together; with one, any
-    that come with the right size, because the digest decides in the end.
-    """
-    part.path.touch()
-    size = part.origin.size if part.origin else source.size
-    fits = source.size in (None, size) and part.received <= (size or part.received)
-    if part.origin is not None and part.origin.url == url and fits:
-        return
-    if source.digest is None or not fits:
-        part.start_over()
-    else:
-        part.origin = Origin(url, size, None)
+    effort = Effort(patience or Patience(), max(1, connections), piece)
+    lock = target.with_name(f".{target.name}.lock")
+    with storage_errors(target), alone(lock, target):
+        fetched = _existing(source, target) or _fetch(source, target, effort)
+        lock.unlink(missing_ok=True)  # whoever holds the removed file finds the target whole
+        return fetched
 
 
 def accept(source: Source, part: Part, target: Path, answer: Answer) -> None:
@@ -307,12 +144,161 @@ def accept(source: Source, part: Part, target: Path, answer: Answer) -> None:
         require_space(target.parent, size - there, f"the rest of {target.name}")
 
 
+def digest_of(path: Path, algorithm: str = _UNSTATED) -> Digest:
+    """Hash the content of a file."""
+    digest = _new_hash(algorithm)
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return Digest(algorithm, digest.hexdigest())
+
+
+def require_web_address(url: str) -> None:
+    """Check that ``url`` begins with http:// or https:// and a host.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if not re.match(r"https?://[^/\s]+", url, re.IGNORECASE):
+        raise ConfigError(
+            f"{url!r} is not an address to download from",
+            hint="give one that starts with https:// or http://",
+        )
+
+
+class _Hash(Protocol):
+    """The part of :mod:`hashlib`'s objects that is used here."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more bytes in."""
+
+    def hexdigest(self) -> str:
+        """The hash of all bytes so far, in hexadecimal digits."""
+
+
+def _new_hash(algorithm: str) -> _Hash:
+    """An empty hash; MD5 is there to find damage, not to keep forgers out."""
+    return hashlib.new(algorithm, usedforsecurity=False)
+
+
+def _existing(source: Source, target: Path) -> Fetched | None:
+    if not target.is_file():
+        return None
+    size = target.stat().st_size
+    digest = digest_of(target, source.digest.algorithm if source.digest else _UNSTATED)
+    if source.size not in (None, size) or source.digest not in (None, digest):
+        return None
+    Part(target).discard()
+    return Fetched(target, size, digest, None)
+
+
+def _fetch(source: Source, target: Path, effort: Effort) -> Fetched:
+    require_network(target.name, source.urls, effort.patience.connect)
+    part = Part(target)
+    reasons: list[DownloadError] = []
+    for url in source.urls:
+        try:
+            digest = _from(url, source, part, target, effort)
+        except DownloadError as error:
+            log.info("%s", error)
+            reasons.append(error)
+            continue
+        size = part.received
+        part.become(target)
+        return Fetched(target, size, digest, url)
+    if len(reasons) == 1:
+        raise reasons[0]
+    raise DownloadError(
+        f"no address delivers {target.name}: " + "; ".join(map(str, reasons)),
+        hint=reasons[-1].hint,
+    )
+
+
+def _from(url: str, source: Source, part: Part, target: Path, effort: Effort) -> Digest:
+    """Complete and verify the part from one address; damage from earlier gets a second chance."""
+    _prepare(part, url, source)
+    while True:
+        resumed = part.received > 0
+        with tqdm(desc=target.name, unit="B", unit_scale=True, disable=None) as bar:
+            reading = _Reading(source, part, bar, effort.patience.save_every)
+            check = partial(accept, source, part, target)
+            pull(url, part, effort, accept=check, tick=reading.tick)
+            digest = reading.finish()
+        wrong = _what_is_wrong(url, source, part, digest)
+        if wrong is None:
+            return digest
+        part.start_over()
+        if not resumed:
+            part.discard()
+            raise wrong
+        log.info("%s; starting over", wrong)
+
+
+def _prepare(part: Part, url: str, source: Source) -> None:
+    """Empty a part that cannot be gone on with from ``url``.
+
+    Without a digest only bytes of the same address and version are put together; with one, any
+    that come with the right size, because the digest decides in the end.
+    """
+    part.path.touch()
+    size = part.origin.size if part.origin else source.size
+    fits = source.size in (None, size) and part.received <= (size or part.received)
+    if part.origin is not None and part.origin.url == url and fits:
+        return
+    if source.digest is None or not fits:
+        part.start_over()
+    else:
+        part.origin = Origin(url, size, None)
+
+
+class _Reading:
+    """Hashes a part while it grows, records its growth and shows it.
+
+    The hash follows the first gap, so that it is nearly done when the last byte arrives.
+    """
+
+    def __init__(self, source: Source, part: Part, bar: tqdm, save_every: float) -> None:  # type: ignore[type-arg]
+        """Begin with the part's first byte, whatever is there already."""
+        self.part, self.bar, self.save_every = part, bar, save_every
+        self.algorithm = source.digest.algorithm if source.digest else _UNSTATED
+        self._begin()
+
+    def _begin(self) -> None:
+        self.hash, self.position = _new_hash(self.algorithm), 0
+        self.epoch, self.saved = self.part.epoch, time.monotonic()
+
+    def tick(self) -> None:
+        """Take in what has arrived since the last call, for a moment at most."""
+        if self.epoch != self.part.epoch:
+            self._begin()
+        self._read(until=time.monotonic() + self.save_every)
+        if time.monotonic() - self.saved >= self.save_every:
+            self.part.save()
+            self.saved = time.monotonic()
+        self.bar.total = self.part.origin.size if self.part.origin else None
+        self.bar.update(self.part.received - self.bar.n)
+
+    def finish(self) -> Digest:
+        """The digest of the whole part."""
+        self.tick()
+        self._read()
+        return Digest(self.algorithm, self.hash.hexdigest())
+
+    def _read(self, until: float = float("inf")) -> None:
+        with self.part.path.open("rb", buffering=0) as file:
+            file.seek(self.position)
+            while (left := self.part.prefix - self.position) > 0 and time.monotonic() < until:
+                block = file.read(min(_BLOCK, left))
+                self.hash.update(block)
+                self.position += len(block)
+
+
 def _ends(answer: Answer) -> bool:
     """Whether the transfer encoding marks the end of the file."""
     return "chunked" in answer.response.headers.get("Transfer-Encoding", "").lower()
 
 
-def what_is_wrong(url: str, source: Source, part: Part, digest: Digest) -> DownloadError | None:
+def _what_is_wrong(url: str, source: Source, part: Part, digest: Digest) -> DownloadError | None:
     """The error that a complete part is, or None."""
     size = part.received
     if source.size not in (None, size):

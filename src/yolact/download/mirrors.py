@@ -1,7 +1,8 @@
-"""The user's mirror map: where to find files that their old addresses no longer serve.
+"""The user's folders, and his mirror map: where files are that their old addresses do not serve.
 
-A YAML or JSON file. Each key is a stub, or the name of a weights file of YOLACT's author; each
-value says where its files are::
+The folders are SparseZoo's cache, and this tool's own cache and settings. The map is a YAML or JSON
+file. Each key is a stub, or the name of a weights file of YOLACT's author; each value says where
+its files are::
 
     zoo:cv/segmentation/yolact-darknet53/pytorch/dbolya/coco/pruned90-none:
       checkpoint: /models/pruned90.pth
@@ -11,8 +12,6 @@ value says where its files are::
 
 A folder is looked into as if it were the model's in SparseZoo's cache. Paths that do not begin at
 the root are relative to the map.
-
-The user's folders: SparseZoo's cache, and this tool's own cache and settings.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from yolact.download.stubs import WEIGHTS, Kind, Stub, is_stub, parse_stub
 from yolact.errors import ConfigError
 
 VARIABLE = "YOLACT_ZOO_MIRRORS"
-FILE = "mirrors.yaml"
+_FILE = "mirrors.yaml"
+_NAME = "sparseml-yolact"
 _KINDS = {"checkpoint": Kind.CHECKPOINT, "onnx": Kind.ONNX, "recipe": Kind.RECIPE}
 _ENDINGS = {
     **dict.fromkeys((".pth", ".pt"), Kind.CHECKPOINT),
@@ -67,12 +67,6 @@ class MirrorMap:
         return next((self.models[key] for key in asked if key in self.models), None)
 
 
-def map_path() -> Path:
-    """The file that ``YOLACT_ZOO_MIRRORS`` names, or the one in the user's settings folder."""
-    named = os.environ.get(VARIABLE)
-    return Path(named).expanduser() if named else settings_folder() / FILE
-
-
 def read_mirrors() -> MirrorMap:
     """The user's mirror map; empty when he has none.
 
@@ -87,6 +81,32 @@ def read_mirrors() -> MirrorMap:
             )
         return MirrorMap(None, {}, {})
     return _parse(path, _content(path))
+
+
+def map_path() -> Path:
+    """The file that ``YOLACT_ZOO_MIRRORS`` names, or the one in the user's settings folder."""
+    named = os.environ.get(VARIABLE)
+    return Path(named).expanduser() if named else settings_folder() / _FILE
+
+
+def zoo_cache() -> Path:
+    """Where SparseZoo's client keeps models: ``SPARSEZOO_MODELS_PATH`` or ~/.cache/sparsezoo."""
+    return _from_environment("SPARSEZOO_MODELS_PATH") or Path.home() / ".cache" / "sparsezoo"
+
+
+def own_cache() -> Path:
+    """Where files fetched for a stub are kept: under ``XDG_CACHE_HOME`` or ~/.cache."""
+    return (_from_environment("XDG_CACHE_HOME") or Path.home() / ".cache") / _NAME
+
+
+def settings_folder() -> Path:
+    """Where the mirror map and the recorded hashes are: ``XDG_CONFIG_HOME`` or ~/.config."""
+    return (_from_environment("XDG_CONFIG_HOME") or Path.home() / ".config") / _NAME
+
+
+def _from_environment(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value).expanduser() if value else None
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -160,26 +180,3 @@ def _place(path: Path, key: str, value: Any) -> Place:
     local = path.parent / Path(url.removeprefix("file://")).expanduser()
     remote = url.lower().startswith(("http://", "https://"))
     return Place(url if remote else local, None if digest is None else str(digest).lower())
-
-
-_NAME = "sparseml-yolact"
-
-
-def zoo_cache() -> Path:
-    """Where SparseZoo's client keeps models: ``SPARSEZOO_MODELS_PATH`` or ~/.cache/sparsezoo."""
-    return _from_environment("SPARSEZOO_MODELS_PATH") or Path.home() / ".cache" / "sparsezoo"
-
-
-def own_cache() -> Path:
-    """Where files fetched for a stub are kept: under ``XDG_CACHE_HOME`` or ~/.cache."""
-    return (_from_environment("XDG_CACHE_HOME") or Path.home() / ".cache") / _NAME
-
-
-def settings_folder() -> Path:
-    """Where the mirror map and the recorded hashes are: ``XDG_CONFIG_HOME`` or ~/.config."""
-    return (_from_environment("XDG_CONFIG_HOME") or Path.home() / ".config") / _NAME
-
-
-def _from_environment(variable: str) -> Path | None:
-    value = os.environ.get(variable)
-    return Path(value).expanduser() if value else None

@@ -1,10 +1,6 @@
-"""The unfinished file beside a target, and the record of what has arrived of it.
+"""The unfinished file beside a target, and the small records of what has arrived of it.
 
-Which bytes of a file are there: sorted, disjoint, non-empty ranges [start, end).
-
-Small files that note how far a download is, written again and again.
-
-One process at a time.
+The bytes that are there are spans: sorted, disjoint, non-empty ranges [start, end).
 """
 
 from __future__ import annotations
@@ -21,6 +17,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from yolact.errors import DownloadError
+
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -120,14 +118,45 @@ class Part:
         remove_record(self.record)
 
 
-def _parse(content: Any) -> tuple[Origin, list[Span]]:
-    spans = [(int(start), int(end)) for start, end in content["spans"]]
-    if any(start < 0 for start, _ in spans):
-        raise ValueError(spans)
-    return Origin(**content["origin"]), spans
+def write_record(path: Path, text: str) -> None:
+    """Replace ``path`` in one step, on the disk before that.
+
+    Unlike :func:`yolact.files.write_text`, a killed process leaves at most one file of a known
+    name behind, which the next call uses up. Only one process may write a record at a time.
+    """
+    spare = _spare(path)
+    with spare.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(spare, path)
 
 
-Span = tuple[int, int]
+def remove_record(path: Path) -> None:
+    """Remove a record and what a killed process may have left beside it."""
+    path.unlink(missing_ok=True)
+    _spare(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(lock: Path, target: Path) -> Iterator[None]:
+    """Hold the file ``lock``, so that no other process downloads to ``target`` meanwhile.
+
+    Raises:
+        DownloadError: Another one does.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise DownloadError(
+            f"another process is downloading to {target}", hint="wait for it, or end it"
+        ) from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def union(spans: Iterable[Span]) -> list[Span]:
@@ -178,46 +207,12 @@ def total(spans: Iterable[Span]) -> int:
     return sum(b - a for a, b in spans)
 
 
-def write_record(path: Path, text: str) -> None:
-    """Replace ``path`` in one step, on the disk before that.
-
-    Unlike :func:`yolact.files.write_text`, a killed process leaves at most one file of a known
-    name behind, which the next call uses up. Only one process may write a record at a time.
-    """
-    spare = _spare(path)
-    with spare.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(spare, path)
-
-
-def remove_record(path: Path) -> None:
-    """Remove a record and what a killed process may have left beside it."""
-    path.unlink(missing_ok=True)
-    _spare(path).unlink(missing_ok=True)
+def _parse(content: Any) -> tuple[Origin, list[Span]]:
+    spans = [(int(start), int(end)) for start, end in content["spans"]]
+    if any(start < 0 for start, _ in spans):
+        raise ValueError(spans)
+    return Origin(**content["origin"]), spans
 
 
 def _spare(path: Path) -> Path:
     return path.with_name(f"{path.name}.new")
-
-
-@contextmanager
-def alone(lock: Path, target: Path) -> Iterator[None]:
-    """Hold the file ``lock``, so that no other process downloads to ``target`` meanwhile.
-
-    Raises:
-        DownloadError: Another one does.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock, timeout=0)
-    try:
-        held.acquire()
-    except Timeout:
-        raise DownloadError(
-            f"another process is downloading to {target}", hint="wait for it, or end it"
-        ) from None
-    try:
-        yield
-    finally:
-        held.release()

@@ -1,6 +1,7 @@
-"""What has been unpacked into a data folder, written down so that a look is enough later.
+"""What has been unpacked into a data folder: written down, and checked against what is there.
 
-Checking a downloaded data set: every byte against its CRC, or whether it makes sense.
+A receipt makes a look at the folder enough for a second download. :func:`verify` compares every
+byte with its CRC, and :func:`check_sense` finds out whether the data can be used.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from yolact.data.images import read_rgb
 from yolact.download.coco_archives import Archive
 from yolact.download.file import digest_of
 from yolact.download.part import remove_record, write_record
 from yolact.download.unzip import Unpacked, file_crc
 from yolact.errors import DataError
 
-_SAMPLE = 500
+_LOOKED_AT = 500
 """Files of each archive whose size is looked at; a look at all takes seconds on a cold disk."""
 
 
@@ -90,7 +92,7 @@ class DataFolder:
         receipt = self.receipt(archive)
         if receipt is None or not self._names[archive.folder].issuperset(receipt.names):
             return False
-        some = slice(None, None, max(1, len(receipt.names) // _SAMPLE))
+        some = slice(None, None, max(1, len(receipt.names) // _LOOKED_AT))
         place = self.place(archive)
         return all(
             _size(place / name) == size
@@ -126,6 +128,52 @@ class DataFolder:
         }
 
 
+def verify(archives: Sequence[Archive], folder: Path, *, workers: int = 4) -> list[str]:
+    """Compare everything on disk with the sizes and CRCs that the archives state.
+
+    The receipt of an archive with a damaged file is withdrawn, so that the next download fetches
+    the archive again and replaces that file.
+
+    Returns:
+        A line for each file that is missing or damaged.
+    """
+    state = DataFolder(folder)
+    found: list[str] = []
+    for archive in archives:
+        wrong = list(_wrong_in(archive, state, workers))
+        if wrong:
+            state.withdraw(archive)
+        found += wrong
+    return found
+
+
+def check_sense(archives: Sequence[Archive], folder: Path, *, sample: int = 32) -> None:
+    """Read the annotations, look for every image that they name, and decode a sample of images.
+
+    Args:
+        archives: Those that were unpacked; of others nothing is looked at.
+        folder: The data folder.
+        sample: About how many images of each archive are decoded.
+
+    Raises:
+        DataError: Something cannot be read, or an image is missing.
+    """
+    state = DataFolder(folder)
+    receipts = {archive: state.receipt(archive) for archive in archives}
+    names = {
+        archive.rules.folder: sorted(receipt.names)
+        for archive, receipt in receipts.items()
+        if receipt and archive.folder == "images"
+    }
+    for split, images in names.items():
+        _decode_some(folder / "images", images[:: max(1, len(images) // sample)], split)
+    for archive, receipt in receipts.items():
+        for name in receipt.names if receipt and archive.folder == "annotations" else ():
+            path = state.place(archive) / name
+            split = path.stem.rpartition("_")[2]
+            _require_images(path, set(names[split]) if split in names else None)
+
+
 def _read(path: Path) -> tuple[str, Receipt | None]:
     try:
         content = json.loads(path.read_bytes())
@@ -152,29 +200,6 @@ def _file_sizes(folder: Path) -> dict[str, int]:
         return {}
     with os.scandir(folder) as entries:
         return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-
-
-_SOME = 32
-"""Images of each archive that are decoded."""
-
-
-def verify(archives: Sequence[Archive], folder: Path, *, workers: int = 4) -> list[str]:
-    """Compare everything on disk with the sizes and CRCs that the archives state.
-
-    The receipt of an archive with a damaged file is withdrawn, so that the next download fetches
-    the archive again and mends that file.
-
-    Returns:
-        A line for each file that is missing or damaged.
-    """
-    state = DataFolder(folder)
-    found: list[str] = []
-    for archive in archives:
-        wrong = list(_wrong_in(archive, state, workers))
-        if wrong:
-            state.withdraw(archive)
-        found += wrong
-    return found
 
 
 def _wrong_in(archive: Archive, state: DataFolder, workers: int) -> Iterator[str]:
@@ -205,33 +230,8 @@ def _damaged(files: Sequence[Unpacked], place: Path, name: str, workers: int) ->
                 yield file
 
 
-def check_sense(archives: Sequence[Archive], folder: Path) -> None:
-    """Read the annotations, look for every image that they name, and decode a sample of images.
-
-    Raises:
-        DataError: Something cannot be read, or an image is missing.
-    """
-    state = DataFolder(folder)
-    receipts = {archive: state.receipt(archive) for archive in archives}
-    names = {
-        archive.rules.folder: list(receipt.names)
-        for archive, receipt in receipts.items()
-        if receipt and archive.folder == "images"
-    }
-    for split, images in names.items():
-        _decode_some(folder / "images", images, split)
-    for archive, receipt in receipts.items():
-        for name in receipt.names if receipt and archive.folder == "annotations" else ():
-            path = state.place(archive) / name
-            split = path.stem.rpartition("_")[2]
-            _require_images(path, set(names[split]) if split in names else None)
-
-
 def _decode_some(folder: Path, names: Sequence[str], split: str) -> None:
-    from yolact.data.images import read_rgb  # loads OpenCV
-
-    step = max(1, len(names) // _SOME)
-    for name in tqdm(sorted(names)[::step], f"decoding some of {split}", disable=None):
+    for name in tqdm(names, f"decoding some of {split}", disable=None):
         read_rgb(folder / name)
 
 

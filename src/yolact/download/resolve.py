@@ -26,10 +26,11 @@ from yolact.download.mirrors import map_path, own_cache, read_mirrors, zoo_cache
 from yolact.download.offline import is_offline
 from yolact.download.sparsezoo import (
     NoAnswerError,
-    Patience,
     Service,
+    TimeLimits,
     find_in_cache,
     find_in_folder,
+    place_in_cache,
 )
 from yolact.download.stubs import MODELS, Kind, Stub, parse_stub
 from yolact.download.trusted import (
@@ -37,24 +38,12 @@ from yolact.download.trusted import (
     Validate,
     Wanted,
     fetch_checked,
-    fetch_release,
+    fetch_weights,
     require_digest,
 )
 from yolact.errors import DownloadError, YolactError
 
 log = logging.getLogger(__name__)
-
-_FILES = {
-    Kind.CHECKPOINT: "training/model.pth",
-    Kind.ONNX: "model.onnx",
-    Kind.RECIPE: "recipe.md",
-}
-_TRANSFER_FILES = {
-    **_FILES,
-    Kind.CHECKPOINT: "training/model.ckpt.pth",
-    Kind.RECIPE: "recipe_transfer_learn.md",
-}
-"""Where a model's folder has them, as :mod:`yolact.download.sparsezoo` expects it."""
 
 
 class _AbsentError(Exception):
@@ -83,7 +72,7 @@ def resolve(
     validate: Validate,
     offline: bool | None = None,
     weights: Path = Path("weights"),
-    patience: Patience | None = None,
+    limits: TimeLimits | None = None,
 ) -> Path:
     """The file on this machine that a stub names; fetched first where that is still possible.
 
@@ -96,7 +85,7 @@ def resolve(
         validate: Reads what is fetched for the first time.
         offline: Forbid the network; None asks :func:`yolact.download.offline.is_offline`.
         weights: Folder that ``sparseml.yolact.download --weights`` may have put weights into.
-        patience: Time limits of the question to SparseZoo's service.
+        limits: Of the question to SparseZoo's service.
 
     Raises:
         RecipeError: A recipe was wanted, and the stub is unknown or its recipe gone.
@@ -106,7 +95,7 @@ def resolve(
     """
     stub = parse_stub(text, kinds[0].error)
     forbidden = is_offline() if offline is None else offline
-    service = Service(stub, patience or Patience())
+    service = Service(stub, limits or TimeLimits())
     searches = [_Search(stub, kind, forbidden, weights, service, validate) for kind in kinds]
     not_fetched: _NotFetchedError | None = None
     for label, look in _PLACES:
@@ -141,7 +130,7 @@ def _from_mirrors(search: _Search) -> Path:
     location = place.location
     if isinstance(location, str):
         name = sha256(location.encode()).hexdigest()[:16]  # another address is another file
-        target = own_cache() / "mirrors" / name / _file_in_cache(search)
+        target = own_cache() / "mirrors" / name / place_in_cache(search.stub, search.kind)
         wanted = Wanted(location, search.kind, (location,), place.sha256)
         return _checked(search, wanted, target)
     if location.is_dir():
@@ -164,7 +153,7 @@ def _from_service(search: _Search) -> Path:
         url = search.service.url_of(search.kind)
     except NoAnswerError as error:
         raise _AbsentError(str(error)) from error
-    target = own_cache() / search.stub.path / _file_in_cache(search)
+    target = own_cache() / search.stub.path / place_in_cache(search.stub, search.kind)
     return _checked(search, Wanted(url, search.kind, (url,)), target)
 
 
@@ -174,13 +163,13 @@ def _from_known_mirrors(search: _Search) -> Path:
         raise _AbsentError("none is known")
     if (search.weights / weights.file).is_file():
         try:
-            return fetch_release(weights, search.weights, search.validate, offline=True)
+            return fetch_weights(weights, search.weights, search.validate, offline=True)
         except YolactError as error:  # a run may have left a file of that name
             log.debug("%s", error)
-    connect = search.service.patience.connect
+    connect = search.service.limits.connect
     with _going_on():
         folder = own_cache() / "weights"
-        return fetch_release(
+        return fetch_weights(
             weights, folder, search.validate, offline=search.offline, connect=connect
         )
 
@@ -195,13 +184,8 @@ def _from_package(search: _Search) -> Path:
     return Path(str(file))
 
 
-def _file_in_cache(search: _Search) -> str:
-    files = _TRANSFER_FILES if search.stub.recipe == "transfer_learn" else _FILES
-    return files[search.kind]
-
-
 def _checked(search: _Search, wanted: Wanted, target: Path) -> Path:
-    connect = search.service.patience.connect
+    connect = search.service.limits.connect
     with _going_on():
         return fetch_checked(
             wanted, target, search.validate, offline=search.offline, connect=connect

@@ -1,9 +1,8 @@
-"""SparseZoo's own client, run so that it can neither hang nor report on the user.
+"""What SparseZoo has of a model: in folders laid out like its cache, and at its service.
 
-The service behind it ended in 2025; a company may still run one of its own, which
-``SPARSEZOO_API_URL`` names.
-
-A model's files in a folder laid out like SparseZoo's cache, and the folders to look into.
+The service is asked through SparseZoo's own client, run so that it can neither hang nor report on
+the user. It ended in 2025; a company may still run one of its own, which ``SPARSEZOO_API_URL``
+names.
 """
 
 from __future__ import annotations
@@ -20,9 +19,18 @@ from pathlib import Path, PurePosixPath
 from yolact.download.offline import why_unreachable
 from yolact.download.stubs import MODELS, Kind, Stub
 
-PROGRAM = Path(__file__).parents[1] / "sparsify" / "sparseml" / "ask_sparsezoo.py"
-"""Run by its path: with ``-m``, a file yolact.py in the current folder would be in its place."""
-SERVICE = "https://api.neuralmagic.com"
+_PROGRAM = Path(__file__).parents[1] / "sparsify" / "sparseml" / "ask_sparsezoo.py"
+"""It imports SparseZoo, which nothing outside its folder does, and is run by its path: with ``-m``,
+a file yolact.py in the current folder would be in its place."""
+_SERVICE = "https://api.neuralmagic.com"
+_MODEL_PATTERNS = {
+    Kind.CHECKPOINT: ("training/*.pth", "training/*.pt", "pytorch/*.pth", "pytorch/*.pt"),
+    Kind.ONNX: ("model.onnx", "deployment/model.onnx"),
+}
+"""Newest layout first; ``pytorch`` was the name of ``training`` before SparseZoo 1.0."""
+_TRANSFER_PATTERNS = ("training/*.ckpt.pth", "training/*.ckpt*", "pytorch/*.ckpt*")
+"""Checkpoints to begin a sparse transfer from; never meant without asking for that recipe."""
+_RECIPE_FOLDERS = ("", "recipe/", "recipes/")
 
 
 class NoAnswerError(Exception):
@@ -30,26 +38,21 @@ class NoAnswerError(Exception):
 
 
 @dataclass(frozen=True)
-class Patience:
-    """Time limits in seconds."""
+class TimeLimits:
+    """Of a question to the service, in seconds."""
 
     connect: float = 3.0
     answer: float = 15.0
     """For the whole question, the start of the client's process included."""
 
 
-def service_url() -> str:
-    """Where the client asks."""
-    return os.environ.get("SPARSEZOO_API_URL") or SERVICE
-
-
 class Service:
     """SparseZoo's service, asked at most once about a model."""
 
-    def __init__(self, stub: Stub, patience: Patience) -> None:
+    def __init__(self, stub: Stub, limits: TimeLimits) -> None:
         """Ask nothing yet."""
         self.stub = stub
-        self.patience = patience
+        self.limits = limits
 
     def url_of(self, kind: Kind) -> str:
         """The address of a file of the model.
@@ -59,44 +62,45 @@ class Service:
         """
         if isinstance(self._answer, str):
             raise NoAnswerError(self._answer)
-        ranked = [(rank(name, self.stub, kind), url) for name, url in self._answer]
+        ranked = [(_rank(name, self.stub, kind), url) for name, url in self._answer]
         fitting = [(place, url) for place, url in ranked if place is not None]
         if not fitting:
-            raise NoAnswerError(f"{service_url()} has no {kind.value} of it")
+            raise NoAnswerError(f"{_service_url()} has no {kind.value} of it")
         return min(fitting)[1]
 
     @cached_property
     def _answer(self) -> str | list[tuple[str, str]]:
         """Name and address of each file, or why there is no answer."""
         # Found in milliseconds, where the client would need seconds to start.
-        unreachable = why_unreachable(service_url(), self.patience.connect)
+        unreachable = why_unreachable(_service_url(), self.limits.connect)
         if unreachable:
             return unreachable
         try:
             done = subprocess.run(
-                [sys.executable, str(PROGRAM), str(self.stub)],
+                [sys.executable, str(_PROGRAM), str(self.stub)],
                 capture_output=True,
                 text=True,
-                timeout=self.patience.answer,
+                timeout=self.limits.answer,
                 env={**os.environ, "NM_DISABLE_ANALYTICS": "1", "NM_VERSION_CHECK": "false"},
             )
         except subprocess.TimeoutExpired:
-            return f"{service_url()} did not answer within {self.patience.answer:g} s"
+            return f"{_service_url()} did not answer within {self.limits.answer:g} s"
         lines = (done.stderr if done.returncode else done.stdout).strip().splitlines() or [""]
         try:
             return [(name, url) for name, url in json.loads(lines[-1])]
         except (ValueError, TypeError):
-            return f"{service_url()} gave no files: {lines[-1]}"
+            return f"{_service_url()} gave no files: {lines[-1]}"
 
 
-_MODEL_PATTERNS = {
-    Kind.CHECKPOINT: ("training/*.pth", "training/*.pt", "pytorch/*.pth", "pytorch/*.pt"),
-    Kind.ONNX: ("model.onnx", "deployment/model.onnx"),
-}
-"""Newest layout first; ``pytorch`` was the name of ``training`` before SparseZoo 1.0."""
-_TRANSFER_PATTERNS = ("training/*.ckpt.pth", "training/*.ckpt*", "pytorch/*.ckpt*")
-"""Checkpoints to begin a sparse transfer from; never meant without asking for that recipe."""
-_RECIPE_FOLDERS = ("", "recipe/", "recipes/")
+def find_in_cache(stub: Stub, kind: Kind, roots: tuple[Path, ...]) -> Path | None:
+    """The first such file in the caches ``roots``."""
+    found = (
+        find_in_folder(folder, stub, kind)
+        for root in roots
+        if root.is_dir()
+        for folder in _folders_of(stub, root)
+    )
+    return next(filter(None, found), None)
 
 
 def find_in_folder(folder: Path, stub: Stub, kind: Kind) -> Path | None:
@@ -108,7 +112,22 @@ def find_in_folder(folder: Path, stub: Stub, kind: Kind) -> Path | None:
     return None
 
 
-def folders_of(stub: Stub, root: Path) -> Iterator[Path]:
+def place_in_cache(stub: Stub, kind: Kind) -> str:
+    """Where a model's folder has a file that :func:`find_in_folder` finds."""
+    transfer = stub.recipe == "transfer_learn"
+    return {
+        Kind.CHECKPOINT: "training/model.ckpt.pth" if transfer else "training/model.pth",
+        Kind.ONNX: "model.onnx",
+        Kind.RECIPE: "recipe_transfer_learn.md" if transfer else "recipe.md",
+    }[kind]
+
+
+def _service_url() -> str:
+    """Where the client asks."""
+    return os.environ.get("SPARSEZOO_API_URL") or _SERVICE
+
+
+def _folders_of(stub: Stub, root: Path) -> Iterator[Path]:
     """The folders under ``root`` that hold a model of the zoo.
 
     Clients named them by the model's id, later ones by namespace and repository; files that are
@@ -121,18 +140,7 @@ def folders_of(stub: Stub, root: Path) -> Iterator[Path]:
         yield from sorted(root.glob(f"*/{name}"))
 
 
-def find_in_cache(stub: Stub, kind: Kind, roots: tuple[Path, ...]) -> Path | None:
-    """The first such file in the caches ``roots``."""
-    found = (
-        find_in_folder(folder, stub, kind)
-        for root in roots
-        if root.is_dir()
-        for folder in folders_of(stub, root)
-    )
-    return next(filter(None, found), None)
-
-
-def rank(name: str, stub: Stub, kind: Kind) -> int | None:
+def _rank(name: str, stub: Stub, kind: Kind) -> int | None:
     """How well ``training/model.pth`` and the like fit: 0 is best; None when they are no such file.
 
     Args:

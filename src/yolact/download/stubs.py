@@ -1,8 +1,7 @@
-"""The names of SparseZoo's YOLACT models: ``zoo:cv/segmentation/.../base-none?recipe=original``.
+"""SparseZoo's three YOLACT models: their names, what is known of them, what replaces their files.
 
-What is known of the three YOLACT models of SparseZoo, and what replaces each of their files.
-
-Sources: the model cards and recipes of SparseML 1.8 and neuralmagic/yolact for the figures and ids,
+A name, or stub, is such as ``zoo:cv/segmentation/.../base-none?recipe=original``. Sources: the
+model cards and recipes of SparseML 1.8 and neuralmagic/yolact for the figures and ids,
 dbolya/yolact's README of 2025 for the addresses of the author's own weights.
 """
 
@@ -19,7 +18,7 @@ from yolact.errors import CheckpointError, RecipeError, YolactError
 PREFIX = "zoo:"
 ROOT = "cv/segmentation/yolact-darknet53/pytorch/dbolya/coco"
 """Domain, task, network, framework, repository and data set; all stubs share them."""
-
+_AUTHOR = "https://huggingface.co/dbolya"
 _STAGES = ("default", "prepruning", "postpruning", "preqat", "postqat")
 _RECIPES = ("original", "transfer_learn")
 _PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -63,6 +62,75 @@ class Stub:
     def __str__(self) -> str:
         """The stub as the zoo spelled it."""
         return f"{PREFIX}{self.path}" + (f"?recipe={self.recipe}" if self.recipe else "")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file of YOLACT's author."""
+
+    file: str
+    url: str
+    sha256: str | None = None
+    """None where nobody has published it: recorded on first use and compared from then on."""
+
+
+WEIGHTS: Mapping[str, Weights] = {
+    "backbone": Weights(
+        "darknet53.pth", f"{_AUTHOR}/yolact-initial-weights/resolve/main/darknet53.pth"
+    ),
+    "base": Weights(
+        "yolact_darknet53_54_800000.pth",
+        f"{_AUTHOR}/yolact-darknet53/resolve/main/yolact_darknet53_54_800000.pth",
+    ),
+}
+"""By the names of ``download --weights``: DarkNet-53 trained on ImageNet, and YOLACT on COCO."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooModel:
+    """One model of the zoo."""
+
+    published: str
+    """Its accuracy, sparsity and size, in words."""
+    cache_ids: tuple[str, ...] = ()
+    """Names of its folder in the cache of SparseZoo's older clients."""
+    weights: Weights | None = None
+    """The author's release that its checkpoint is."""
+    recipes: Mapping[str, str] = field(default_factory=dict)
+    """Recipe of the stub's query -> name of the recipe in this package."""
+    remake: str
+    """The command that makes a checkpoint like it."""
+    checkpoint: str
+    """Where that command puts it."""
+
+
+MODELS: Mapping[str, ZooModel] = {
+    "base-none": ZooModel(
+        published="box/mask mAP 30.61/28.80, dense, 170 MB as compressed ONNX",
+        cache_ids=("9eb1f165-c111-4d33-8375-ae2db87866c1",),
+        weights=WEIGHTS["base"],
+        remake="sparseml.yolact.train --resume weights/darknet53.pth --backbone",
+        checkpoint="weights/yolact_darknet53_best.pth",
+    ),
+    "pruned90-none": ZooModel(
+        published="box/mask mAP@0.5 49.36/46.37, 90.6 % of the convolution weights zero, "
+        "30.1 MB as compressed ONNX",
+        recipes={"original": "yolact.pruned", "transfer_learn": "yolact.transfer"},
+        remake="sparseml.yolact.train --resume weights/yolact_darknet53_54_800000.pth "
+        "--recipe yolact.pruned --save_folder pruned",
+        checkpoint="pruned/yolact_darknet53_best.pth",
+    ),
+    "pruned82_quant-none": ZooModel(
+        published="box/mask mAP 29.82/28.26, 83.2 % of the convolution weights zero, INT8, "
+        "9.7 MB as compressed ONNX",
+        cache_ids=("099e086b-1e84-450c-ab3b-90038c591554",),
+        recipes={"original": "yolact.pruned_quant", "transfer_learn": "yolact.transfer_quant"},
+        remake="sparseml.yolact.train --resume weights/yolact_darknet53_54_800000.pth "
+        "--recipe yolact.pruned_quant --save_folder pruned_quant",
+        checkpoint="pruned_quant/yolact_darknet53_best.pth",
+    ),
+}
+"""By the last part of their stubs."""
 
 
 def is_stub(text: str) -> bool:
@@ -117,75 +185,3 @@ def _checked(text: str, name: str, value: str, error: type[YolactError]) -> tupl
         known = list(_PARAMETERS[name])
         raise error(f"{text} asks for {name} {value!r}", hint=f"there was: {', '.join(known)}")
     return name, known[0]
-
-
-HUGGING_FACE = "https://huggingface.co/dbolya"
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A weights file of YOLACT's author."""
-
-    file: str
-    url: str
-    sha256: str | None = None
-    """None where nobody has published it: recorded on first use and compared from then on."""
-
-
-WEIGHTS: Mapping[str, Weights] = {
-    "backbone": Weights(
-        "darknet53.pth", f"{HUGGING_FACE}/yolact-initial-weights/resolve/main/darknet53.pth"
-    ),
-    "base": Weights(
-        "yolact_darknet53_54_800000.pth",
-        f"{HUGGING_FACE}/yolact-darknet53/resolve/main/yolact_darknet53_54_800000.pth",
-    ),
-}
-"""By the names of ``download --weights``: DarkNet-53 trained on ImageNet, and YOLACT on COCO."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZooModel:
-    """One model of the zoo."""
-
-    published: str
-    """Its accuracy, sparsity and size, in words."""
-    cache_ids: tuple[str, ...] = ()
-    """Names of its folder in the cache of SparseZoo's older clients."""
-    weights: Weights | None = None
-    """The author's release that its checkpoint is."""
-    recipes: Mapping[str, str] = field(default_factory=dict)
-    """Recipe of the stub's query -> name of the recipe in this package."""
-    remake: str
-    """The command that makes a checkpoint like it."""
-    checkpoint: str
-    """Where that command puts it."""
-
-
-MODELS: Mapping[str, ZooModel] = {
-    "base-none": ZooModel(
-        published="box/mask mAP 30.61/28.80, dense, 170 MB as compressed ONNX",
-        cache_ids=("9eb1f165-c111-4d33-8375-ae2db87866c1",),
-        weights=WEIGHTS["base"],
-        remake="sparseml.yolact.train --resume weights/darknet53.pth --backbone",
-        checkpoint="weights/yolact_darknet53_best.pth",
-    ),
-    "pruned90-none": ZooModel(
-        published="box/mask mAP@0.5 49.36/46.37, 90.6 % of the convolution weights zero, "
-        "30.1 MB as compressed ONNX",
-        recipes={"original": "yolact.pruned", "transfer_learn": "yolact.transfer"},
-        remake="sparseml.yolact.train --resume weights/yolact_darknet53_54_800000.pth "
-        "--recipe yolact.pruned --save_folder pruned",
-        checkpoint="pruned/yolact_darknet53_best.pth",
-    ),
-    "pruned82_quant-none": ZooModel(
-        published="box/mask mAP 29.82/28.26, 83.2 % of the convolution weights zero, INT8, "
-        "9.7 MB as compressed ONNX",
-        cache_ids=("099e086b-1e84-450c-ab3b-90038c591554",),
-        recipes={"original": "yolact.pruned_quant", "transfer_learn": "yolact.transfer_quant"},
-        remake="sparseml.yolact.train --resume weights/yolact_darknet53_54_800000.pth "
-        "--recipe yolact.pruned_quant --save_folder pruned_quant",
-        checkpoint="pruned_quant/yolact_darknet53_best.pth",
-    ),
-}
-"""By the last part of their stubs."""

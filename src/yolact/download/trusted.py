@@ -1,8 +1,7 @@
-"""Files from the internet that are checked: for what they are, and for being the same as before.
+"""Weights, models and recipes from the internet, checked before anything uses them.
 
-Hashes of files that nobody has published one for: recorded on first use, compared after it.
-
-The author's weights: YOLACT on COCO, and the ImageNet backbone that training begins with.
+Each has to be what it claims to be, and the same as before: a hash that nobody has published is
+recorded on first use and compared from then on.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from yolact.download.file import Digest, Source, digest_of
+from yolact.download.file import Digest, Source, digest_of, fetch
 from yolact.download.mirrors import map_path, read_mirrors, settings_folder
 from yolact.download.offline import require_network, require_online
-from yolact.download.stubs import WEIGHTS, Kind, Weights
+from yolact.download.stubs import Kind, Weights
 from yolact.errors import ConfigError, DownloadError, YolactError
 from yolact.files import atomic_path, storage_errors, write_text
 
@@ -29,6 +28,7 @@ _BEGINS: dict[Kind, tuple[bytes, ...]] = {
     Kind.ONNX: (b"\x08",),  # the tag of ir_version, the first field of an ONNX file
     Kind.RECIPE: (),
 }
+_FILE = "known_hashes.json"
 
 
 class OtherFileError(DownloadError):
@@ -52,6 +52,54 @@ class Wanted:
 Validate = Callable[[Wanted, Path], None]
 """Reads a new file the way its users will and raises what they would. The caller hands it in, since
 what reads models stands above what fetches them."""
+
+
+def fetch_weights(
+    weights: Weights,
+    folder: Path,
+    validate: Validate,
+    *,
+    mirror: str | None = None,
+    offline: bool | None = None,
+    connect: float = 3.0,
+) -> Path:
+    """Have one of the author's weights files in ``folder``; a second call only checks it.
+
+    Where nobody has published its hash, that is recorded on first use and compared from then on,
+    whatever address the file comes from.
+
+    Args:
+        weights: The file.
+        folder: Usually ``weights/``.
+        validate: Reads the file on first use.
+        mirror: Address of a folder that has the file too and is asked first; then the entry for the
+            file's name in the user's mirror map, then the author's own address.
+        offline: Forbid the network; None asks :func:`yolact.download.offline.is_offline`.
+        connect: Seconds to find out whether there is a network.
+
+    Raises:
+        DownloadError: It cannot be fetched, is not the file it was before, or a run left a file of
+            the same name there.
+        ConfigError: ``mirror`` is no web address, or the mirror map has a mistake.
+        CheckpointError: What is there is no file of tensors.
+        StorageError: It cannot be written.
+    """
+    target = folder / weights.file
+    place = read_mirrors().weights.get(weights.file)
+    copied = False
+    if place is not None and isinstance(place.location, Path) and not target.is_file():
+        _copy(place.location, target)
+        copied = True
+    urls = [f"{mirror.rstrip('/')}/{weights.file}"] if mirror else []
+    urls += [place.location] if place and isinstance(place.location, str) else []
+    digest = weights.sha256 or (place.sha256 if place else None)
+    wanted = Wanted(weights.file, Kind.CHECKPOINT, (*urls, weights.url), digest, weights_only=True)
+    try:
+        return fetch_checked(wanted, target, validate, offline=offline, connect=connect)
+    except YolactError:
+        if copied:
+            target.unlink(missing_ok=True)
+        raise
 
 
 def fetch_checked(
@@ -80,7 +128,7 @@ def fetch_checked(
         YolactError: It is not of its kind (of the kind's class), or cannot be written.
     """
     hashes = KnownHashes.of_user()
-    there = target.is_file() and (not wanted.sha256 or _is(target, wanted.sha256))
+    there = target.is_file() and (not wanted.sha256 or digest_of(target).value == wanted.sha256)
     if not there:
         require_online(wanted.name, offline)
         _fetch(wanted, target, connect)
@@ -96,44 +144,18 @@ def fetch_checked(
     return target
 
 
-def _as_before(name: str, path: Path, hashes: KnownHashes) -> bool:
-    """Whether this is the file that was recorded; False when none was."""
-    known, now = hashes.entry(name), digest_of(path).value
-    if known is not None and now != known["sha256"]:
-        raise OtherFileError(
-            f"{path} is not the file that {name} was on {known['recorded']}: its SHA-256 is "
-            f"{now}, then it was {known['sha256']}",
-            hint=f"do not use it, or, if the change is right, remove {name} from {hashes.path}",
-        )
-    return known is not None
-
-
-def _fetch(wanted: Wanted, target: Path, connect: float) -> None:
-    from yolact.download.file import fetch
-
-    require_network(wanted.name, wanted.urls, connect)
-    digest = Digest("sha256", wanted.sha256) if wanted.sha256 else None
-    fetch(Source(wanted.urls, digest=digest, begins=_BEGINS[wanted.kind]), target)
-
-
 def require_digest(path: Path, sha256: str, source: Path) -> None:
     """Compare a local file with the hash that ``source``, the mirror map, states for it.
 
     Raises:
         OtherFileError: They differ.
     """
-    if not _is(path, sha256):
+    now = digest_of(path).value
+    if now != sha256:
         raise OtherFileError(
-            f"{path} is not the file that {source} means: its SHA-256 is {digest_of(path).value}",
+            f"{path} is not the file that {source} means: its SHA-256 is {now}",
             hint=f"do not use it, or correct the map, which says {sha256}",
         )
-
-
-def _is(path: Path, sha256: str) -> bool:
-    return digest_of(path).value == sha256
-
-
-FILE = "known_hashes.json"
 
 
 @dataclass(frozen=True)
@@ -149,7 +171,7 @@ class KnownHashes:
     @classmethod
     def of_user(cls) -> KnownHashes:
         """Those in the user's settings folder."""
-        return cls(settings_folder() / FILE)
+        return cls(settings_folder() / _FILE)
 
     def entry(self, name: str) -> Mapping[str, Any] | None:
         """What was recorded for ``name``; None when nothing was.
@@ -192,56 +214,22 @@ class KnownHashes:
         )
 
 
-def fetch_weights(
-    name: str, folder: Path, validate: Validate, *, mirror: str | None = None
-) -> Path:
-    """Have one of the author's weights files in ``folder``; a second call only checks it.
-
-    Its hash is recorded on first use and compared from then on, whatever address it comes from.
-
-    Args:
-        name: ``backbone`` or ``base``.
-        folder: Usually ``weights/``.
-        validate: Reads the file on first use.
-        mirror: Address of a folder that has the file too and is asked first; then the entry for the
-            file's name in the user's mirror map, then the author's own address.
-
-    Raises:
-        DownloadError: It cannot be fetched, is not the file it was before, or a run left a file of
-            the same name there.
-        ConfigError: ``mirror`` is no web address, or the mirror map has a mistake.
-        CheckpointError: What is there is no file of tensors.
-        StorageError: It cannot be written.
-    """
-    return fetch_release(WEIGHTS[name], folder, validate, mirror=mirror)
+def _as_before(name: str, path: Path, hashes: KnownHashes) -> bool:
+    """Whether this is the file that was recorded; False when none was."""
+    known, now = hashes.entry(name), digest_of(path).value
+    if known is not None and now != known["sha256"]:
+        raise OtherFileError(
+            f"{path} is not the file that {name} was on {known['recorded']}: its SHA-256 is "
+            f"{now}, then it was {known['sha256']}",
+            hint=f"do not use it, or, if the change is right, remove {name} from {hashes.path}",
+        )
+    return known is not None
 
 
-def fetch_release(
-    weights: Weights,
-    folder: Path,
-    validate: Validate,
-    *,
-    mirror: str | None = None,
-    offline: bool | None = None,
-    connect: float = 3.0,
-) -> Path:
-    """Have a published file in ``folder``; see :func:`fetch_weights` and :func:`fetch_checked`."""
-    target = folder / weights.file
-    place = read_mirrors().weights.get(weights.file)
-    copied = False
-    if place is not None and isinstance(place.location, Path) and not target.is_file():
-        _copy(place.location, target)
-        copied = True
-    urls = [f"{mirror.rstrip('/')}/{weights.file}"] if mirror else []
-    urls += [place.location] if place and isinstance(place.location, str) else []
-    digest = weights.sha256 or (place.sha256 if place else None)
-    wanted = Wanted(weights.file, Kind.CHECKPOINT, (*urls, weights.url), digest, True)
-    try:
-        return fetch_checked(wanted, target, validate, offline=offline, connect=connect)
-    except YolactError:
-        if copied:
-            target.unlink(missing_ok=True)
-        raise
+def _fetch(wanted: Wanted, target: Path, connect: float) -> None:
+    require_network(wanted.name, wanted.urls, connect)
+    digest = Digest("sha256", wanted.sha256) if wanted.sha256 else None
+    fetch(Source(wanted.urls, digest=digest, begins=_BEGINS[wanted.kind]), target)
 
 
 def _copy(source: Path, target: Path) -> None:

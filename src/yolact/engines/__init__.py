@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.config import YolactConfig
 from yolact.engines.base import DetectingEngine, Engine
+from yolact.engines.onnx_file import DetectsInside
+from yolact.engines.onnxruntime import OrtDetector, OrtEngine
+from yolact.engines.openvino import OpenVinoEngine
+from yolact.engines.torch import TorchEngine
 from yolact.errors import CheckpointError, ConfigError
+from yolact.restore import build_model
 
 __all__ = ["ENGINES", "DetectingEngine", "Engine", "engine_for", "load_detector", "load_engine"]
 
@@ -52,13 +58,11 @@ def load_engine(
         raise ConfigError(f"number of cores is {num_cores}", hint=f"use 1 to {most}")
     chosen = engine_for(path, engine)
     if chosen == "torch":
-        return _torch_engine(path, device, num_cores, config)
+        checkpoint = load_checkpoint(path)
+        model = build_model(checkpoint, config)
+        return TorchEngine(model, classes_of(checkpoint), device, num_cores)
     if chosen == "openvino":
-        from yolact.engines.openvino import OpenVinoEngine
-
         return OpenVinoEngine(path, num_cores=num_cores)
-    from yolact.engines.onnxruntime import OrtEngine
-
     return OrtEngine(path, num_cores=num_cores)
 
 
@@ -71,15 +75,11 @@ def load_detector(
     config: YolactConfig | None = None,
 ) -> Engine | DetectingEngine:
     """As :func:`load_engine`, and files that detect inside the graph too (ONNX Runtime only)."""
-    from yolact.engines.onnx_file import DetectsInside
-
     try:
         return load_engine(path, engine=engine, device=device, num_cores=num_cores, config=config)
     except DetectsInside:
         if engine_for(path, engine) != "onnxruntime":
             raise
-        from yolact.engines.onnxruntime import OrtDetector
-
         return OrtDetector(path, num_cores=num_cores)
 
 
@@ -107,15 +107,3 @@ def engine_for(path: Path, engine: str | None = None) -> str:
             else f"use --engine {fits[0]}",
         )
     return wanted
-
-
-def _torch_engine(
-    path: Path, device: str, num_cores: int | None, config: YolactConfig | None
-) -> Engine:
-    from yolact.checkpoint import classes_of, load_checkpoint
-    from yolact.engines.torch import TorchEngine
-    from yolact.restore import build_model
-
-    checkpoint = load_checkpoint(path)
-    model = build_model(checkpoint, config)
-    return TorchEngine(model, classes_of(checkpoint), device, num_cores)

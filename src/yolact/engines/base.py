@@ -1,7 +1,4 @@
-"""What every inference engine looks like to evaluation, annotation and benchmarks.
-
-Which operators of a model an engine runs in integers, and which in floating point.
-"""
+"""What every inference engine looks like to evaluation, annotation and benchmarks."""
 
 from __future__ import annotations
 
@@ -70,26 +67,12 @@ class DetectingEngine(LoadedModel, Protocol):
         """
 
 
-def input_array(images: Tensor) -> npt.NDArray[np.float32]:
-    """``images`` as engines other than torch take them: float32, contiguous, on the CPU."""
-    return np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
+@runtime_checkable
+class ReportsOperators(Protocol):
+    """An engine that can say what it runs how."""
 
-
-def check_images(engine: LoadedModel, images: Tensor) -> None:
-    """Refuse images that ``engine`` cannot take, with a message that names both shapes.
-
-    Raises:
-        ConfigError: Wrong batch size, channel count or image size.
-    """
-    batch = engine.batch_size
-    shape = tuple(images.shape)
-    if len(shape) == 4 and shape[1:] == (3, *engine.image_size) and batch in (None, shape[0]):
-        return
-    wanted = ["any" if batch is None else batch, 3, *engine.image_size]
-    raise ConfigError(
-        f"the model takes images of shape {wanted}, got {list(shape)}",
-        hint="use the image size and batch size the model was exported with",
-    )
+    def operators(self) -> Operators:
+        """After the engine's optimizations, on this CPU."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +98,26 @@ class Operators:
         ]
 
 
-@runtime_checkable
-class ReportsOperators(Protocol):
-    """An engine that can say what it runs how."""
+def input_array(images: Tensor) -> npt.NDArray[np.float32]:
+    """``images`` as engines other than torch take them: float32, contiguous, on the CPU."""
+    return np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
 
-    def operators(self) -> Operators:
-        """After the engine's optimizations, on this CPU."""
+
+def check_images(engine: LoadedModel, images: Tensor) -> None:
+    """Refuse images that ``engine`` cannot take, with a message that names both shapes.
+
+    Raises:
+        ConfigError: Wrong batch size, channel count or image size.
+    """
+    batch = engine.batch_size
+    shape = tuple(images.shape)
+    if len(shape) == 4 and shape[1:] == (3, *engine.image_size) and batch in (None, shape[0]):
+        return
+    wanted = ["any" if batch is None else batch, 3, *engine.image_size]
+    raise ConfigError(
+        f"the model takes images of shape {wanted}, got {list(shape)}",
+        hint="use the image size and batch size the model was exported with",
+    )
 
 
 def _listed(counts: Mapping[str, int]) -> str:

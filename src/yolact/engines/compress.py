@@ -9,18 +9,14 @@ import zlib
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import IO, Any, Literal, cast, get_args
+from typing import IO, Any, cast, get_args
 
 import zstandard
 
 from yolact.errors import CheckpointError
-from yolact.files import atomic_path
-
-Compression = Literal["gz", "xz", "zst"]
+from yolact.files import Compression, atomic_path
 
 FORMATS: Sequence[Compression] = get_args(Compression)
-"""Endings of compressed files: gzip for every tool, xz for the smallest file, zstd for the
-fastest unpacking."""
 QUICK: Sequence[Compression] = ("gz", "zst")
 """Formats that take about 4 s for 100 MB of weights; xz takes a minute and a half."""
 
@@ -43,7 +39,7 @@ def compression_of(path: Path) -> Compression | None:
 def compressed_size(path: Path, kind: Compression = "gz") -> int:
     """Bytes that ``path`` takes compressed; nothing is written.
 
-    This is the "size on disk" of sparse models: a runtime stores zeros in full, archives do not.
+    This is the "size on disk" of sparse models: an engine stores zeros in full, archives do not.
     A file that is compressed already, in whatever format, counts as it is.
     """
     if compression_of(path) is not None:

@@ -1,21 +1,27 @@
-"""What an exported file says about itself: ONNX ``metadata_props``, all strings.
+"""What makes an ONNX file a YOLACT model, and what it says about itself, for every engine alike.
 
-What the values at the edge of an exported graph mean, in words that travel with the file.
-
-What makes an ONNX file a YOLACT model, checked the same way for every engine.
+The graph has one input and five outputs, or detects inside; ``metadata_props``, all strings, hold
+the rest, so that a file can be used without the checkpoint it came from.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from yolact import __version__
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
+from yolact.engines.base import check_images, input_array
 from yolact.engines.compress import compression_of, unpack
 from yolact.errors import CheckpointError, YolactError
 from yolact.types import RawOutputs
@@ -24,6 +30,26 @@ PREPROCESSING = (
     "RGB, resized to the input without keeping the aspect ratio, divided by 255; no mean or std"
 )
 """How an image becomes the graph's input (DarkNet's preprocessing)."""
+INPUT_MEANING = "RGB image, divided by 255, resized to height x width without keeping the ratio"
+OUTPUT_MEANINGS = {
+    "loc": "box regression: center and size offsets against the priors, variances not yet applied",
+    "conf": "class probabilities after softmax; index 0 is the background",
+    "mask": "mask coefficients, -1 to 1",
+    "priors": "prior boxes: center x, center y, width, height, relative to the image",
+    "proto": "prototype masks, at least 0; sigmoid(proto x coefficients) is the mask of an object",
+    "boxes": "corners x1, y1, x2, y2 relative to the image, not clipped",
+    "scores": "descending; 0 behind the last object",
+    "classes": "index into the classes, from 0, without a background",
+    "masks": "probabilities, cut at the box; enlarged to the image, more than 0.5 is inside",
+}
+"""Of every output that an exported file may have, by name."""
+DETECTED = ("boxes", "scores", "classes", "masks")
+"""Outputs of a graph with detection inside, in order; see :mod:`yolact.exporter.nms`."""
+DEPLOYED = "model.onnx"
+"""Name of the file in a folder that ``export_onnx --deployment`` has written."""
+EXPORT_AGAIN = "export the model again with sparseml.yolact.export_onnx"
+_RANKS = (3, 3, 3, 2, 4)
+"""Axes of the outputs, in the order of :class:`RawOutputs`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,63 +129,8 @@ class ModelMetadata:
         except (ValueError, TypeError, AttributeError, YolactError) as error:
             raise CheckpointError(
                 f"the file's metadata is damaged: {error}",
-                hint="export the model again with sparseml.yolact.export_onnx",
+                hint=EXPORT_AGAIN,
             ) from error
-
-
-def _classes(props: Mapping[str, str]) -> Classes | None:
-    if "category_ids" not in props:
-        return None
-    names = tuple(str(name) for name in json.loads(props.get("classes", "[]")))
-    return Classes(names, tuple(int(i) for i in json.loads(props["category_ids"])))
-
-
-def _config(props: Mapping[str, str]) -> YolactConfig | None:
-    # "config_name" marks the property as ours: other tools may well store a "config" too.
-    if "config" not in props or "config_name" not in props:
-        return None
-    return YolactConfig.from_dict(json.loads(props["config"]))
-
-
-def _texts(props: Mapping[str, str], key: str) -> dict[str, str] | None:
-    # As with "config": the key alone does not mark the property as ours.
-    if key not in props or "config_name" not in props:
-        return None
-    return {str(name): str(text) for name, text in json.loads(props[key]).items()}
-
-
-def _image_size(props: Mapping[str, str]) -> tuple[int, int] | None:
-    if "image_size" not in props:
-        return None
-    height, width = json.loads(props["image_size"])
-    return int(height), int(width)
-
-
-DETECTED = ("boxes", "scores", "classes", "masks")
-"""Outputs of a graph with detection inside, in order; see :mod:`yolact.exporter.nms`."""
-
-DEPLOYED = "model.onnx"
-"""Name of the file in a folder that ``export_onnx --deployment`` has written."""
-
-INPUT_MEANING = "RGB image, divided by 255, resized to height x width without keeping the ratio"
-
-OUTPUT_MEANINGS = {
-    "loc": "box regression: center and size offsets against the priors, variances not yet applied",
-    "conf": "class probabilities after softmax; index 0 is the background",
-    "mask": "mask coefficients, -1 to 1",
-    "priors": "prior boxes: center x, center y, width, height, relative to the image",
-    "proto": "prototype masks, at least 0; sigmoid(proto x coefficients) is the mask of an object",
-    "boxes": "corners x1, y1, x2, y2 relative to the image, not clipped",
-    "scores": "descending; 0 behind the last object",
-    "classes": "index into the classes, from 0, without a background",
-    "masks": "probabilities, cut at the box; enlarged to the image, more than 0.5 is inside",
-}
-"""Of every output that an exported file may have, by name."""
-
-
-_RANKS = (3, 3, 3, 2, 4)
-"""Axes of the outputs, in the order of :class:`RawOutputs`."""
-EXPORT_AGAIN = "export the model again with sparseml.yolact.export_onnx"
 
 
 class DetectsInside(CheckpointError):
@@ -182,40 +153,110 @@ class Port(Protocol):
         """Numbers where an axis is fixed."""
 
 
-P = TypeVar("P", bound=Port)
+class OnnxModel(ABC):
+    """What a loaded file says of itself; a :class:`yolact.engines.base.LoadedModel`."""
+
+    name: str
+    classes: Classes
+
+    def __init__(
+        self, props: Mapping[str, str], inputs: Sequence[Port], outputs: Sequence[Port], label: str
+    ) -> None:
+        """Look at the edge of a graph.
+
+        Args:
+            props: The file's ``metadata_props``.
+            inputs: Of the graph.
+            outputs: Of the graph.
+            label: What errors call the file.
+
+        Raises:
+            CheckpointError: It takes no float32 images, does not say of which size, or puts out
+                something else than such a model does.
+        """
+        self.metadata = ModelMetadata.from_props(props)
+        self._input = _image_input(inputs, label)
+        self._outputs = self._find_outputs(outputs, label)
+        self.image_size = _image_size_of(self._input.shape, self.metadata, label)
+        batch = self._input.shape[0]
+        self.batch_size: int | None = batch if isinstance(batch, int) else None
+
+    @abstractmethod
+    def _find_outputs(self, outputs: Sequence[Port], label: str) -> Sequence[str]:
+        """Names of the outputs that are to be computed."""
 
 
-def model_source(path: Path) -> str | bytes:
-    """What an engine can open: the path, or the content of a compressed file.
+class OnnxEngine(OnnxModel):
+    """A file with raw outputs in an engine: all of a :class:`yolact.engines.base.Engine` but how.
+
+    The input's name, image size and batch size come from the graph. The five outputs are found
+    by name, or by order (loc, conf, mask, priors, proto) where a file has its own names. Classes
+    come from the file's metadata; a file without them gets :meth:`Classes.assumed`.
+    """
+
+    def __init__(
+        self, props: Mapping[str, str], inputs: Sequence[Port], outputs: Sequence[Port], label: str
+    ) -> None:
+        """Look at the edge of a graph that can be run already; see :class:`OnnxModel`."""
+        super().__init__(props, inputs, outputs, label)
+        count = next(port.shape[-1] for port in outputs if port.name == self._outputs[1])
+        if not isinstance(count, int):
+            probe = torch.zeros(self.batch_size or 1, 3, *self.image_size)
+            count = self(probe).conf.shape[-1]
+        self.classes = self.metadata.classes or Classes.assumed(count - 1)
+        if len(self.classes) != count - 1:
+            raise CheckpointError(
+                f"{label} names {len(self.classes)} classes but predicts {count - 1}",
+                hint=EXPORT_AGAIN,
+            )
+
+    def __call__(self, images: Tensor) -> RawOutputs:
+        """Run the network; see :class:`yolact.engines.base.Engine`. Outputs are on the CPU."""
+        check_images(self, images)
+        arrays = self._infer(input_array(images))
+        loc, conf, mask, priors, proto = (torch.from_numpy(array) for array in arrays)
+        # Some exporters give the priors a batch axis; they are the same for every image.
+        return RawOutputs(loc, conf, mask, priors.reshape(-1, priors.shape[-2], 4)[0], proto)
+
+    def _find_outputs(self, outputs: Sequence[Port], label: str) -> Sequence[str]:
+        return _output_names(outputs, label)
+
+    @abstractmethod
+    def _infer(self, images: npt.NDArray[np.float32]) -> Sequence[npt.NDArray[Any]]:
+        """The values called ``self._outputs``, in that order, for [B, 3, H, W] images."""
+
+
+def model_source(model: Path | bytes) -> tuple[str | bytes, str]:
+    """What an engine can open, and what errors call it.
+
+    Args:
+        model: A path, or the content of a file. A compressed file is unpacked.
 
     Raises:
         CheckpointError: The file is missing, empty, unreadable or damaged.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, not a model", hint="name the file inside it")
-    if not path.is_file():
-        raise CheckpointError(f"model not found: {path}", hint="check the path")
-    if not path.stat().st_size:
+    if isinstance(model, bytes):
+        return model, "the model"
+    if model.is_dir():
+        raise CheckpointError(f"{model} is a folder, not a model", hint="name the file inside it")
+    if not model.is_file():
+        raise CheckpointError(f"model not found: {model}", hint="check the path")
+    if not model.stat().st_size:
         raise CheckpointError(
-            f"{path} is not a readable ONNX model: it is empty", hint=EXPORT_AGAIN
+            f"{model} is not a readable ONNX model: it is empty", hint=EXPORT_AGAIN
         )
     try:
-        if compression_of(path) is not None:
-            return unpack(path)
-        with path.open("rb"):
-            return str(path)  # by path, so that files with external data find it
+        if compression_of(model) is not None:
+            return unpack(model), str(model)
+        with model.open("rb"):
+            return str(model), str(model)  # by path, so that files with external data find it
     except PermissionError as error:
-        raise CheckpointError(f"no permission to read {path}", hint="check its mode") from error
+        raise CheckpointError(f"no permission to read {model}", hint="check its mode") from error
     except OSError as error:
-        raise CheckpointError(f"{path} is damaged: {error}", hint="copy it again") from error
+        raise CheckpointError(f"{model} is damaged: {error}", hint="copy it again") from error
 
 
-def image_input(inputs: Sequence[P], label: str) -> P:
-    """The only input.
-
-    Raises:
-        CheckpointError: There are others, or it takes no float32 images.
-    """
+def _image_input(inputs: Sequence[Port], label: str) -> Port:
     found = [(i.name, i.type, i.shape) for i in inputs]
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] not in (3, None):
         raise CheckpointError(
@@ -229,12 +270,18 @@ def image_input(inputs: Sequence[P], label: str) -> P:
     return inputs[0]
 
 
-def output_names(outputs: Sequence[Port], label: str) -> list[str]:
-    """Names of the five outputs in the order of :class:`RawOutputs`.
+def _image_size_of(shape: Sequence[Any], metadata: ModelMetadata, label: str) -> tuple[int, int]:
+    """(height, width) of the input, by its shape or by what the file says."""
+    height, width = shape[2:]
+    if isinstance(height, int) and isinstance(width, int):
+        return height, width
+    if metadata.image_size is None:
+        raise CheckpointError(f"{label} does not say which image size it takes", hint=EXPORT_AGAIN)
+    return metadata.image_size
 
-    Raises:
-        CheckpointError: They are others.
-    """
+
+def _output_names(outputs: Sequence[Port], label: str) -> list[str]:
+    """Names of the five outputs in the order of :class:`RawOutputs`."""
     by_name = {output.name: output for output in outputs}
     if list(by_name) == list(DETECTED):
         raise DetectsInside(
@@ -264,29 +311,29 @@ def _sizes_fit(last: Sequence[Any]) -> bool:
     return all(a == b for a, b in equal if isinstance(a, int) and isinstance(b, int))
 
 
-def image_size_of(shape: Sequence[Any], metadata: ModelMetadata, label: str) -> tuple[int, int]:
-    """(height, width) of the input, by its shape or by what the file says.
-
-    Raises:
-        CheckpointError: Neither says it.
-    """
-    height, width = shape[2:]
-    if isinstance(height, int) and isinstance(width, int):
-        return height, width
-    if metadata.image_size is None:
-        raise CheckpointError(f"{label} does not say which image size it takes", hint=EXPORT_AGAIN)
-    return metadata.image_size
+def _classes(props: Mapping[str, str]) -> Classes | None:
+    if "category_ids" not in props:
+        return None
+    names = tuple(str(name) for name in json.loads(props.get("classes", "[]")))
+    return Classes(names, tuple(int(i) for i in json.loads(props["category_ids"])))
 
 
-def classes_for(metadata: ModelMetadata, count: int, label: str) -> Classes:
-    """The classes of a file that predicts ``count``, background included.
+def _config(props: Mapping[str, str]) -> YolactConfig | None:
+    # "config_name" marks the property as ours: other tools may well store a "config" too.
+    if "config" not in props or "config_name" not in props:
+        return None
+    return YolactConfig.from_dict(json.loads(props["config"]))
 
-    Raises:
-        CheckpointError: It names another number of them.
-    """
-    classes = metadata.classes or Classes.assumed(count - 1)
-    if len(classes) != count - 1:
-        raise CheckpointError(
-            f"{label} names {len(classes)} classes but predicts {count - 1}", hint=EXPORT_AGAIN
-        )
-    return classes
+
+def _texts(props: Mapping[str, str], key: str) -> dict[str, str] | None:
+    # As with "config": the key alone does not mark the property as ours.
+    if key not in props or "config_name" not in props:
+        return None
+    return {str(name): str(text) for name, text in json.loads(props[key]).items()}
+
+
+def _image_size(props: Mapping[str, str]) -> tuple[int, int] | None:
+    if "image_size" not in props:
+        return None
+    height, width = json.loads(props["image_size"])
+    return int(height), int(width)

@@ -1,11 +1,4 @@
-"""The ONNX Runtime engine (CPU): our own exports, and YOLACT files of other exporters.
-
-Files with detection inside the graph, in ONNX Runtime.
-
-What ONNX Runtime makes of a graph on this CPU: which operators became integer ones.
-
-What ONNX Runtime computes in the middle of a graph.
-"""
+"""ONNX Runtime on the CPU: our own exports, YOLACT files of other exporters, and other graphs."""
 
 from __future__ import annotations
 
@@ -16,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
@@ -27,23 +21,27 @@ from yolact.engines.base import Operators, check_images, input_array
 from yolact.engines.onnx_file import (
     DETECTED,
     EXPORT_AGAIN,
-    ModelMetadata,
-    classes_for,
-    image_input,
-    image_size_of,
+    OnnxEngine,
+    OnnxModel,
+    Port,
     model_source,
-    output_names,
 )
 from yolact.errors import CheckpointError
-from yolact.types import Detections, RawOutputs
+from yolact.types import Detections
+
+Array = npt.NDArray[Any]
+
+_MOST = 80.0
+"""Logit of a probability that float32 cannot tell from 1, and its negative from 0."""
+_CONVERTING = ("QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput")
+_INTEGER = ("QLinear", "ConvInteger", "MatMulInteger", "QGemm", "QuantizeLinear")
+"""Beginnings of the names of operators that put out integers."""
+_MOVING = ("Transpose", "Reshape", "Concat", "Resize", "Upsample", "Slice", "MaxPool")
+"""Operators that put out what they take in."""
 
 
-class OrtEngine:
+class OrtEngine(OnnxEngine):
     """Runs an ONNX file through ONNX Runtime's CPU provider.
-
-    The input's name, image size and batch size come from the graph. The five outputs are found
-    by name, or by order (loc, conf, mask, priors, proto) where a file has its own names. Classes
-    come from the file's metadata; a file without them gets :meth:`Classes.assumed`.
 
     Args:
         model: Path of the file (``.onnx``, or that compressed: .gz, .xz, .zst), or its bytes.
@@ -57,59 +55,88 @@ class OrtEngine:
 
     def __init__(self, model: Path | bytes, *, num_cores: int | None = None) -> None:
         """Open the model; see the class."""
-        label = "the model" if isinstance(model, bytes) else str(model)
-        self._source = model if isinstance(model, bytes) else model_source(model)
-        self._session = open_session(self._source, num_cores, label)
-        self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map)
-        self._input = image_input(self._session.get_inputs(), label)
-        self._outputs = output_names(self._session.get_outputs(), label)
-        self.image_size = image_size_of(self._input.shape, self.metadata, label)
-        batch = self._input.shape[0]
-        self.batch_size: int | None = batch if isinstance(batch, int) else None
-        self.classes = self._find_classes(label)
-
-    def __call__(self, images: Tensor) -> RawOutputs:
-        """Run the network; see :class:`yolact.engines.base.Engine`. Outputs are on the CPU."""
-        check_images(self, images)
-        feed = input_array(images)
-        try:
-            arrays = self._session.run(self._outputs, {self._input.name: feed})
-        except ort.capi.onnxruntime_pybind11_state.RuntimeException as error:
-            raise RuntimeError(str(error)) from error  # what memory that ran out is to torch, too
-        loc, conf, mask, priors, proto = (torch.from_numpy(array) for array in arrays)
-        # Some exporters give the priors a batch axis; they are the same for every image.
-        return RawOutputs(loc, conf, mask, priors.reshape(-1, priors.shape[-2], 4)[0], proto)
+        self._source, label = model_source(model)
+        self._session = _open(self._source, num_cores, label)
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        super().__init__(_props(self._session), inputs, outputs, label)
 
     def operators(self) -> Operators:
         """What runs in integers, and what does not."""
-        return ort_operators(self._source)
+        return _count_operators(self._source)
 
-    def _find_classes(self, label: str) -> Classes:
-        by_name = {output.name: output for output in self._session.get_outputs()}
-        count = by_name[self._outputs[1]].shape[-1]
-        if not isinstance(count, int):
-            probe = torch.zeros(self.batch_size or 1, 3, *self.image_size)
-            count = self(probe).conf.shape[-1]
-        return classes_for(self.metadata, count, label)
+    def _infer(self, images: npt.NDArray[np.float32]) -> Sequence[Array]:
+        return _run(self._session, self._outputs, images)
 
 
-def run_graph(model: Path | bytes, images: Tensor) -> dict[str, npt.NDArray[Any]]:
+class OrtDetector(OnnxModel):
+    """Runs a file that was exported with detection inside.
+
+    Args:
+        model: Path of the file (``.onnx``, or that compressed: .gz, .xz, .zst).
+        num_cores: Threads one inference may use; None lets ONNX Runtime decide.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or does not say what its classes are.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, model: Path, *, num_cores: int | None = None) -> None:
+        """Open the model; see the class."""
+        source, label = model_source(model)
+        self._session = _open(source, num_cores, label)
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        super().__init__(_props(self._session), inputs, outputs, label)
+        if self.metadata.classes is None:
+            raise CheckpointError(f"{label} does not name its classes", hint=EXPORT_AGAIN)
+        self.classes: Classes = self.metadata.classes
+
+    def detect(self, images: Tensor) -> list[tuple[Detections, Tensor]]:
+        """Find objects; see :class:`yolact.engines.base.DetectingEngine`.
+
+        Every mask is a prototype of its own, so that masks are enlarged and drawn as those of
+        other files are. ``prior_index`` is -1: the graph does not tell.
+        """
+        check_images(self, images)
+        results = _run(self._session, self._outputs, input_array(images))
+        return [_found(*rows) for rows in zip(*results, strict=True)]
+
+    def _find_outputs(self, outputs: Sequence[Port], label: str) -> Sequence[str]:
+        return DETECTED
+
+
+def run_graph(model: Path | bytes, images: Tensor) -> dict[str, Array]:
     """All outputs of a graph by name, whatever they are; see :class:`OrtEngine` for ``model``.
 
     Args:
         model: With one input.
         images: What that takes.
     """
-    label = "the model" if isinstance(model, bytes) else str(model)
-    source = model if isinstance(model, bytes) else model_source(model)
-    session = open_session(source, None, label)
-    feed = input_array(images)
-    arrays = session.run(None, {session.get_inputs()[0].name: feed})
-    names = (output.name for output in session.get_outputs())
-    return dict(zip(names, arrays, strict=True))
+    source, label = model_source(model)
+    session = _open(source, None, label)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, _run(session, names, input_array(images)), strict=True))
 
 
-def open_session(source: str | bytes, num_cores: int | None, label: str) -> Any:
+def values_inside(model: onnx.ModelProto, names: Sequence[str], images: Tensor) -> list[Array]:
+    """Run ``model``, and return values in the middle of it.
+
+    Args:
+        model: Not changed.
+        names: Of float32 values that nodes make.
+        images: [B, 3, H, W] input.
+    """
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    del probed.graph.output[:]
+    for name in names:
+        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        probed.graph.output.append(value)
+    values = run_graph(probed.SerializeToString(), images)
+    return [values[name] for name in names]
+
+
+def _open(source: str | bytes, num_cores: int | None, label: str) -> Any:
     """An ONNX Runtime session on the CPU.
 
     Args:
@@ -142,54 +169,20 @@ def open_session(source: str | bytes, num_cores: int | None, label: str) -> Any:
         ) from error
 
 
-_MOST = 80.0
-"""Logit of a probability that float32 cannot tell from 1, and its negative from 0."""
+def _props(session: Any) -> dict[str, str]:
+    return dict(session.get_modelmeta().custom_metadata_map)
 
 
-class OrtDetector:
-    """Runs a file that was exported with detection inside.
-
-    Args:
-        model: Path of the file (``.onnx``, or that compressed: .gz, .xz, .zst).
-        num_cores: Threads one inference may use; None lets ONNX Runtime decide.
-
-    Raises:
-        CheckpointError: The file is missing or damaged, or does not say what its classes are.
-    """
-
-    name = "onnxruntime"
-
-    def __init__(self, model: Path, *, num_cores: int | None = None) -> None:
-        """Open the model; see the class."""
-        label = str(model)
-        self._session = open_session(model_source(model), num_cores, label)
-        self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map)
-        self._input = image_input(self._session.get_inputs(), label)
-        self.image_size = image_size_of(self._input.shape, self.metadata, label)
-        batch = self._input.shape[0]
-        self.batch_size: int | None = batch if isinstance(batch, int) else None
-        if self.metadata.classes is None:
-            raise CheckpointError(f"{label} does not name its classes", hint=EXPORT_AGAIN)
-        self.classes: Classes = self.metadata.classes
-
-    def detect(self, images: Tensor) -> list[tuple[Detections, Tensor]]:
-        """Find objects; see :class:`yolact.engines.base.DetectingEngine`.
-
-        Every mask is a prototype of its own, so that masks are enlarged and drawn as those of
-        other files are. ``prior_index`` is -1: the graph does not tell.
-        """
-        check_images(self, images)
-        feed = input_array(images)
-        results = self._session.run(list(DETECTED), {self._input.name: feed})
-        return [_found(*rows) for rows in zip(*results, strict=True)]
+def _run(session: Any, names: Sequence[str], images: npt.NDArray[np.float32]) -> Sequence[Array]:
+    """The values called ``names``, of a graph with one input."""
+    try:
+        values: Sequence[Array] = session.run(list(names), {session.get_inputs()[0].name: images})
+    except ort.capi.onnxruntime_pybind11_state.RuntimeException as error:
+        raise RuntimeError(str(error)) from error  # what memory that ran out is to torch, too
+    return values
 
 
-def _found(
-    boxes: npt.NDArray[Any],
-    scores: npt.NDArray[Any],
-    classes: npt.NDArray[Any],
-    masks: npt.NDArray[Any],
-) -> tuple[Detections, Tensor]:
+def _found(boxes: Array, scores: Array, classes: Array, masks: Array) -> tuple[Detections, Tensor]:
     count = int((scores > 0).sum())  # the rest fills the file's fixed number of rows
     soft = torch.from_numpy(masks[:count])
     detections = Detections(
@@ -202,15 +195,8 @@ def _found(
     return detections, soft.logit().clamp(-_MOST, _MOST).permute(1, 2, 0)
 
 
-_CONVERTING = ("QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput")
-_INTEGER = ("QLinear", "ConvInteger", "MatMulInteger", "QGemm", "QuantizeLinear")
-"""Beginnings of the names of operators that put out integers."""
-_MOVING = ("Transpose", "Reshape", "Concat", "Resize", "Upsample", "Slice", "MaxPool")
-"""Operators that put out what they take in."""
-
-
-def ort_operators(source: str | bytes) -> Operators:
-    """Optimize a graph as for running, and count.
+def _count_operators(source: str | bytes) -> Operators:
+    """Optimize a graph as for running on this CPU, and count what became integer operators.
 
     Args:
         source: Path of an ``.onnx`` file that opens, or its content.
@@ -234,29 +220,3 @@ def ort_operators(source: str | bytes) -> Operators:
         if node.op_type not in _CONVERTING:
             counts[whole][node.op_type] += 1
     return Operators("onnxruntime", dict(counts[True]), dict(counts[False]))
-
-
-def ort_values(
-    model: onnx.ModelProto, names: Sequence[str], images: Tensor
-) -> list[npt.NDArray[Any]]:
-    """Run ``model``, and return values inside it.
-
-    Args:
-        model: Not changed.
-        names: Of float32 values that nodes make.
-        images: [B, 3, H, W] input.
-    """
-    probed = onnx.ModelProto()
-    probed.CopyFrom(model)
-    del probed.graph.output[:]
-    for name in names:
-        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        probed.graph.output.append(value)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only: they are raised
-    session = ort.InferenceSession(
-        probed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    feed = {session.get_inputs()[0].name: images.numpy()}
-    values: list[npt.NDArray[Any]] = session.run(list(names), feed)
-    return values

@@ -6,9 +6,6 @@ import importlib.resources
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ from yolact.engines.onnx_file import (
 from yolact.engines.onnxruntime import run_graph
 from yolact.errors import StorageError
 from yolact.exporter.trace import sample_images
-from yolact.files import storage_errors
+from yolact.files import atomic_folder, storage_errors
 from yolact.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
 
 FOLDER = "deployment"
@@ -63,7 +60,8 @@ def write_deployment(model: Path, *, image: Path | None = None) -> Path:
         StorageError: It cannot be written, or holds something that this function did not make.
     """
     target = model.parent / FOLDER
-    with _whole_folder(target) as folder:
+    require_deployable(model)
+    with atomic_folder(target) as folder:
         _place(model, folder / MODEL)
         graph = onnx.load(str(model))
         props = ModelMetadata.from_props({p.key: p.value for p in graph.metadata_props})
@@ -84,7 +82,21 @@ def require_deployable(model: Path) -> None:
     Raises:
         StorageError: It is a file, or holds something that :func:`write_deployment` did not make.
     """
-    _require_ours(model.parent / FOLDER)
+    target = model.parent / FOLDER
+    with storage_errors(target):
+        if not target.exists():
+            return
+        if not target.is_dir():
+            raise StorageError(
+                f"cannot write the folder {target}: a file of that name is in the way",
+                hint="move it away, or choose another --save-dir",
+            )
+        others = sorted(path.name for path in target.iterdir() if path.name not in FILES)
+        if others:
+            raise StorageError(
+                f"{target} holds {others[0]}, which no export has written",
+                hint="move it away, or choose another --save-dir",
+            )
 
 
 def _content(
@@ -162,51 +174,3 @@ def _place(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _require_ours(target: Path) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise StorageError(
-            f"cannot write the folder {target}: a file of that name is in the way",
-            hint="move it away, or choose another --save-dir",
-        )
-    others = sorted(path.name for path in target.iterdir() if path.name not in FILES)
-    if others:
-        raise StorageError(
-            f"{target} holds {others[0]}, which no export has written",
-            hint="move it away, or choose another --save-dir",
-        )
-
-
-@contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``target``, which it takes the place of on success."""
-    with storage_errors(target):
-        _require_ours(target)
-        workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            new, old = workshop / "new", workshop / "old"
-            new.mkdir()
-            yield new
-            _swap(new, target, old)
-        finally:
-            shutil.rmtree(workshop, ignore_errors=True)
-
-
-def _swap(new: Path, target: Path, old: Path) -> None:
-    """No system call exchanges two folders everywhere; when the second step fails, undo the first.
-
-    A crash between the two leaves no folder, which is better than half of one.
-    """
-    try:
-        os.rename(target, old)
-    except FileNotFoundError:
-        os.rename(new, target)
-        return
-    try:
-        os.rename(new, target)
-    except OSError:
-        os.rename(old, target)
-        raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,27 +11,31 @@ import onnx
 import torch
 from torch import Tensor
 
-from yolact.config import YolactConfig
+from yolact.checkpoint import classes_of, load_checkpoint
+from yolact.config import DetectConfig, YolactConfig
+from yolact.data.calibration import CalibrationImages, calibration_images
 from yolact.data.labels import Classes
-from yolact.engines.compress import FORMATS, QUICK, Compression, compress_file, compressed_size
+from yolact.engines.compress import FORMATS, QUICK, compress_file, compressed_size
 from yolact.engines.onnx_file import DETECTED, OUTPUT_MEANINGS, ModelMetadata
 from yolact.errors import ConfigError
+from yolact.exporter.deployment import require_deployable, write_deployment
 from yolact.exporter.graph import graph_sparsity
-from yolact.exporter.integers import Layout, to_integers
-from yolact.exporter.passes import CLEAN, run_passes
-from yolact.exporter.trace import OPSETS, OUTPUTS, label_outputs, sample_images, trace
+from yolact.exporter.options import ExportJob, ExportOptions
+from yolact.exporter.passes import CLEAN, run_passes, to_integers
+from yolact.exporter.prepare import Reference, prepare
+from yolact.exporter.trace import OUTPUTS, label_outputs, sample_images, trace
 from yolact.exporter.verify import Agreement, OutputParity
-from yolact.exporter.write import Finish, greedy, prepare, write_checked
-from yolact.files import require_space, require_writable_file
+from yolact.exporter.write import greedy, write_checked
+from yolact.files import Compression, require_space, require_writable_file
 from yolact.model.quantized import is_quantized, parameter_count, require_quantized
 from yolact.model.yolact import Yolact
+from yolact.restore import build_model
 
 if TYPE_CHECKING:
     from yolact.sparsify.one_shot import OneShot
+    from yolact.sparsify.recipe import Recipe
 
-DEFAULT_OPSET = 14
-MOST_IMAGES = 1024
-"""In one batch; more are taken for a mistake."""
+DEFAULTS = ExportOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +64,12 @@ class ExportReport:
     """Convolutions of a quantized graph whose outputs stay float: their ranges are not known."""
     agreement: Agreement | None = None
     """Of the detections in a few of the images that were given for a quantized network."""
-
     detections: int | None = None
     """Objects that detection inside the graph finds in the sample; None without it."""
     detected: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     """Its outputs and their shapes; the file then has these instead of ``outputs``."""
+    deployment: Path | None = None
+    """The folder written beside the file."""
 
     @property
     def compressed(self) -> int:
@@ -72,28 +77,54 @@ class ExportReport:
         return self.packed["gz"]
 
 
+def export_checkpoint(job: ExportJob) -> ExportReport:
+    """Export a checkpoint, after applying a recipe to it where one is asked for.
+
+    Raises:
+        YolactError: A file is missing, unreadable or in the way, or the parts do not fit each
+            other; nothing is written then.
+        ExportError: The graph does not reproduce the model's outputs.
+    """
+    checkpoint = load_checkpoint(job.checkpoint)
+    require_writable_file(job.target)
+    if job.deployment:
+        require_deployable(job.target)
+    if job.recipe is not None:
+        checkpoint = replace(checkpoint, recipe=_load_recipe(job.recipe).text)
+    config = checkpoint.config_or(job.config)
+    model = build_model(checkpoint, config)
+    images, options = _calibration(job, config), job.options
+    done = None
+    if job.one_shot is not None:
+        done = _apply_at_once(model, _load_recipe(job.one_shot), images, checkpoint.recipe)
+    if images is not None:
+        require_quantized(model, "--calibration_images")
+        options = replace(options, image=options.image or images.paths[0])
+    report = export(
+        model,
+        classes_of(checkpoint),
+        job.target,
+        options,
+        config=config,
+        recipe=checkpoint.recipe if done is None else done.recipe.text,
+        one_shot=done,
+        images=images,
+    )
+    if not job.deployment:
+        return report
+    return replace(report, deployment=write_deployment(job.target, image=options.image))
+
+
 def export(
     model: Yolact,
     classes: Classes,
     path: Path,
+    options: ExportOptions = DEFAULTS,
     *,
-    image_size: int | None = None,
-    batch_size: int = 1,
-    static: bool = False,
-    opset: int = DEFAULT_OPSET,
-    convert_qat: bool = True,
-    per_channel: bool = False,
-    reduce_range: bool = False,
     config: YolactConfig | None = None,
     recipe: str | None = None,
-    image: Path | None = None,
-    compress: Collection[Compression] = (),
     one_shot: OneShot | None = None,
-    layout: Layout = "qdq",
     images: Iterable[Tensor] | None = None,
-    half: bool = False,
-    pack_blocks: bool = False,
-    with_nms: bool = False,
 ) -> ExportReport:
     """Write ``model`` to ``path`` as ONNX; the model itself is left as it was.
 
@@ -101,108 +132,101 @@ def export(
         model: Float, pruned or quantization-aware.
         classes: Stored in the file's metadata.
         path: Where to; replaced in one step, and only when the check below passes.
-        image_size: Side of the input in pixels; None for the model's own.
-        batch_size: Of the traced sample.
-        static: Let the file take exactly this batch size; otherwise it takes any.
-        opset: One of :data:`yolact.exporter.trace.OPSETS`.
-        convert_qat: Store quantized weights as int8 and fold batch norms into them; without it a
-            quantization-aware model is written as it trains, float weights and all.
-        per_channel: Round the weights of a quantized model with a range per output channel, also
-            where they were trained with one range for all.
-        reduce_range: Round them to 7 bits, whose products CPUs without VNNI add without overflow.
+        options: How.
         config: Stored in the metadata; None makes one of the model's own part.
         recipe: Text of the recipe that made the weights, for the metadata.
-        image: Picture to compare the outputs on; None for a generated one.
-        compress: Formats to write the file in as well, beside it.
         one_shot: What was done to ``model`` without training, for the report and the metadata.
-        layout: Of a quantized graph; see :data:`yolact.exporter.integers.Layout`.
         images: Network inputs like those the model will see, to measure the outputs of a quantized
             network on; without any, the last convolutions put out floats.
-        half: Store the weights of a float model in 16 bits.
-        pack_blocks: Store the weights of a quantized model so that blocks of zeros lie together;
-            see :func:`yolact.exporter.passes.store.store_blocks_together`.
-        with_nms: Detect inside the graph; see :func:`yolact.exporter.nms.detect_inside`.
 
     Raises:
-        ConfigError: A size or the opset is out of range, or an option does not fit a model that is
+        ConfigError: The image size is out of range, or an option does not fit a model that is
             quantized, or that is not.
         ExportError: The graph does not reproduce the model's outputs.
         StorageError: The file cannot be written.
     """
-    side = model.config.image_size if image_size is None else image_size
-    _check_options(batch_size, opset)
-    config = (config or YolactConfig(model=model.config)).with_model(
-        image_size=side, num_classes=len(classes)
-    )
-    anew = {"--per_channel": per_channel, "--reduce_range": reduce_range}
-    needs_integers = {**anew, "--pack_blocks": pack_blocks}
-    _check_precision(model, half=half, needs_integers=needs_integers, convert_qat=convert_qat)
-    quantized = is_quantized(model)
-    if with_nms:
-        config = replace(config, detect=greedy(config.detect))
+    config = _stored_config(model, classes, config, options)
+    _check_precision(model, options)
     require_writable_file(path)
-    bytes_each = 1 if quantized and convert_qat else 4
+    bytes_each = 1 if is_quantized(model) and options.convert_qat else 4
     require_space(path.parent, bytes_each * parameter_count(model), "the graph")
-    sample = sample_images(image, side, batch_size)
-    reference = prepare(
-        model,
-        sample,
-        images,
-        convert_qat=convert_qat,
-        per_channel=per_channel,
-        reduce_range=reduce_range,
-    )
-    graph = trace(reference.network, sample, opset=opset, static=static)
-    run_passes(graph, CLEAN)
-    float_outputs = 0
-    if quantized and convert_qat:
-        float_outputs = to_integers(graph, reference.network, layout, images)
-    shapes = [tuple(output.shape) for output in reference.expected]
-    label_outputs(graph, shapes, static=static)
-    sparsity = graph_sparsity(graph)
+    sample = sample_images(options.image, config.model.image_size, options.batch_size)
+    reference = prepare(model, sample, images, options)
+    graph, float_outputs = _graph(reference, options, images)
     metadata = ModelMetadata(
         classes=classes,
         config=config,
-        image_size=(side, side),
+        image_size=(config.model.image_size, config.model.image_size),
         recipe=recipe,
-        sparsity=sparsity,
+        sparsity=graph_sparsity(graph),
         one_shot=None if one_shot is None else str(one_shot),
-        quantization=_quantization(quantized, convert_qat, layout, anew),
-        outputs={name: OUTPUT_MEANINGS[name] for name in (DETECTED if with_nms else OUTPUTS)},
+        quantization=_quantization(options) if is_quantized(model) else None,
+        outputs={n: OUTPUT_MEANINGS[n] for n in (DETECTED if options.with_nms else OUTPUTS)},
         tools={"torch": torch.__version__, "onnx": onnx.__version__},
     )
     onnx.helper.set_model_props(graph, metadata.to_props())
+    report = _write(graph, path, reference, options, config.detect)
+    return replace(report, one_shot=one_shot, float_outputs=float_outputs)
+
+
+def _stored_config(
+    model: Yolact, classes: Classes, config: YolactConfig | None, options: ExportOptions
+) -> YolactConfig:
+    side = model.config.image_size if options.image_size is None else options.image_size
+    config = config or YolactConfig(model=model.config)
+    config = config.with_model(image_size=side, num_classes=len(classes))
+    return replace(config, detect=greedy(config.detect)) if options.with_nms else config
+
+
+def _graph(
+    reference: Reference, options: ExportOptions, images: Iterable[Tensor] | None
+) -> tuple[onnx.ModelProto, int]:
+    """The graph of raw outputs, and how many of its convolutions have no range for theirs."""
+    network, static = reference.network, options.static
+    graph = trace(network, reference.sample, opset=options.opset, static=static)
+    run_passes(graph, CLEAN)
+    float_outputs = 0
+    if reference.quantized and options.convert_qat:
+        float_outputs = to_integers(graph, network, options.layout, images)
+    shapes = [tuple(output.shape) for output in reference.expected]
+    label_outputs(graph, shapes, static=static)
+    return graph, float_outputs
+
+
+def _write(
+    graph: onnx.ModelProto,
+    path: Path,
+    reference: Reference,
+    options: ExportOptions,
+    detect: DetectConfig,
+) -> ExportReport:
+    sparsity = graph_sparsity(graph)
     raw_shapes = tuple(_shape(output) for output in graph.graph.output)
-    steps = Finish(half=half, pack_blocks=pack_blocks, with_nms=with_nms)
-    parity, found, finished = write_checked(graph, path, reference, steps, config.detect)
-    written = {kind: compress_file(path, kind) for kind in compress}
+    parity, found, finished = write_checked(graph, path, reference, options, detect)
+    written = {kind: compress_file(path, kind) for kind in options.compress}
     return ExportReport(
         path=path,
         size=path.stat().st_size,
         packed=_packed_sizes(path, written),
         written=tuple(written.values()),
-        opset=opset,
-        quantized=quantized,
+        opset=options.opset,
+        quantized=reference.quantized,
         sparsity=sparsity,
         input_shape=_shape(graph.graph.input[0]),
         output_shapes=raw_shapes,
         outputs=finished.outputs or parity,
-        one_shot=one_shot,
-        float_outputs=float_outputs,
         agreement=found,
         detections=finished.detections,
-        detected={o.name: _shape(o) for o in graph.graph.output} if with_nms else {},
+        detected={o.name: _shape(o) for o in graph.graph.output} if options.with_nms else {},
     )
 
 
-def _quantization(
-    quantized: bool, converted: bool, layout: Layout, anew: Mapping[str, bool]
-) -> str | None:
-    if not quantized:
-        return None
-    if not converted:
+def _quantization(options: ExportOptions) -> str:
+    """How integers are written, in words."""
+    if not options.convert_qat:
         return "simulated"
-    return ", ".join([f"int8 {layout}", *(name for name, given in anew.items() if given)])
+    anew = [f"--{name}" for name in ("per_channel", "reduce_range") if getattr(options, name)]
+    return ", ".join([f"int8 {options.layout}", *anew])
 
 
 def _packed_sizes(path: Path, written: Mapping[Compression, Path]) -> dict[Compression, int]:
@@ -213,30 +237,48 @@ def _packed_sizes(path: Path, written: Mapping[Compression, Path]) -> dict[Compr
     }
 
 
-def _check_options(batch_size: int, opset: int) -> None:
-    if not 1 <= batch_size <= MOST_IMAGES:
-        raise ConfigError(f"batch size is {batch_size}", hint=f"use 1 to {MOST_IMAGES}")
-    if opset not in OPSETS:
-        raise ConfigError(
-            f"opset {opset} cannot be exported", hint=f"use {OPSETS[0]} to {OPSETS[-1]}"
-        )
-
-
-def _check_precision(
-    model: Yolact, *, half: bool, needs_integers: Mapping[str, bool], convert_qat: bool
-) -> None:
-    if half and is_quantized(model):
+def _check_precision(model: Yolact, options: ExportOptions) -> None:
+    if options.half and is_quantized(model):
         raise ConfigError(
             "a quantized model has no float weights to halve", hint="export it without --half"
         )
-    for option in (name for name, given in needs_integers.items() if given):
-        require_quantized(model, option)
-        if not convert_qat:
-            raise ConfigError(
-                f"{option} changes what --skip-qat-convert leaves as it was trained",
-                hint="give one of them",
-            )
+    for name in ("per_channel", "reduce_range", "pack_blocks"):
+        if getattr(options, name):
+            require_quantized(model, f"--{name}")
+            if not options.convert_qat:
+                raise ConfigError(
+                    f"--{name} changes what --skip-qat-convert leaves as it was trained",
+                    hint="give one of them",
+                )
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
+def _calibration(job: ExportJob, config: YolactConfig) -> CalibrationImages | None:
+    if job.calibration_images is None:
+        return None
+    side = job.options.image_size
+    return calibration_images(
+        job.calibration_images,
+        job.calibration_count,
+        config.model.image_size if side is None else side,
+    )
+
+
+def _load_recipe(named: tuple[str, str | None]) -> Recipe:
+    from yolact.sparsify.recipe import load_recipe  # loads sparseml: seconds, so only when needed
+
+    source, label = named
+    return load_recipe(source, label=label)
+
+
+def _apply_at_once(
+    model: Yolact, recipe: Recipe, images: CalibrationImages | None, earlier: str | None
+) -> OneShot:
+    from yolact.sparsify.one_shot import apply_at_once  # loads sparseml too
+    from yolact.sparsify.recipe import Recipe
+
+    stored = None if earlier is None else Recipe.of_text(earlier, "the checkpoint's recipe")
+    return apply_at_once(model, recipe, images, stored)

@@ -1,12 +1,12 @@
-"""A thin view of an ONNX graph that makes passes short: who makes, who reads, what is constant.
+"""A thin view of an ONNX graph that makes passes short, and what can be read off a whole graph.
 
-Shapes of all values of a graph, by ONNX's own inference.
-
-The convolution weights of a graph, wherever and however they are stored.
+The view knows who makes a value, who reads it and what is constant; shapes come from ONNX's own
+inference; convolution weights are found wherever and however they are stored.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +16,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 Array = npt.NDArray[Any]
+Shape = tuple[int | str, ...]
+"""Sizes, and labels of axes that are dynamic; "" where nothing is known."""
+_LARGE = 64
+"""Constants of more elements hold weights, not shapes."""
 
 
 class Graph:
@@ -118,13 +122,6 @@ class Graph:
         del self._graph.value_info[:]  # shapes that the tracer noted for values now renamed or gone
 
 
-Shape = tuple[int | str, ...]
-"""Sizes, and labels of axes that are dynamic; "" where nothing is known."""
-
-_LARGE = 64
-"""Constants of more elements hold weights, not shapes."""
-
-
 def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """Shape of every value that one can be inferred for, inputs and outputs of the graph too."""
     inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
@@ -137,33 +134,6 @@ def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
         for value in values
         if value.type.tensor_type.HasField("shape")
     }
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with weights as inputs: their shapes are enough, and their bytes are many."""
-    light = onnx.ModelProto()
-    light.ir_version = model.ir_version
-    light.opset_import.extend(model.opset_import)
-    light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
-    light.graph.input.extend(model.graph.input)
-    for tensor in model.graph.initializer:
-        if len(tensor.dims) and _size(tensor) > _LARGE:
-            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            light.graph.input.append(info)
-        else:
-            light.graph.initializer.append(tensor)
-    for output in model.graph.output:  # without its shape: the tracer's may be wrong
-        kind = output.type.tensor_type.elem_type
-        light.graph.output.append(helper.make_tensor_value_info(output.name, kind, None))
-    return light
-
-
-def _size(tensor: onnx.TensorProto) -> int:
-    total = 1
-    for dim in tensor.dims:
-        total *= dim
-    return total
 
 
 def conv_weights(model: onnx.ModelProto) -> dict[str, Array]:
@@ -187,16 +157,36 @@ def conv_weights(model: onnx.ModelProto) -> dict[str, Array]:
     return weights
 
 
+def graph_sparsity(model: onnx.ModelProto) -> float:
+    """Share of exact zeros among the convolution weights, 0..1."""
+    weights = conv_weights(model).values()
+    total = sum(weight.size for weight in weights)
+    return sum(weight.size - np.count_nonzero(weight) for weight in weights) / max(total, 1)
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with weights as inputs: their shapes are enough, and their bytes are many."""
+    light = onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) and math.prod(tensor.dims) > _LARGE:
+            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            light.graph.input.append(info)
+        else:
+            light.graph.initializer.append(tensor)
+    for output in model.graph.output:  # without its shape: the tracer's may be wrong
+        kind = output.type.tensor_type.elem_type
+        light.graph.output.append(helper.make_tensor_value_info(output.name, kind, None))
+    return light
+
+
 def _source(graph: Graph, weight: str) -> str:
     """Name of the constant that a convolution's weight is made of."""
     for op_type in ("Transpose", "DequantizeLinear", "QuantizeLinear", "Cast"):
         node = graph.producer(weight, op_type)
         weight = node.input[0] if node is not None else weight
     return weight
-
-
-def graph_sparsity(model: onnx.ModelProto) -> float:
-    """Share of exact zeros among the convolution weights, 0..1."""
-    weights = conv_weights(model).values()
-    total = sum(weight.size for weight in weights)
-    return sum(weight.size - np.count_nonzero(weight) for weight in weights) / max(total, 1)

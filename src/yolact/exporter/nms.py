@@ -108,8 +108,9 @@ def detect_inside(model: onnx.ModelProto, config: DetectConfig) -> None:
         config: ``score_threshold``, ``nms_iou`` and ``max_detections`` become constants.
     """
     graph = Graph(model)
-    sizes = {o.name: [d.dim_value for d in o.type.tensor_type.shape.dim] for o in _outputs(model)}
-    first = next(iter(_outputs(model))).type.tensor_type.shape.dim[0]
+    dims = {output.name: output.type.tensor_type.shape.dim for output in model.graph.output}
+    sizes = {name: [dim.dim_value for dim in shape] for name, shape in dims.items()}
+    first = dims["loc"][0]
     batch: int | str = first.dim_param or first.dim_value
     height, width = sizes["proto"][1:3]
     count = min(config.max_detections, sizes["priors"][0] * (sizes["conf"][2] - 1))
@@ -127,10 +128,6 @@ def detect_inside(model: onnx.ModelProto, config: DetectConfig) -> None:
         kind = TensorProto.INT64 if name == "classes" else TensorProto.FLOAT
         model.graph.output.append(helper.make_tensor_value_info(name, kind, shapes[name]))
     graph.commit()
-
-
-def _outputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    return list(model.graph.output)
 
 
 def _nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:

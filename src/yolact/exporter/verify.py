@@ -1,8 +1,7 @@
-"""How far an exported graph is from the PyTorch model, output by output.
+"""Whether an exported graph computes what the PyTorch model computes, and where it first does not.
 
-Whether a quantized graph finds the objects that PyTorch finds: what users of it will notice.
-
-Where a graph that differs from PyTorch begins to: the first layer that computes otherwise.
+Outputs are compared number by number, and detections of quantized graphs by what their users will
+notice. The first wrong layer is the first convolution whose output differs.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -23,16 +20,15 @@ from torch.ao.nn.intrinsic.qat import ConvReLU2d as QatConvReLU2d
 from torchvision.ops import box_iou
 
 from yolact.config import DetectConfig
-from yolact.engines.onnxruntime import ort_values
+from yolact.engines.onnxruntime import values_inside
 from yolact.errors import ExportError
 from yolact.exporter.graph import Graph
-from yolact.exporter.trace import MODEL_PREFIX
+from yolact.exporter.trace import MODEL_PREFIX, watched
 from yolact.predict.detect import detect
 from yolact.types import RawOutputs
 
 TOLERANCE = 1e-4
 """Largest difference of any output value of a float graph."""
-
 SQNR_SLACK = 10.0
 """A quantized graph may be this many dB further from PyTorch than quantization itself is.
 
@@ -43,7 +39,6 @@ graph of integers also rounds what training does not, at about three times as ma
 rest is margin. On small networks, trained or not, correct graphs stayed within -8 to +10 dB of what
 quantization cost; one scale wrong by half lost 10 to 25 dB.
 """
-
 SQNR_ENOUGH = 30.0
 """No output has to be better than this, in dB.
 
@@ -51,6 +46,15 @@ Rounding an output to 8 bits over its whole range leaves 35 to 45 dB, and a grap
 additions and outputs that training does not. On the small network, trained on the sample set, 29 dB
 changed the mAP of boxes by -0.3 and that of masks by +0.2, of 45 and 41.
 """
+_LEAST = 0.99
+"""Smallest share of the detections that a quantized graph has to find."""
+_CONFIDENT = 0.5
+"""Of a score, above which a class is more likely than all else together. Detections below it come
+and go with the least change of a network; one that is not trained has no others."""
+_SAME_PLACE = 0.5
+"""IoU of boxes from which two detections of a class are the same, as in COCO's AP50."""
+_SAME_SCORE = 0.5
+"""Share of the score that has to be left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,30 @@ class OutputParity:
         if self.floor is None:
             return self.max_difference <= TOLERANCE
         return self.sqnr >= self.floor
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """PyTorch's detections looked for among those of the graph."""
+
+    images: int
+    detections: int
+    """Of PyTorch, with a score of at least 0.5, among the best of each image."""
+    share: float
+    """How many of them the graph finds, weighted by score, 0..1; 1 when there are none."""
+    lost: int = 0
+    """How many it does not find."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether that is enough. One may be lost: in a few images chance decides about it."""
+        return self.share >= _LEAST or self.lost <= 1
+
+    def __str__(self) -> str:
+        """For instance ``99.8 % of the 25 detections in 4 images``."""
+        return (
+            f"{100 * self.share:.1f} % of the {self.detections} detections in {self.images} images"
+        )
 
 
 def compare(
@@ -127,47 +155,6 @@ def sqnr(expected: Tensor, actual: Tensor) -> float:
     return 10 * math.log10(power / noise) if power > 0 else -math.inf
 
 
-def _difference(expected: Tensor, actual: Tensor) -> float:
-    return float((expected.detach().cpu() - actual.detach().cpu()).abs().max())
-
-
-LEAST = 0.99
-"""Smallest share that is accepted."""
-
-_CONFIDENT = 0.5
-"""Of a score, above which a class is more likely than all else together. Detections below it come
-and go with the least change of a network; one that is not trained has no others."""
-_SAME_PLACE = 0.5
-"""IoU of boxes from which two detections of a class are the same, as in COCO's AP50."""
-
-_SAME_SCORE = 0.5
-"""Share of the score that has to be left."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """PyTorch's detections looked for among those of the graph."""
-
-    images: int
-    detections: int
-    """Of PyTorch, with a score of at least 0.5, among the best of each image."""
-    share: float
-    """How many of them the graph finds, weighted by score, 0..1; 1 when there are none."""
-    lost: int = 0
-    """How many it does not find."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether that is enough. One may be lost: in a few images chance decides about it."""
-        return self.share >= LEAST or self.lost <= 1
-
-    def __str__(self) -> str:
-        """For instance ``99.8 % of the 25 detections in 4 images``."""
-        return (
-            f"{100 * self.share:.1f} % of the {self.detections} detections in {self.images} images"
-        )
-
-
 def agreement(
     pairs: Iterable[tuple[RawOutputs, RawOutputs]], config: DetectConfig | None = None
 ) -> Agreement:
@@ -207,15 +194,11 @@ def require_agreement(agreement: Agreement, layer: str | None = None) -> None:
         return
     begins = f"; it begins to differ at {layer}" if layer else ""
     raise ExportError(
-        f"the exported graph finds {agreement}, weighted by score (at least {100 * LEAST:g} % is "
+        f"the exported graph finds {agreement}, weighted by score (at least {100 * _LEAST:g} % is "
         f"accepted){begins}",
         hint="nothing was written; give --calibration_images more like those the model was trained "
         "on, or export with --skip-qat-convert",
     )
-
-
-_Outputs = dict[tuple[str, int], Tensor]
-"""By convolution, and how many times it has run before."""
 
 
 def first_wrong_layer(
@@ -234,7 +217,7 @@ def first_wrong_layer(
         The layer's name in recipes and state dicts; None when all agree.
     """
     places = list(_convolutions(graph))
-    values = ort_values(graph, [value for _, _, value in places], images)
+    values = values_inside(graph, [value for _, _, value in places], images)
     expected = _outputs(network, images)
     before = None if unquantized is None else _outputs(unquantized, images)
     for (name, index, _), array in zip(places, values, strict=True):
@@ -254,6 +237,10 @@ def first_wrong_layer(
     return None
 
 
+def _difference(expected: Tensor, actual: Tensor) -> float:
+    return float((expected.detach().cpu() - actual.detach().cpu()).abs().max())
+
+
 def _convolutions(graph: onnx.ModelProto) -> Iterator[tuple[str, int, str]]:
     """Module name, how often it was used before, and name of the output."""
     view = Graph(graph)
@@ -268,34 +255,18 @@ def _convolutions(graph: onnx.ModelProto) -> Iterator[tuple[str, int, str]]:
         used[name] += 1
 
 
-def _outputs(network: nn.Module, images: Tensor) -> _Outputs:
-    outputs: _Outputs = {}
-    with _noting(network, outputs), torch.no_grad():
-        network(images)
-    return outputs
-
-
-@contextmanager
-def _noting(network: nn.Module, outputs: _Outputs) -> Iterator[None]:
+def _outputs(network: nn.Module, images: Tensor) -> dict[tuple[str, int], Tensor]:
+    """By convolution, and how many times it has run before."""
+    outputs: dict[tuple[str, int], Tensor] = {}
     used: dict[str, int] = defaultdict(int)
 
-    def hook_of(name: str) -> Any:
-        def note(_: nn.Module, __: Any, output: Tensor) -> None:
-            outputs[name, used[name]] = output.clone()  # activations may overwrite it
-            used[name] += 1
+    def note(name: str, output: Tensor) -> None:
+        outputs[name, used[name]] = output.clone()
+        used[name] += 1
 
-        return note
-
-    hooks = [
-        module.register_forward_hook(hook_of(name.removeprefix(MODEL_PREFIX)))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched(network, note), torch.no_grad():
+        network(images)
+    return outputs
 
 
 def _rectifies(module: nn.Module) -> bool:

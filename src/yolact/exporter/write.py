@@ -1,35 +1,27 @@
-"""Write a graph only when it computes what the PyTorch model computes.
+"""Writing a graph, only when it computes what the PyTorch model computes.
 
-What is done to a graph that is known to be right: smaller files, detection inside.
+Its raw outputs are compared first; then it is finished: smaller weights, detection inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from yolact.config import DetectConfig
 from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.errors import ExportError
 from yolact.exporter.graph import Array
 from yolact.exporter.nms import detect_inside
+from yolact.exporter.options import ExportOptions
 from yolact.exporter.passes.store import store_blocks_together, store_weights_as_half
-from yolact.exporter.trace import (
-    fold_batch_norms,
-    fold_quantized_batch_norms,
-    freeze_observers,
-    requantize_weights,
-    widen_quantizers,
-)
+from yolact.exporter.prepare import Reference, without_quantization
 from yolact.exporter.verify import (
     Agreement,
     OutputParity,
@@ -40,73 +32,32 @@ from yolact.exporter.verify import (
     require_parity,
 )
 from yolact.files import atomic_path
-from yolact.model.quantized import is_quantized
-from yolact.model.yolact import InferenceModel, Yolact
 from yolact.predict.detect import detect
 from yolact.predict.postprocess import low_masks
 from yolact.types import RawOutputs
 
-MOST_COMPARED = 8
-"""Images in which detections are compared: each runs once in PyTorch."""
+HALF_SQNR = 40.0
+"""Least accepted with weights of 16 bits, in dB. These have 11 digits, which alone gives 70."""
+_CLOSE = 1e-4
+"""Largest difference of scores, relative boxes and mask probabilities."""
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What is traced, and what its graph is compared with before it replaces anything."""
+class Finished:
+    """How the finished graph compares."""
 
-    network: nn.Module
-    """A copy of the model in evaluation mode, on the CPU, with its batch norms folded."""
-    sample: Tensor
-    """[B, 3, S, S]."""
-    expected: RawOutputs
-    """Of the model for the sample, before anything was folded."""
-    unquantized: RawOutputs | None
-    """Of a quantized model, with its quantization off."""
-    images: tuple[Tensor, ...]
-    """Like the sample, real ones, to compare the detections of a quantized network in."""
-
-
-def prepare(
-    model: Yolact,
-    sample: Tensor,
-    images: Iterable[Tensor] | None,
-    *,
-    convert_qat: bool,
-    per_channel: bool,
-    reduce_range: bool,
-) -> Reference:
-    """Compute what to reproduce, and make the copy to trace; the model stays as it is.
-
-    Args:
-        model: Float, pruned or quantization-aware.
-        sample: [B, 3, S, S] input.
-        images: Network inputs; a few of them become those of the reference.
-        convert_qat: Fold the batch norms of a quantized model too.
-        per_channel: Round its weights with a range per output channel.
-        reduce_range: Round them to 7 bits.
-    """
-    network = InferenceModel(deepcopy(model)).cpu().float().eval()
-    quantized = is_quantized(network)
-    freeze_observers(network)
-    with torch.no_grad():
-        expected: RawOutputs = network(sample)
-        unquantized: RawOutputs | None = None
-        if quantized:
-            with _without_quantization(network):
-                unquantized = network(sample)
-    if convert_qat or not quantized:
-        fold_quantized_batch_norms(network)
-        fold_batch_norms(network)
-    requantize_weights(network, per_channel=per_channel, reduce_range=reduce_range)
-    widen_quantizers(network)
-    return Reference(network, sample, expected, unquantized, _few(images, len(sample)))
+    outputs: tuple[OutputParity, ...] | None
+    """Raw outputs against PyTorch's, where the finish changed them."""
+    detections: int | None
+    """How many objects the graph finds in the sample, all of them those that PyTorch code finds
+    in its raw outputs; None without detection inside."""
 
 
 def write_checked(
     graph: onnx.ModelProto,
     path: Path,
     reference: Reference,
-    steps: Finish,
+    options: ExportOptions,
     detect: DetectConfig,
 ) -> tuple[tuple[OutputParity, ...], Agreement | None, Finished]:
     """Write ``graph`` to ``path`` in one step, after comparing what it computes.
@@ -115,12 +66,12 @@ def write_checked(
         graph: Of raw outputs.
         path: Replaced only when everything agrees.
         reference: What to compare with.
-        steps: What is done to the graph after its raw outputs were compared, in place.
+        options: What is done to the graph after its raw outputs were compared, in place.
         detect: How detections are found that are compared.
 
     Returns:
         How close the outputs are; how many detections are found again, of a quantized network with
-        images; and what the steps found.
+        images; and what was found after that.
 
     Raises:
         ExportError: It does not agree, or is no valid ONNX; the first wrong layer is named.
@@ -134,10 +85,55 @@ def write_checked(
             require_parity(parity, _first_wrong(graph, reference, reference.sample))
         found = _agreement(graph, engine, reference, detect)
         finished = Finished(None, None)
-        if steps:
-            finished = finish(graph, steps, detect, reference.sample, reference.expected)
+        if options.half or options.pack_blocks or options.with_nms:
+            finished = finish(graph, options, detect, reference.sample, reference.expected)
             _save_valid(graph, temporary)
     return parity, found, finished
+
+
+def finish(
+    graph: onnx.ModelProto,
+    options: ExportOptions,
+    config: DetectConfig,
+    images: Tensor,
+    expected: RawOutputs,
+) -> Finished:
+    """Edit ``graph`` in place, and compare what it computes.
+
+    Args:
+        graph: Exported, with raw outputs.
+        options: What to do: half, pack_blocks and with_nms, in this order.
+        config: Thresholds for detection inside.
+        images: [B, 3, S, S] sample.
+        expected: PyTorch's outputs for it.
+
+    Raises:
+        ExportError: The result differs by more than 16 bits or float rounding explain; where blocks
+            are packed, by more than float rounding.
+    """
+    outputs = None
+    if options.half:
+        store_weights_as_half(graph)
+        halved = compare(expected, _outputs(graph, images))
+        outputs = tuple(replace(output, floor=HALF_SQNR) for output in halved)
+        require_parity(outputs)
+    if not (options.pack_blocks or options.with_nms):
+        return Finished(outputs, None)
+    raw = _outputs(graph, images)
+    if options.pack_blocks:
+        store_blocks_together(graph)
+        packed = _outputs(graph, images)
+        require_parity(compare(raw, packed))
+        raw = packed
+    if not options.with_nms:
+        return Finished(outputs, None)
+    detect_inside(graph, config)
+    return Finished(outputs, _compare_detections(graph, config, images, raw))
+
+
+def greedy(config: DetectConfig) -> DetectConfig:
+    """The settings that detection inside a graph follows: classic suppression, class by class."""
+    return replace(config, fast_nms=False, cross_class_nms=False)
 
 
 def _save_valid(graph: onnx.ModelProto, path: Path) -> None:
@@ -168,109 +164,8 @@ def _first_wrong(graph: onnx.ModelProto, reference: Reference, images: Tensor) -
     if reference.unquantized is None:
         return first_wrong_layer(graph, reference.network, images, None)
     unquantized = deepcopy(reference.network)
-    with _without_quantization(unquantized):
+    with without_quantization(unquantized):
         return first_wrong_layer(graph, reference.network, images, unquantized)
-
-
-def _few(images: Iterable[Tensor] | None, batch_size: int) -> tuple[Tensor, ...]:
-    first = islice(images or (), MOST_COMPARED)
-    return tuple(image[:1].repeat(batch_size, 1, 1, 1) for image in first)
-
-
-@contextmanager
-def _without_quantization(network: nn.Module) -> Iterator[None]:
-    quantizers = [
-        module
-        for module in network.modules()
-        if isinstance(module, torch.ao.quantization.FakeQuantizeBase)
-        and bool(module.fake_quant_enabled[0])
-    ]
-    for module in quantizers:
-        module.disable_fake_quant()
-    try:
-        yield
-    finally:
-        for module in quantizers:
-            module.enable_fake_quant()
-
-
-HALF_SQNR = 40.0
-"""Least accepted with weights of 16 bits, in dB. These have 11 digits, which alone gives 70."""
-
-_CLOSE = 1e-4
-"""Largest difference of scores, relative boxes and mask probabilities."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finish:
-    """Which of the steps to take."""
-
-    half: bool = False
-    """Store weights in 16 bits."""
-    pack_blocks: bool = False
-    """Store integer weights so that blocks of zeros lie together."""
-    with_nms: bool = False
-    """Put boxes, scores, classes and masks out instead of raw outputs."""
-
-    def __bool__(self) -> bool:
-        """Whether there is anything to do."""
-        return self.half or self.pack_blocks or self.with_nms
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How the finished graph compares."""
-
-    outputs: tuple[OutputParity, ...] | None
-    """Raw outputs against PyTorch's, where the finish changed them."""
-    detections: int | None
-    """How many objects the graph finds in the sample, all of them those that PyTorch code finds
-    in its raw outputs; None without detection inside."""
-
-
-def finish(
-    graph: onnx.ModelProto,
-    steps: Finish,
-    config: DetectConfig,
-    images: Tensor,
-    expected: RawOutputs,
-) -> Finished:
-    """Edit ``graph`` in place, and compare what it computes.
-
-    Args:
-        graph: Exported, with raw outputs.
-        steps: What to do.
-        config: Thresholds for detection inside.
-        images: [B, 3, S, S] sample.
-        expected: PyTorch's outputs for it.
-
-    Raises:
-        ExportError: The result differs by more than 16 bits or float rounding explain; where blocks
-            are packed, by more than float rounding.
-    """
-    outputs = None
-    if steps.half:
-        store_weights_as_half(graph)
-        halved = compare(expected, _outputs(graph, images))
-        outputs = tuple(replace(output, floor=HALF_SQNR) for output in halved)
-        require_parity(outputs)
-    if not (steps.pack_blocks or steps.with_nms):
-        return Finished(outputs, None)
-    raw = _outputs(graph, images)
-    if steps.pack_blocks:
-        store_blocks_together(graph)
-        packed = _outputs(graph, images)
-        require_parity(compare(raw, packed))
-        raw = packed
-    if not steps.with_nms:
-        return Finished(outputs, None)
-    detect_inside(graph, config)
-    return Finished(outputs, _compare_detections(graph, config, images, raw))
-
-
-def greedy(config: DetectConfig) -> DetectConfig:
-    """The settings that detection inside a graph follows: classic suppression, class by class."""
-    return replace(config, fast_nms=False, cross_class_nms=False)
 
 
 def _outputs(graph: onnx.ModelProto, images: Tensor) -> RawOutputs:

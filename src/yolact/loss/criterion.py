@@ -1,22 +1,25 @@
-"""The loss of one batch: the four terms, weighted and normalised (YOLACT sec. 3.3 and 5).
+"""The loss of one batch, and what a training run minimises.
 
-Box term (YOLACT sec. 4, after SSD sec. 2.2).
+:class:`YolactLoss` compares the outputs of the network with ground truth, in four terms:
 
-Class term: softmax cross entropy on positives and the hardest negatives (YOLACT sec. 4).
+* **box**: smooth L1 on the positive priors (YOLACT sec. 4, after SSD sec. 2.2).
+* **classification**: softmax cross entropy on positives and the hardest negatives (sec. 4).
+* **mask**: cross entropy of the masks assembled from prototypes and coefficients (sec. 3.3).
+* **semantic**: sigmoid cross entropy of a segmentation of P3 features, which is there while
+  training only (sec. 5).
 
-Semantic segmentation term, a training-time aid on P3 features (YOLACT sec. 5).
-
-Mask term: the lincomb masks against the ground truth (YOLACT sec. 3.3).
+:class:`Objective` is what the training loop asks of a loss. :class:`Supervised` is this loss as
+such; :class:`yolact.distill.objective.Distillation` adds what a teacher answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from yolact.config import LossConfig
 from yolact.loss.matching import BACKGROUND, Matches, Objects, learnable, match
@@ -37,6 +40,30 @@ class Losses(NamedTuple):
     def total(self) -> Tensor:
         """Their sum, what the optimizer minimises."""
         return self.box + self.classification + self.mask + self.semantic
+
+
+class DistilledLosses(NamedTuple):
+    """The weighted terms of one batch of a run with a teacher, float32 scalars.
+
+    The first four are those of :class:`Losses`, scaled by what the teacher leaves to the task, so
+    that the sum of all five is what the optimizer minimises.
+    """
+
+    box: Tensor
+    classification: Tensor
+    mask: Tensor
+    semantic: Tensor
+    distillation: Tensor
+    """All that is learned from the teacher."""
+
+    @property
+    def total(self) -> Tensor:
+        """Their sum."""
+        return torch.stack(tuple(self)).sum()
+
+
+BatchLosses = Losses | DistilledLosses
+"""What an :class:`Objective` returns."""
 
 
 class _Positives(NamedTuple):
@@ -109,6 +136,77 @@ class YolactLoss:
             mask=mask * (config.mask_weight / count),
             semantic=_semantic_term(segm, images) * config.semantic_weight,
         )
+
+
+class Objective(Protocol):
+    """What a training run minimises, and what it has to know of that besides.
+
+    Attributes:
+        teacher_name: Whom it learns from besides ground truth, in words; None for nobody.
+    """
+
+    teacher_name: str | None
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Sequence[Target]) -> BatchLosses:
+        """Run the network and compute the terms of one batch.
+
+        Args:
+            model: The network in training mode.
+            images: [B, 3, S, S] float32 RGB, 0..1.
+            targets: B of them.
+        """
+
+    def count_positives(self, priors: Tensor, targets: Sequence[Target]) -> list[int]:
+        """By how much each image counts in the terms that are averages over positive priors."""
+
+    def set_epoch(self, epoch: float) -> None:
+        """Let the next step be the one that begins at ``epoch``."""
+
+    @property
+    def own_parameters(self) -> list[nn.Parameter]:
+        """What is trained besides the network."""
+
+    def state(self) -> dict[str, Tensor] | None:
+        """The values of :attr:`own_parameters`, for a checkpoint; None when there are none."""
+
+    def load_state(self, state: Mapping[str, Tensor] | None) -> None:
+        """Take over what :meth:`state` returned.
+
+        Raises:
+            RuntimeError: It belongs to another objective.
+        """
+
+
+class Supervised:
+    """Learning from ground truth alone: the :class:`Objective` of a run without a teacher."""
+
+    teacher_name: str | None = None
+
+    def __init__(self, criterion: YolactLoss) -> None:
+        """Minimise ``criterion``; there is no other state."""
+        self.criterion = criterion
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Sequence[Target]) -> Losses:
+        """Run the network and compare its outputs with ``targets``."""
+        return self.criterion(model(images), targets)
+
+    def count_positives(self, priors: Tensor, targets: Sequence[Target]) -> list[int]:
+        """As :meth:`YolactLoss.count_positives` does."""
+        return self.criterion.count_positives(priors, targets)
+
+    def set_epoch(self, epoch: float) -> None:
+        """Every step is the same."""
+
+    @property
+    def own_parameters(self) -> list[nn.Parameter]:
+        """None."""
+        return []
+
+    def state(self) -> None:
+        """Nothing to keep."""
+
+    def load_state(self, state: Mapping[str, Tensor] | None) -> None:
+        """Nothing to take over; what an objective with a teacher kept has no use here."""
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

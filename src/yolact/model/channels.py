@@ -1,9 +1,8 @@
-"""Which channels of the network belong together: removing one means removing it everywhere.
+"""Which channels of the network belong together, and removing some of them.
 
 A channel that one convolution writes is read by others; where tensors are added, several
-convolutions write the same channels. Such a set of channels is a group.
-
-Removing whole channels from a network: what is left is an ordinary, smaller dense network.
+convolutions write the same channels. Such a set of channels is a group: removing one means removing
+it everywhere, and what is left is an ordinary, smaller dense network.
 """
 
 from __future__ import annotations
@@ -16,6 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from yolact.config import ModelConfig
+
+_OUT, _IN = 0, 1
+"""Axes of a convolution's weight."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,57 @@ def channel_groups(config: ModelConfig) -> list[ChannelGroup]:
     Not free are the channels of image, boxes, classes, mask coefficients and prototypes.
     """
     return [*_backbone(config), *_pyramid(config), *_prototypes(config), _head(config)]
+
+
+def width_of(model: nn.Module, group: ChannelGroup) -> int:
+    """Channels that a group has now."""
+    return _conv(model, group.writers[0].conv).out_channels
+
+
+def channel_scores(model: nn.Module, group: ChannelGroup) -> Tensor:
+    """How much of what the group's readers compute comes from each of its channels.
+
+    The energy of a channel times the squared weights that read it. Behind a batch norm, a channel
+    has mean beta and deviation gamma, so that its energy is known without looking at images;
+    elsewhere the squared weights that write it stand for it. Channels that are added contribute
+    the sum of their energies.
+
+    Returns:
+        [width], >= 0, on the model's device.
+    """
+    energy = sum(
+        _written(model, writer.conv, writer.norm) / len(group.writers) for writer in group.writers
+    )
+    read = sum(_per_mean(_squares(_conv(model, name), _IN)) for name in group.readers)
+    return torch.as_tensor(energy * read)
+
+
+def remove_channels(
+    model: nn.Module, group: ChannelGroup, keep: Tensor, optimizer: Optimizer | None = None
+) -> None:
+    """Keep only some channels of a group, in place.
+
+    Parameters stay the same objects, so that an optimizer goes on with them; its momentum and
+    gradients are cut alike.
+
+    Args:
+        model: Float, not quantized.
+        group: One of the model's.
+        keep: [n] int64, indices of the channels to keep.
+        optimizer: The one that trains the model, if any.
+    """
+    for writer in group.writers:
+        conv = _conv(model, writer.conv)
+        _cut(conv, ("weight", "bias"), _OUT, keep, optimizer)
+        conv.out_channels = len(keep)
+        if writer.norm is not None:
+            norm = _norm(model, writer.norm)
+            _cut(norm, ("weight", "bias", "running_mean", "running_var"), _OUT, keep, optimizer)
+            norm.num_features = len(keep)
+    for name in group.readers:
+        conv = _conv(model, name)
+        _cut(conv, ("weight",), _IN, keep, optimizer)
+        conv.in_channels = len(keep)
 
 
 def _conv_bn(name: str) -> Writer:
@@ -117,61 +170,6 @@ def _head(config: ModelConfig) -> ChannelGroup:
     branches = tuple(f"{head}.{name}_layer" for name in ("bbox", "conf", "mask"))
     shared = f"{head}.upfeature.0"
     return ChannelGroup(shared, config.head_channels, (Writer(shared),), branches)
-
-
-_OUT, _IN = 0, 1
-"""Axes of a convolution's weight."""
-
-
-def channel_scores(model: nn.Module, group: ChannelGroup) -> Tensor:
-    """How much of what the group's readers compute comes from each of its channels.
-
-    The energy of a channel times the squared weights that read it. Behind a batch norm, a channel
-    has mean beta and deviation gamma, so that its energy is known without looking at images;
-    elsewhere the squared weights that write it stand for it. Channels that are added contribute
-    the sum of their energies.
-
-    Returns:
-        [width], >= 0, on the model's device.
-    """
-    energy = sum(
-        _written(model, writer.conv, writer.norm) / len(group.writers) for writer in group.writers
-    )
-    read = sum(_per_mean(_squares(_conv(model, name), _IN)) for name in group.readers)
-    return torch.as_tensor(energy * read)
-
-
-def remove_channels(
-    model: nn.Module, group: ChannelGroup, keep: Tensor, optimizer: Optimizer | None = None
-) -> None:
-    """Keep only some channels of a group, in place.
-
-    Parameters stay the same objects, so that an optimizer goes on with them; its momentum and
-    gradients are cut alike.
-
-    Args:
-        model: Float, not quantized.
-        group: One of the model's.
-        keep: [n] int64, indices of the channels to keep.
-        optimizer: The one that trains the model, if any.
-    """
-    for writer in group.writers:
-        conv = _conv(model, writer.conv)
-        _cut(conv, ("weight", "bias"), _OUT, keep, optimizer)
-        conv.out_channels = len(keep)
-        if writer.norm is not None:
-            norm = _norm(model, writer.norm)
-            _cut(norm, ("weight", "bias", "running_mean", "running_var"), _OUT, keep, optimizer)
-            norm.num_features = len(keep)
-    for name in group.readers:
-        conv = _conv(model, name)
-        _cut(conv, ("weight",), _IN, keep, optimizer)
-        conv.in_channels = len(keep)
-
-
-def width_of(model: nn.Module, group: ChannelGroup) -> int:
-    """Channels that a group has now."""
-    return _conv(model, group.writers[0].conv).out_channels
 
 
 def _written(model: nn.Module, conv: str, norm: str | None) -> Tensor:

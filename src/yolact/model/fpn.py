@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolact.model.tracing import grid_size
+from yolact.model.priors import grid_size
 
 
 class FeaturePyramid(nn.Module):

@@ -1,15 +1,16 @@
-"""Priors: the boxes that every prediction is relative to."""
+"""Priors, the boxes that every prediction is relative to, and the grids that they lie on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from yolact.config import ModelConfig
-from yolact.model.tracing import intended_constants
 
 
 def make_priors(grid_sizes: Sequence[tuple[int, int]], config: ModelConfig) -> Tensor:
@@ -35,7 +36,7 @@ def make_priors(grid_sizes: Sequence[tuple[int, int]], config: ModelConfig) -> T
         y, x, s = np.meshgrid(cy, cx, side, indexing="ij")
         levels.append(np.stack([x, y, s, s], axis=-1).reshape(-1, 4))
     priors = np.concatenate(levels).astype(np.float32)
-    with intended_constants():
+    with _intended_constants():
         return torch.from_numpy(priors)
 
 
@@ -67,3 +68,23 @@ class PriorCache:
                 priors = make_priors(grid_sizes, self._config)
                 self._priors[key] = priors.to(like.device, dtype)
         return self._priors[key]
+
+
+def grid_size(x: Tensor) -> tuple[int, int]:
+    """(height, width) of ``x`` [B, C, H, W] as plain integers, also in a trace."""
+    with _intended_constants():
+        return int(x.shape[2]), int(x.shape[3])
+
+
+@contextmanager
+def _intended_constants() -> Iterator[None]:
+    """Silence the tracer where it warns that a value becomes a constant, which is the intent.
+
+    An exported graph has one image size, and with it one set of grids and priors.
+    """
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        yield

@@ -1,7 +1,4 @@
-"""How a fake-quantized network shows: by its modules, and by the names of its weights.
-
-How large a network is.
-"""
+"""What a network is, whatever trained it: fake-quantized or not, and how large."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Initial weights, and weights from files of the published layout.
+"""A network's weights: drawn anew, or from files of the published layout.
 
-Why weights do not fit a network, in words that let the user fix it.
+Weights that do not fit are refused with the likeliest reason, as far as their names tell it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # what reads weights without a network, such as checkpoints, 
     from yolact.model.yolact import Yolact
 
 logger = logging.getLogger(__name__)
+_SHOWN = 3
+_HEAD = "prediction_layers.0."
 
 
 def init_weights(model: nn.Module) -> None:
@@ -53,16 +55,16 @@ def load_weights(model: Yolact, state_dict: Mapping[str, Tensor]) -> None:
     """
     weights = _without_obsolete_names(model, state_dict)
     # On a copy, because torch overwrites what fits before it reports what does not.
-    misfit = try_loading(copy.deepcopy(model), weights)
+    misfit = _try_loading(copy.deepcopy(model), weights)
     if any(misfit):
         raise CheckpointError(
             f"the weights do not fit the model: {misfit.summary()}",
-            hint=_hint_for_classes(model, weights) or hint_for(model, weights, misfit),
+            hint=_hint_for_classes(model, weights) or _hint_for(model, weights, misfit),
         )
-    broken = [name for name in own_shapes(model) if not torch.isfinite(weights[name]).all()]
+    broken = [name for name in _own_shapes(model) if not torch.isfinite(weights[name]).all()]
     if broken:
         raise CheckpointError(
-            f"the weights cannot be used: {listing(broken, 'hold NaN or infinity')}",
+            f"the weights cannot be used: {_listing(broken, 'hold NaN or infinity')}",
             hint="the training that wrote them diverged: take an earlier checkpoint",
         )
     model.load_state_dict(weights)
@@ -84,21 +86,21 @@ def load_backbone(model: Yolact, state_dict: Mapping[str, Tensor]) -> None:
     known = {name: state_dict[name] for name in own if name in state_dict}
     if not known:
         raise CheckpointError(
-            f"no DarkNet backbone in the file; its names are {first(state_dict)}",
+            f"no DarkNet backbone in the file; its names are {_first(state_dict)}",
             hint="it is a whole model: load it without --backbone"
-            if is_whole_model(state_dict)
+            if _is_whole_model(state_dict)
             else "give a file like darknet53.pth, with names like layers.0.0.0.weight",
         )
-    misfit = try_loading(copy.deepcopy(model.backbone), known)
+    misfit = _try_loading(copy.deepcopy(model.backbone), known)
     if misfit.differ:
         raise CheckpointError(
-            f"the backbone does not fit the model: {listing(misfit.differ, 'of another shape')}",
+            f"the backbone does not fit the model: {_listing(misfit.differ, 'of another shape')}",
             hint="use the config that the backbone was trained for",
         )
     if misfit.missing:
         logger.warning(
             "the backbone file lacks %s; they keep their values",
-            listing(misfit.missing, "names"),
+            _listing(misfit.missing, "names"),
         )
     model.backbone.load_state_dict(known, strict=False)
 
@@ -113,7 +115,7 @@ def num_classes_of(state_dict: Mapping[str, Tensor]) -> int:
     if not conf or bbox < 4:
         raise CheckpointError(
             "not the weights of a YOLACT model: prediction_layers.0.conf_layer.weight is missing",
-            hint=hint_for_origin(state_dict) or "give a checkpoint that YOLACT training saved",
+            hint=_hint_for_origin(state_dict) or "give a checkpoint that YOLACT training saved",
         )
     priors_per_cell = bbox // 4
     return conf // priors_per_cell - 1
@@ -150,7 +152,7 @@ def _without_obsolete_names(model: Yolact, state_dict: Mapping[str, Tensor]) -> 
 def _hint_for_classes(model: Yolact, weights: Mapping[str, Tensor]) -> str | None:
     """What to do when model and weights are for different numbers of classes."""
     expected = model.config.num_classes
-    if not is_whole_model(weights) or num_classes_of(weights) == expected:
+    if not _is_whole_model(weights) or num_classes_of(weights) == expected:
         return None
     return (
         f"they are for {num_classes_of(weights)} classes and the model for {expected}: "
@@ -158,11 +160,7 @@ def _hint_for_classes(model: Yolact, weights: Mapping[str, Tensor]) -> str | Non
     )
 
 
-_SHOWN = 3
-_HEAD = "prediction_layers.0."
-
-
-class Misfit(NamedTuple):
+class _Misfit(NamedTuple):
     """What keeps weights from being loaded."""
 
     missing: list[str]
@@ -173,20 +171,20 @@ class Misfit(NamedTuple):
     def summary(self) -> str:
         """The three lists in a line, shortened."""
         kinds = zip(self, ("missing", "unexpected", "of another shape"), strict=True)
-        return "; ".join(listing(names, what) for names, what in kinds if names)
+        return "; ".join(_listing(names, what) for names, what in kinds if names)
 
 
-def try_loading(model: nn.Module, weights: Mapping[str, Tensor]) -> Misfit:
+def _try_loading(model: nn.Module, weights: Mapping[str, Tensor]) -> _Misfit:
     """Load into ``model`` whatever fits and tell what does not.
 
     Torch decides what is missing or unexpected, since the modules of a quantized model accept
     more than their exact names; only shapes are compared here, where torch would raise.
     """
-    own = {name: tuple(value.shape) for name, value in own_shapes(model).items()}
+    own = {name: tuple(value.shape) for name, value in _own_shapes(model).items()}
     differ = {name for name in own if name in weights and tuple(weights[name].shape) != own[name]}
     rest = {name: value for name, value in weights.items() if name not in differ}
     missing, unexpected = model.load_state_dict(rest, strict=False)
-    return Misfit(
+    return _Misfit(
         missing=[name for name in missing if name not in differ],
         unexpected=list(unexpected),
         differ=[
@@ -197,29 +195,29 @@ def try_loading(model: nn.Module, weights: Mapping[str, Tensor]) -> Misfit:
     )
 
 
-def listing(names: Collection[str], what: str) -> str:
+def _listing(names: Collection[str], what: str) -> str:
     """Count and first few of ``names``.
 
-    >>> listing(["a", "b", "c", "d", "e"], "missing")
+    >>> _listing(["a", "b", "c", "d", "e"], "missing")
     '5 missing (a, b, c, ...)'
     """
-    return f"{len(names)} {what} ({first(names)})"
+    return f"{len(names)} {what} ({_first(names)})"
 
 
-def first(names: Collection[str]) -> str:
+def _first(names: Collection[str]) -> str:
     """The first few of ``names``.
 
-    >>> first(["a", "b"])
+    >>> _first(["a", "b"])
     'a, b'
     """
     more = [] if len(names) <= _SHOWN else ["..."]
     return ", ".join([*list(names)[:_SHOWN], *more])
 
 
-def hint_for(model: nn.Module, weights: Mapping[str, Tensor], misfit: Misfit) -> str:
+def _hint_for(model: nn.Module, weights: Mapping[str, Tensor], misfit: _Misfit) -> str:
     """The likeliest reason of a misfit, judged by the names, and what to do about it."""
     own = model.state_dict()
-    if origin := hint_for_origin(weights):
+    if origin := _hint_for_origin(weights):
         return origin
     quantized = is_quantized_state(weights)
     if quantized != is_quantized_state(own):
@@ -236,21 +234,21 @@ def hint_for(model: nn.Module, weights: Mapping[str, Tensor], misfit: Misfit) ->
     return "the file is incomplete or of a modified network; take the file as training saved it"
 
 
-def hint_for_origin(weights: Mapping[str, Tensor]) -> str | None:
+def _hint_for_origin(weights: Mapping[str, Tensor]) -> str | None:
     """What to do with weights that are recognised as something else than a model's."""
     if any(name.startswith("module.") for name in weights):
         return "they were saved from a DataParallel wrapper: strip 'module.' from the names"
-    if not is_whole_model(weights) and any(re.match(r"layers\.\d+\.", name) for name in weights):
+    if not _is_whole_model(weights) and any(re.match(r"layers\.\d+\.", name) for name in weights):
         return "it is the file of a backbone alone: load it with --backbone"
     return None
 
 
-def is_whole_model(weights: Mapping[str, Tensor]) -> bool:
+def _is_whole_model(weights: Mapping[str, Tensor]) -> bool:
     """Whether there is a prediction head among the weights."""
     return any(name.startswith(_HEAD) for name in weights)
 
 
-def own_shapes(model: nn.Module) -> dict[str, Tensor]:
+def _own_shapes(model: nn.Module) -> dict[str, Tensor]:
     """Entries of the state dict whose shape never changes; observers adapt theirs when loaded."""
     parameters = {name for name, _ in model.named_parameters()}
     statistics = (".running_mean", ".running_var")

@@ -9,9 +9,8 @@ from yolact.config import ModelConfig
 from yolact.model.darknet import DarkNet
 from yolact.model.fpn import FeaturePyramid
 from yolact.model.heads import PredictionHead, Predictions
-from yolact.model.priors import PriorCache
+from yolact.model.priors import PriorCache, grid_size
 from yolact.model.protonet import ProtoNet
-from yolact.model.tracing import grid_size
 from yolact.types import NetworkOutputs, RawOutputs
 
 
@@ -99,14 +98,3 @@ class InferenceModel(nn.Module):
             priors=outputs.priors,
             proto=outputs.proto,
         )
-
-
-def freeze_batch_norm(model: nn.Module) -> None:
-    """Keep the running statistics, scales and shifts of all batch norms as they are.
-
-    ``model.train()`` lets the statistics move again, so call this after it.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-            module.requires_grad_(False)

@@ -1,190 +1,136 @@
-"""What sparseml accepts and then ignores, or fails on in the middle of training: refused here."""
+"""What each modifier is: a row for every class of sparseml 1.8 that recipes can name, and for ours.
+
+Whatever has to tell modifiers apart by their class asks here, by the name that recipes use.
+"""
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Literal
 
-import torch
+Kind = Literal["length", "lr", "pruning", "constant", "quantization", "thinning", "other"]
+"""What a modifier does: say how long the run is, set learning rates, make weights zero, keep zeros,
+quantize, take channels or layers away, or none of these."""
 
-from yolact.errors import RecipeError
-from yolact.sparsify.sparseml import LR_SCHEDULERS, get_mask_creator_default
 
-CANNOT = {
-    "ASRegModifier": (
-        "has no tag in sparseml, and its penalty is undefined before its first epoch",
-        "remove it: no engine here is faster with zeros among the activations",
-    ),
-    "LayerThinningModifier": (
-        "leaves no trace in the recipe of which channels it removed: its checkpoints do not load",
-        "use ChannelThinningModifier, which knows this network's channels",
-    ),
-    "PowerpropagationModifier": (
-        "renames the layers it wraps: checkpoints written meanwhile do not load",
-        "use GMPruningModifier or ACDCPruningModifier",
-    ),
-}
-"""Modifiers that cannot be used: why, and what to use instead."""
+@dataclass(frozen=True, kw_only=True)
+class ModifierFacts:
+    """What is true of all modifiers of one name."""
 
-SAMPLED = ("MFACPruningModifier", "OBSPruningModifier", "RigLPruningModifier")
-"""Modifiers that compute gradients of training batches themselves."""
+    name: str
+    """As after the ``!`` in a recipe."""
+    kind: Kind = "other"
+    sparsities: tuple[str, ...] = ()
+    """Fields that are sparsities, 0..1."""
+    final: str | None = None
+    """The one of them that says how sparse its parameters end."""
+    shared: Literal["if told", "unless told", "always"] = "if told"
+    """Whether that sparsity is of all its parameters together, spread unevenly over them, or of
+    each; the field ``global_sparsity`` may tell."""
+    mask: str = "unstructured"
+    """``mask_type`` where the recipe gives none."""
+    at_once: bool = False
+    """Chooses by the weights alone, so it can prune without training."""
+    samples: bool = False
+    """Computes gradients of training batches itself."""
+    remembers: bool = False
+    """Prunes by what it has seen, which no checkpoint holds: its masks do not follow from the
+    weights alone."""
+    momentary: bool = False
+    """Without an ``end_epoch`` it acts once, at its ``start_epoch``."""
+    optimizer_only: bool = False
+    """Changes settings of the optimizer and nothing else."""
+    distils: bool = False
+    """Learns from a teacher."""
+    refused: tuple[str, str] | None = None
+    """Why it cannot be used, and what to do instead."""
 
-_SPARSITIES = (
-    *("init_sparsity", "final_sparsity", "compression_sparsity"),
-    *("forward_sparsity", "backward_sparsity"),
+
+_GRADUAL = ModifierFacts(
+    name="from one sparsity to another",
+    kind="pruning",
+    sparsities=("init_sparsity", "final_sparsity"),
+    final="final_sparsity",
 )
-_TOLERANCE = 0.01
-"""Of sparseml, between a sparsity and that of N:M masks."""
+_BY_GRADIENTS = replace(_GRADUAL, samples=True, remembers=True)
+
+_ROWS = (
+    # The run and its optimizer
+    ModifierFacts(name="EpochRangeModifier", kind="length"),
+    ModifierFacts(name="LearningRateFunctionModifier", kind="lr", optimizer_only=True),
+    ModifierFacts(name="LearningRateModifier", kind="lr", optimizer_only=True),
+    ModifierFacts(name="SetLearningRateModifier", kind="lr", momentary=True, optimizer_only=True),
+    ModifierFacts(name="SetWeightDecayModifier", optimizer_only=True),
+    # Pruning
+    ModifierFacts(name="ConstantPruningModifier", kind="constant", at_once=True),
+    replace(_GRADUAL, name="GMPruningModifier", at_once=True),
+    replace(_GRADUAL, name="MagnitudePruningModifier", at_once=True),
+    replace(_GRADUAL, name="GlobalMagnitudePruningModifier", at_once=True, shared="always"),
+    replace(_GRADUAL, name="StructuredPruningModifier", mask="filter", remembers=True),
+    replace(_GRADUAL, name="MovementPruningModifier", remembers=True),
+    replace(_BY_GRADIENTS, name="MFACPruningModifier"),
+    replace(_BY_GRADIENTS, name="OBSPruningModifier", shared="unless told"),
+    replace(
+        _BY_GRADIENTS,
+        name="RigLPruningModifier",
+        sparsities=("final_sparsity",),
+        shared="always",
+    ),
+    ModifierFacts(
+        name="ACDCPruningModifier",
+        kind="pruning",
+        sparsities=("compression_sparsity",),
+        final="compression_sparsity",
+        shared="unless told",
+    ),
+    ModifierFacts(
+        name="TopKASTPruningModifier",
+        kind="pruning",
+        sparsities=("forward_sparsity", "backward_sparsity"),
+        final="forward_sparsity",
+        shared="unless told",
+        remembers=True,
+    ),
+    # Other structure
+    ModifierFacts(name="ChannelThinningModifier", kind="thinning", at_once=True),
+    ModifierFacts(name="LayerPruningModifier", kind="thinning"),
+    ModifierFacts(
+        name="LayerThinningModifier",
+        kind="thinning",
+        refused=(
+            "leaves no trace in the recipe of which channels it removed: its checkpoints do not "
+            "load",
+            "use ChannelThinningModifier, which knows this network's channels",
+        ),
+    ),
+    ModifierFacts(name="QuantizationModifier", kind="quantization"),
+    # Parameters, losses and logs
+    ModifierFacts(name="GradualParamModifier"),
+    ModifierFacts(name="SetParamModifier"),
+    ModifierFacts(name="TrainableParamsModifier"),
+    ModifierFacts(name="DistillationModifier", distils=True),
+    ModifierFacts(name="PerLayerDistillationModifier", distils=True),
+    ModifierFacts(name="SparsificationLoggingModifier"),
+    ModifierFacts(
+        name="ASRegModifier",
+        refused=(
+            "has no tag in sparseml, and its penalty is undefined before its first epoch",
+            "remove it: no engine here is faster with zeros among the activations",
+        ),
+    ),
+    ModifierFacts(
+        name="PowerpropagationModifier",
+        refused=(
+            "renames the layers it wraps: checkpoints written meanwhile do not load",
+            "use GMPruningModifier or ACDCPruningModifier",
+        ),
+    ),
+)
+
+CATALOG = {row.name: row for row in _ROWS}
+"""Every row by its modifier's name."""
 
 
-def refuse_kind(name: str, label: str) -> None:
-    """Refuse modifiers that cannot work at all.
-
-    Raises:
-        RecipeError: With the reason, and what to use instead.
-    """
-    if name in CANNOT:
-        why, instead = CANNOT[name]
-        raise RecipeError(f"{label}: {name} {why}", hint=instead)
-
-
-def refuse_values(modifier: Any, label: str) -> None:
-    """Refuse values that would fail later.
-
-    Args:
-        modifier: As sparseml constructed it.
-        label: What messages call the recipe.
-
-    Raises:
-        RecipeError: It has some.
-    """
-    name = type(modifier).__name__
-    for problem, hint in (
-        _masks(modifier),
-        _global(modifier),
-        _scheduler(modifier),
-        _cycle(modifier),
-        _phases(modifier),
-        _samples(modifier),
-        _window(modifier),
-    ):
-        if problem:
-            raise RecipeError(f"{label}: {name}: {problem}", hint=hint)
-
-
-_Finding = tuple[str, str]
-_FINE = ("", "")
-
-
-def nm_of(mask_type: Any) -> tuple[int, int] | None:
-    """N and M of a ``mask_type`` such as ``2:4``, or None."""
-    if mask_type == "tensorrt":
-        return 2, 4
-    found = re.fullmatch(r"(\d+):(\d+)", str(mask_type))
-    return (int(found[1]), int(found[2])) if found else None
-
-
-def _masks(modifier: Any) -> _Finding:
-    mask_type = getattr(modifier, "mask_type", None)
-    if mask_type is None or type(modifier).__name__ == "StructuredPruningModifier":
-        return _FINE
-    if mask_type in ("filter", "channel"):
-        return (
-            f"mask_type {mask_type} is that of StructuredPruningModifier",
-            "use that, or ChannelThinningModifier to remove channels",
-        )
-    try:
-        get_mask_creator_default(mask_type)
-    except (ValueError, TypeError) as error:
-        return str(error), "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
-    return _nm(modifier, nm_of(mask_type))
-
-
-def _nm(modifier: Any, nm: tuple[int, int] | None) -> _Finding:
-    if nm is None:
-        return _FINE
-    kept, group = nm
-    if not 0 < kept < group:
-        return f"{kept}:{group} keeps {kept} of {group} weights", "write for instance 2:4"
-    sparsity = 1 - kept / group
-    for field in _SPARSITIES:
-        for value in _numbers(getattr(modifier, field, None)):
-            if abs(value - sparsity) > _TOLERANCE:
-                return (
-                    f"{field} {value:g} does not go with {kept}:{group} masks",
-                    f"they are always {sparsity:g} sparse: give {sparsity:g} everywhere",
-                )
-    return _FINE
-
-
-def _numbers(value: Any) -> list[float]:
-    values = value if isinstance(value, list) else list(value) if isinstance(value, dict) else value
-    if not isinstance(values, list):
-        values = [values]
-    return [float(v) for v in values if isinstance(v, int | float)]
-
-
-def _global(modifier: Any) -> _Finding:
-    if not getattr(modifier, "global_sparsity", False):
-        return _FINE
-    if len(set(_numbers(getattr(modifier, "final_sparsity", None)))) > 1:
-        return "one global sparsity cannot be several", "give one number as final_sparsity"
-    if getattr(modifier, "init_sparsity", None) == "__FROM_PARAM__":
-        return (
-            "init_sparsity __FROM_PARAM__ has a value for each layer, not a global one",
-            "give a number as init_sparsity",
-        )
-    return _FINE
-
-
-def _scheduler(modifier: Any) -> _Finding:
-    """Build the scheduler for a throwaway optimizer: sparseml builds it when its epoch comes."""
-    if not hasattr(modifier, "corrected_lr_info"):
-        return _FINE
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=modifier.init_lr)
-    try:
-        kind, options = modifier.corrected_lr_info(1000, modifier.start_epoch, modifier.end_epoch)
-        LR_SCHEDULERS[kind](optimizer, **options)
-    except (ValueError, TypeError) as error:
-        return str(error), f"check lr_kwargs, now {modifier.lr_kwargs}"
-    return _FINE
-
-
-def _cycle(modifier: Any) -> _Finding:
-    if getattr(modifier, "lr_func", None) == "cyclic_linear" and modifier.cycle_epochs <= 0:
-        return f"cycle_epochs is {modifier.cycle_epochs:g}", "give the epochs of a cycle, above 0"
-    return _FINE
-
-
-def _phases(modifier: Any) -> _Finding:
-    if hasattr(modifier, "compression_sparsity") and modifier.update_frequency < 1:
-        return (
-            f"update_frequency, the epochs of a phase, is {modifier.update_frequency:g}",
-            "give a whole number of epochs, at least 1",
-        )
-    return _FINE
-
-
-def _samples(modifier: Any) -> _Finding:
-    if type(modifier).__name__ not in SAMPLED:
-        return _FINE
-    unknown = set(modifier.grad_sampler_kwargs or {}) - {"batch_size"}
-    if unknown:
-        return f"grad_sampler_kwargs has no {min(unknown)!r}", "it has batch_size only"
-    if getattr(modifier, "use_gradient_buffering", None):
-        return (
-            "buffered gradients are too few whenever masks are due within num_grads steps",
-            "leave use_gradient_buffering out: gradients of training batches are computed then",
-        )
-    if isinstance(modifier.num_grads, dict) and 0.0 not in modifier.num_grads:
-        return "num_grads has no entry for sparsity 0.0", "add one, such as {0.0: 64, 0.9: 256}"
-    return _FINE
-
-
-def _window(modifier: Any) -> _Finding:
-    if type(modifier).__name__ == "LayerPruningModifier" and modifier.end_epoch != -1:
-        return (
-            "checkpoints written before end_epoch would lack the layers that come back then",
-            "leave end_epoch out: layers that are removed stay removed",
-        )
-    return _FINE
+def facts_of(name: str) -> ModifierFacts:
+    """The row of a modifier; of a name that nothing has, a row that promises nothing."""
+    return CATALOG.get(name) or ModifierFacts(name=name)

@@ -1,7 +1,7 @@
 """What a recipe wants to be distilled, and when: sparseml's modifiers as plain records.
 
 sparseml's modifiers compute a loss of their own, which does not fit YOLACT (see
-:mod:`yolact.distill.loss`); taken from them are the schedule and the numbers. Mended on the
+:mod:`yolact.distill.loss`); taken from them are the schedule and the numbers. Corrected on the
 way: output keys and numbers are checked, and ``update_frequency``, which sparseml's constructors
 drop without a word, is said to have no effect.
 """
@@ -16,7 +16,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from yolact.errors import RecipeError
-from yolact.sparsify.document import Document, entries
+from yolact.sparsify.catalog import facts_of
+from yolact.sparsify.document import Entry
 from yolact.sparsify.sparseml import DistillationModifier, PerLayerDistillationModifier
 from yolact.types import TERMS
 
@@ -81,19 +82,19 @@ class DistillationSchedule:
 
 
 def distillation_schedule(
-    modifiers: Iterable[Any], document: Document, label: str
+    modifiers: Iterable[Any], entries: Iterable[Entry], label: str
 ) -> DistillationSchedule:
     """Read the distillation modifiers among ``modifiers``, in their order.
 
     Args:
         modifiers: All of a recipe's.
-        document: The same recipe.
+        entries: The same, as the recipe has them.
         label: What to call it in errors.
 
     Raises:
         RecipeError: A field has a value that cannot be.
     """
-    _name_idle_fields(document, label)
+    _name_idle_fields(entries, label)
     windows = []
     for modifier in modifiers:
         what = what_it_distils(modifier, label)
@@ -115,10 +116,10 @@ def what_it_distils(modifier: Any, label: str) -> Distilled | None:
     return None
 
 
-def _name_idle_fields(document: Document, label: str) -> None:
-    for entry in entries(document):
+def _name_idle_fields(entries: Iterable[Entry], label: str) -> None:
+    for entry in entries:
         frequency = entry.fields.get("update_frequency", -1)
-        if entry.name.endswith("DistillationModifier") and frequency not in (None, -1):
+        if facts_of(entry.name).distils and frequency not in (None, -1):
             logger.warning(
                 "%s: %s: update_frequency %s has no effect, as in sparseml: "
                 "every step between start_epoch and end_epoch distils",

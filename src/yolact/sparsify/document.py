@@ -2,8 +2,7 @@
 
 A document is a dict. Lists under keys that contain ``modifiers`` hold :class:`Entry` records; a
 staged document nests such lists one level deeper, one dict per stage, in the order of the stages.
-
-How recipes name parameters.
+:func:`matches` says how the fields of a record name parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from yolact.errors import RecipeError
 Document = dict[str, Any]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Entry:
     """One modifier of a recipe: ``!GMPruningModifier`` and its fields."""
 

@@ -1,12 +1,11 @@
-"""Applying a recipe while a model trains. The training loop owns the clock.
+"""A recipe in a training run: sparseml's manager, asked at the right moments.
 
-Bringing a recipe to where it is after some steps, as if it had taken them itself.
-
-What a recipe does next depends on the clock, on the weights, and on what its modifiers remember:
-which of them have begun or ended, when masks were last computed, where a learning-rate schedule
-stands. That memory is a function of the steps so far, so it is recomputed, not stored.
-
-Gradients of training batches, for modifiers that prune by more than magnitude.
+The training loop owns the clock and asks :class:`RecipeDriver`, which holds the recipe's
+``ScheduledModifierManager``. Its life, from top to bottom of the class: it is made with the driver,
+initialized in :meth:`~RecipeDriver.start`, asked in :meth:`~RecipeDriver.before_forward`,
+:meth:`~RecipeDriver.before_step` and :meth:`~RecipeDriver.after_step` of every step, and finalized
+in :meth:`~RecipeDriver.finish`. A run without a recipe has a
+:class:`yolact.sparsify.no_recipe.NoRecipe` instead.
 """
 
 from __future__ import annotations
@@ -15,39 +14,35 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.ao.quantization import enable_observer
 from torch.optim import Optimizer
 
 from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
-from yolact.sparsify.catalog import SAMPLED
-from yolact.sparsify.check.parameters import check_against
+from yolact.sparsify.catalog import facts_of
+from yolact.sparsify.check.examine import PlannedRun, require_sound
+from yolact.sparsify.check.forecast import count_macs
 from yolact.sparsify.distillation import distillation_schedule
-from yolact.sparsify.document import parse
-from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.replay import adopt_structure, replay
+from yolact.sparsify.report.report import ModelReport, report, save_report
+from yolact.sparsify.report.sparsity import overall_sparsity
 from yolact.sparsify.sparseml import (
-    ACDCPruningModifier,
     BasePruningModifier,
     ConstantPruningModifier,
-    GlobalMagnitudePruningModifier,
-    GMPruningModifier,
-    GradualParamModifier,
-    GroupedPruningMaskCreator,
-    LayerPruningModifier,
-    MagnitudePruningModifier,
-    SetParamModifier,
+    ScheduledModifierManager,
     SparsificationLoggingModifier,
-    TopKASTPruningModifier,
     log_loggers,
     quiet_loggers,
 )
 from yolact.sparsify.sparseml.patch_pruning import lift_masks
 from yolact.sparsify.stages import compose, last_epoch
-from yolact.sparsify.structure import fit_errors, rehearse, rehearse_removal, training_mode
+from yolact.sparsify.structure import fit_errors, training_mode
+
+logger = logging.getLogger(__name__)
 
 
 class RecipeDriver:
@@ -61,40 +56,36 @@ class RecipeDriver:
 
     Args:
         recipe: What to apply.
-        checkpoint_recipe: The composed recipe of the stages that the starting weights went
-            through before this run, if any.
+        earlier: The composed recipe of the stages that the starting weights went through
+            before this run, if any.
 
     Attributes:
-        text: The recipe to store in checkpoints: all stages, composed.
+        manager: sparseml's ``ScheduledModifierManager`` of the recipe.
+        recipe: The recipe of this run.
+        earlier: That of the stages before.
+        composed: Both as stages of one.
         max_epochs: Length of the run, or None when the recipe has no EpochRangeModifier.
         controls_lr: Whether the recipe sets learning rates.
-        distillation: What is to be distilled from a teacher, and when; the loop's loss does it.
+        distillation: What is to be distilled from a teacher, and when; the objective does it.
         settles_at: From this epoch on, the weights have their final sparsity and bits.
         samples_gradients: Whether :meth:`start` needs gradient samples.
     """
 
-    def __init__(self, recipe: Recipe, checkpoint_recipe: str | None = None) -> None:
-        """Read the recipe; the model comes with :meth:`start`."""
-        document = parse(recipe.text, recipe.label)
-        self._recipe = recipe
-        self._manager = build_manager(document, recipe.label)
+    def __init__(self, recipe: Recipe, earlier: Recipe | None = None) -> None:
+        """Make the manager; the model comes with :meth:`start`."""
+        self.manager: ScheduledModifierManager = recipe.manager()
+        self.recipe = recipe
+        self.earlier = earlier
+        self.composed = compose(earlier, recipe)
+        self.max_epochs = last_epoch(recipe) if self.manager.epoch_modifiers else None
+        self.controls_lr = bool(self.manager.learning_rate_modifiers)
+        self.distillation = distillation_schedule(
+            self.manager.iter_modifiers(), recipe.entries, recipe.label
+        )
+        self.settles_at = self._settles_at()
+        self.samples_gradients = any(facts_of(entry.name).samples for entry in recipe.entries)
         self._steps_per_epoch = 1
         self._steps = 0
-        self.distillation = distillation_schedule(
-            self._manager.iter_modifiers(), document, recipe.label
-        )
-        self.text = compose(checkpoint_recipe, recipe.text)
-        self.controls_lr = bool(self._manager.learning_rate_modifiers)
-        self.max_epochs: float | None = None
-        if self._manager.epoch_modifiers:
-            self.max_epochs = last_epoch(document)
-        self.settles_at = self._settles_at()
-        names = [type(modifier).__name__ for modifier in self._manager.iter_modifiers()]
-        self.samples_gradients = any(name in SAMPLED for name in names)
-
-    def quantizes_by(self, epoch: float) -> bool:
-        """Whether quantization has begun at ``epoch``."""
-        return any(m.start_epoch <= epoch for m in self._manager.quantization_modifiers)
 
     def start(
         self,
@@ -104,12 +95,15 @@ class RecipeDriver:
         steps_per_epoch: int,
         samples: GradientSamples | None = None,
     ) -> None:
-        """Check the recipe against the model and bring both to ``epoch``.
+        """Initialize the manager; bring it and the model to ``epoch``.
+
+        That the recipe works for the model, :meth:`check` has said before.
 
         Args:
             model: With its weights. When the run resumes after quantization began, with that
                 structure too (see :func:`yolact.sparsify.structure.apply_structure`).
-            optimizer: Load its saved state after this call.
+            optimizer: Gets the learning rates and weight decays of the last step taken; load its
+                saved state after this call.
             epoch: Steps done / ``steps_per_epoch``; 0 begins the recipe.
             steps_per_epoch: Optimizer steps of one epoch.
             samples: Where OBS, M-FAC and RigL pruning take gradients from, if
@@ -119,24 +113,33 @@ class RecipeDriver:
             RecipeError: The recipe does not fit the model, or gradients are needed and there are
                 none.
         """
-        check_against(self._recipe, model)
         if self.samples_gradients and samples is None:
             raise RecipeError(
-                f"{self._recipe.label} prunes by gradients of training batches, "
+                f"{self.recipe.label} prunes by gradients of training batches, "
                 "which there are only while training",
                 hint="train with this recipe, or prune by magnitude with GMPruningModifier",
             )
-        if self.quantizes_by(math.inf):
-            rehearse(model, self._recipe.text)
-        if any(isinstance(m, LayerPruningModifier) for m in self._manager.iter_modifiers()):
-            rehearse_removal(model, self._recipe.text)
         self._steps_per_epoch = steps_per_epoch
         self._steps = round(epoch * steps_per_epoch)
-        bring_to(self._manager, model, optimizer, self._steps, steps_per_epoch, samples)
+        # An uninterrupted run last looked at the clock before its last step.
+        clock = max(self._steps - 1, 0) / steps_per_epoch
+        if is_quantized(model):
+            adopt_structure(self.manager, model, fresh=self._steps == 0)
+        more = {} if samples is None else {"grad_sampler": samples.for_sparseml()}
+        with fit_errors(), training_mode(model):
+            self.manager.initialize(model, clock, loggers=quiet_loggers(), **more)
+        for modifier in self.manager.iter_modifiers():
+            if isinstance(modifier, SparsificationLoggingModifier):
+                modifier.initialize_loggers(log_loggers(logger))
+        if self._steps > 0:
+            replay(self.manager, model, optimizer, self._steps, steps_per_epoch)
 
     def before_forward(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
-        """Set what the step at ``epoch`` begins with: learning rate, weight decay, quantization."""
-        for modifier in self._manager.iter_modifiers():
+        """Set what the step at ``epoch`` begins with: learning rate, weight decay, quantization.
+
+        ``manager.update`` would compute masks at this moment too, before there are gradients.
+        """
+        for modifier in self.manager.iter_modifiers():
             if not isinstance(modifier, BasePruningModifier):
                 self._update(modifier, model, optimizer, epoch)
 
@@ -145,11 +148,11 @@ class RecipeDriver:
         for modifier in self._masking():
             lift_masks(modifier.module_masks)
             self._update(modifier, model, optimizer, epoch)
-        self._manager.optimizer_pre_step(model, optimizer, epoch, self._steps_per_epoch)
+        self.manager.optimizer_pre_step(model, optimizer, epoch, self._steps_per_epoch)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Set pruned weights back to zero after the optimizer's step."""
-        self._manager.optimizer_post_step(model, optimizer, epoch, self._steps_per_epoch)
+        self.manager.optimizer_post_step(model, optimizer, epoch, self._steps_per_epoch)
         self._steps = round(epoch * self._steps_per_epoch) + 1
 
     def finish(self, model: nn.Module) -> None:
@@ -158,11 +161,50 @@ class RecipeDriver:
         for modifier in self._masking():
             if not modifier.ended and 0 <= modifier.end_epoch <= epoch:
                 self._update(modifier, model, None, epoch)
-        self._manager.finalize(model)
+        self.manager.finalize(model)
+
+    def check(self, model: nn.Module, epochs: float) -> None:
+        """Look for everything that is wrong with the recipe before any of it happens.
+
+        Args:
+            model: What the run begins with.
+            epochs: Length of the run, for recipes that set none.
+
+        Raises:
+            RecipeError: It will not work; what is probably not meant is a warning in the log.
+        """
+        # Whether there is a teacher for what it distils, the run itself asks.
+        for problem in require_sound(self.recipe, model, PlannedRun(epochs, teacher=True)):
+            logger.warning("%s: %s; %s", self.recipe.label, problem, problem.hint)
+
+    def quantizes_by(self, epoch: float) -> bool:
+        """Whether quantization has begun at ``epoch``."""
+        return any(m.start_epoch <= epoch for m in self.manager.quantization_modifiers)
+
+    def sparsity(self, model: nn.Module) -> float:
+        """Fraction of zeros in all convolution weights of ``model``, 0..1."""
+        return overall_sparsity(model)
+
+    def write_report(
+        self, model: nn.Module, checkpoint: Path, image_size: int | None = None
+    ) -> ModelReport:
+        """Write beside a checkpoint how far its weights follow the recipe.
+
+        Args:
+            model: With these weights.
+            checkpoint: Its file.
+            image_size: Side in pixels of the image for which operations are counted. Leave it out
+                before :meth:`finish`: while the recipe runs, its hooks are in the model.
+        """
+        macs = None if image_size is None else count_macs(model, image_size)
+        result = report(model, self.composed, macs=macs)
+        save_report(result, checkpoint)
+        return result
 
     def _update(
         self, modifier: Any, model: nn.Module, optimizer: Optimizer | None, epoch: float
     ) -> None:
+        """Ask one modifier, if something of it is due."""
         if not self._due(modifier, epoch):
             return
         # OBS and M-FAC do nothing when there is one step an epoch: to them that is a one-shot run.
@@ -173,7 +215,7 @@ class RecipeDriver:
 
     def _masking(self) -> list[Any]:
         """The modifiers that prune weights by masks."""
-        return [m for m in self._manager.iter_modifiers() if isinstance(m, BasePruningModifier)]
+        return [m for m in self.manager.iter_modifiers() if isinstance(m, BasePruningModifier)]
 
     def _due(self, modifier: Any, epoch: float) -> bool:
         if isinstance(modifier, ConstantPruningModifier) and modifier.started:
@@ -182,158 +224,11 @@ class RecipeDriver:
         return bool(modifier.enabled and modifier.update_ready(epoch, self._steps_per_epoch))
 
     def _settles_at(self) -> float:
-        pruned = [m.end_epoch for m in self._manager.pruning_modifiers]
-        quantized = [m.start_epoch for m in self._manager.quantization_modifiers]
+        pruned = [m.end_epoch for m in self.manager.pruning_modifiers]
+        quantized = [m.start_epoch for m in self.manager.quantization_modifiers]
         # What is due at an epoch happens in the step that begins there: the weights have it after.
         after = math.nextafter(max([0.0, *pruned, *quantized]), math.inf)
         return after if self.max_epochs is None else min(after, self.max_epochs)
-
-
-logger = logging.getLogger(__name__)
-
-_MEMORYLESS = (
-    ACDCPruningModifier,
-    ConstantPruningModifier,
-    GMPruningModifier,
-    GlobalMagnitudePruningModifier,
-    MagnitudePruningModifier,
-)
-"""Pruning whose masks follow from the weights alone."""
-
-
-def bring_to(
-    manager: Any,
-    model: nn.Module,
-    optimizer: Optimizer,
-    steps: int,
-    steps_per_epoch: int,
-    samples: GradientSamples | None = None,
-) -> None:
-    """Initialize ``manager`` for a run that has taken ``steps`` steps.
-
-    Args:
-        manager: sparseml's manager, not yet initialized.
-        model: With the weights of that moment, and quantized if it was.
-        optimizer: Gets the learning rates and weight decays of the last step taken; restore a
-            saved optimizer state afterwards.
-        steps: Optimizer steps done; 0 begins the recipe.
-        steps_per_epoch: Steps of one epoch.
-        samples: For modifiers that compute gradients themselves.
-
-    Raises:
-        RecipeError: The recipe does not fit the model.
-    """
-    # An uninterrupted run last looked at the clock before its last step.
-    clock = max(steps - 1, 0) / steps_per_epoch
-    if is_quantized(model):
-        _adopt_structure(manager, model, fresh=steps == 0)
-    with fit_errors(), training_mode(model):
-        more = {} if samples is None else {"grad_sampler": samples.for_sparseml()}
-        manager.initialize(model, clock, loggers=quiet_loggers(), **more)
-    for modifier in manager.iter_modifiers():
-        if isinstance(modifier, SparsificationLoggingModifier):
-            modifier.initialize_loggers(log_loggers(logger))
-    if steps == 0:
-        return
-    for modifier in manager.iter_modifiers():
-        if isinstance(modifier, BasePruningModifier):
-            _restore_masks(modifier, model, optimizer, steps, steps_per_epoch)
-        elif isinstance(modifier, SetParamModifier):
-            # Its values were set once and have been trained since.
-            modifier._started = modifier.start_pending(clock, steps_per_epoch)
-        elif isinstance(modifier, GradualParamModifier):
-            held, modifier._module_params = modifier._module_params, []
-            _replay(modifier, model, optimizer, steps, steps_per_epoch)
-            modifier._module_params = held
-        elif not isinstance(modifier, SparsificationLoggingModifier):
-            _replay(modifier, model, optimizer, steps, steps_per_epoch)
-
-
-def _adopt_structure(manager: Any, model: nn.Module, *, fresh: bool) -> None:
-    """Let quantization modifiers take over a model that is quantized already."""
-    modifiers = manager.quantization_modifiers
-    for modifier in modifiers:
-        modifier._qat_enabled = True
-    if not modifiers:
-        _for_batch_norms(model, "freeze_bn_stats")
-        return
-    _for_batch_norms(model, "update_bn_stats")  # initialize() freezes them again when that is due
-    if fresh:
-        model.apply(enable_observer)  # ranges of earlier stages are a beginning, not the end
-
-
-def _for_batch_norms(model: nn.Module, method: str) -> None:
-    """Call a method of the modules that stand for batch norms in a quantized model."""
-    for module in model.modules():
-        if hasattr(module, method):
-            getattr(module, method)()
-
-
-def _replay(
-    modifier: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
-) -> None:
-    first = max(0, math.floor(modifier.start_epoch * steps_per_epoch))
-    for step in range(first, steps):
-        if modifier.ended:
-            return
-        epoch = step / steps_per_epoch
-        if modifier.update_ready(epoch, steps_per_epoch):
-            modifier.scheduled_update(model, optimizer, epoch, steps_per_epoch)
-
-
-def _restore_masks(
-    modifier: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
-) -> None:
-    if type(modifier) not in _MEMORYLESS or _remembers_beginning(modifier):
-        logger.warning(
-            "%s keeps state that is not saved: "
-            "the continued run may differ from an uninterrupted one",
-            type(modifier).__name__,
-        )
-    modifier.check_mask_update = lambda *_, **__: None  # the schedule without its masks
-    _replay(modifier, model, optimizer, steps, steps_per_epoch)
-    del modifier.check_mask_update
-    if not modifier.started:
-        return
-    masks = modifier.module_masks
-    masks.enabled = True
-    if isinstance(modifier, TopKASTPruningModifier) and not modifier.ended:
-        _mask_by_magnitude(modifier)
-        return
-    if isinstance(modifier, ACDCPruningModifier) and _grows_back(modifier, steps_per_epoch):
-        return  # all weights take part, those that are still zero too
-    masks.set_param_masks([_mask(data, modifier.mask_creator) for data in masks.params_data])
-    if modifier.ended:
-        masks.pruning_end(modifier.leave_enabled)
-
-
-def _mask_by_magnitude(modifier: Any) -> None:
-    """Top-KAST's masks of weights and gradients, from the weights as they are now."""
-    gradients = modifier._grad_module_masks
-    gradients.enabled = True
-    modifier.module_masks.update_param_masks(modifier.forward_sparsity)
-    gradients.update_param_masks(modifier.backward_sparsity)
-
-
-def _grows_back(modifier: Any, steps_per_epoch: int) -> bool:
-    """Whether AC/DC is in a phase without zeros, in which momentum was reset at the beginning."""
-    modifier.get_applied_sparsity_for_epoch(modifier._last_update_epoch, steps_per_epoch)
-    modifier._momentum_buffer_empty = modifier._is_phase_decompression
-    return bool(modifier._is_phase_decompression)
-
-
-def _remembers_beginning(modifier: Any) -> bool:
-    return getattr(modifier, "init_sparsity", None) == "__FROM_PARAM__"
-
-
-def _mask(weight: Tensor, creator: Any) -> Tensor:
-    """1 where a weight, or any weight of its block, is not zero."""
-    kept = weight.ne(0).to(weight.dtype)
-    if not isinstance(creator, GroupedPruningMaskCreator):
-        return kept
-    blocks = creator.group_tensor(kept).ne(0).to(weight.dtype)
-    mask: Tensor = creator._map_mask_to_tensor(blocks, weight.shape)
-    return mask
 
 
 @dataclass(frozen=True)

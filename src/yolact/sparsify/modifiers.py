@@ -11,19 +11,31 @@ from functools import cache
 from textwrap import shorten
 from typing import Any
 
+import torch
 import yaml
 
 from yolact.errors import RecipeError
-from yolact.sparsify.catalog import refuse_kind, refuse_values
+from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.distillation import what_it_distils
 from yolact.sparsify.document import Document, Entry, dump, entry_lists, stages
 from yolact.sparsify.sparseml import (
+    LR_SCHEDULERS,
+    LayerPruningModifier,
     Modifier,
     QuantizationArgs,
     QuantizationScheme,
     ScheduledModifierManager,
+    get_mask_creator_default,
 )
+from yolact.sparsify.targets import nm_of
 from yolact.sparsify.thinning import require_alone
+
+_TOLERANCE = 0.01
+"""Of sparseml, between a sparsity and that of N:M masks."""
+
+_Finding = tuple[str, str]
+
+_FINE = ("", "")
 
 
 def build_manager(document: Document, label: str) -> Any:
@@ -78,13 +90,14 @@ def _build(item: Any, label: str) -> Any:
             f"but starts at {modifier.start_epoch:g}",
             hint=_hint_for_values(item),
         )
-    refuse_values(modifier, label)
+    _refuse_values(modifier, label)
     what_it_distils(modifier, label)
     return modifier
 
 
 def _check(item: Entry, label: str) -> None:
-    refuse_kind(item.name, label)
+    if refused := facts_of(item.name).refused:
+        raise RecipeError(f"{label}: {item.name} {refused[0]}", hint=refused[1])
     known = _known_fields()
     if item.name not in known:
         near = get_close_matches(item.name, known, n=1)
@@ -139,3 +152,133 @@ def _subclasses(kind: Any) -> Iterator[Any]:
     for child in kind.__subclasses__():
         yield child
         yield from _subclasses(child)
+
+
+def _refuse_values(modifier: Any, label: str) -> None:
+    """Refuse what sparseml accepts and then ignores, or fails on in the middle of training.
+
+    Args:
+        modifier: As sparseml constructed it.
+        label: What messages call the recipe.
+
+    Raises:
+        RecipeError: It has some.
+    """
+    name = type(modifier).__name__
+    for problem, hint in (
+        _masks(modifier),
+        _global(modifier),
+        _scheduler(modifier),
+        _cycle(modifier),
+        _phases(modifier),
+        _samples(modifier),
+        _window(modifier),
+    ):
+        if problem:
+            raise RecipeError(f"{label}: {name}: {problem}", hint=hint)
+
+
+def _masks(modifier: Any) -> _Finding:
+    mask_type = getattr(modifier, "mask_type", None)
+    if mask_type is None or facts_of(type(modifier).__name__).mask == "filter":
+        return _FINE
+    if mask_type in ("filter", "channel"):
+        return (
+            f"mask_type {mask_type} is that of StructuredPruningModifier",
+            "use that, or ChannelThinningModifier to remove channels",
+        )
+    try:
+        get_mask_creator_default(mask_type)
+    except (ValueError, TypeError) as error:
+        return str(error), "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
+    return _nm(modifier, nm_of(mask_type))
+
+
+def _nm(modifier: Any, nm: tuple[int, int] | None) -> _Finding:
+    if nm is None:
+        return _FINE
+    kept, group = nm
+    if not 0 < kept < group:
+        return f"{kept}:{group} keeps {kept} of {group} weights", "write for instance 2:4"
+    sparsity = 1 - kept / group
+    for field in facts_of(type(modifier).__name__).sparsities:
+        for value in _numbers(getattr(modifier, field, None)):
+            if abs(value - sparsity) > _TOLERANCE:
+                return (
+                    f"{field} {value:g} does not go with {kept}:{group} masks",
+                    f"they are always {sparsity:g} sparse: give {sparsity:g} everywhere",
+                )
+    return _FINE
+
+
+def _numbers(value: Any) -> list[float]:
+    values = value if isinstance(value, list) else list(value) if isinstance(value, dict) else value
+    if not isinstance(values, list):
+        values = [values]
+    return [float(v) for v in values if isinstance(v, int | float)]
+
+
+def _global(modifier: Any) -> _Finding:
+    if not getattr(modifier, "global_sparsity", False):
+        return _FINE
+    if len(set(_numbers(getattr(modifier, "final_sparsity", None)))) > 1:
+        return "one global sparsity cannot be several", "give one number as final_sparsity"
+    if getattr(modifier, "init_sparsity", None) == "__FROM_PARAM__":
+        return (
+            "init_sparsity __FROM_PARAM__ has a value for each layer, not a global one",
+            "give a number as init_sparsity",
+        )
+    return _FINE
+
+
+def _scheduler(modifier: Any) -> _Finding:
+    """Build the scheduler for a throwaway optimizer: sparseml builds it when its epoch comes."""
+    if not hasattr(modifier, "corrected_lr_info"):
+        return _FINE
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=modifier.init_lr)
+    try:
+        kind, options = modifier.corrected_lr_info(1000, modifier.start_epoch, modifier.end_epoch)
+        LR_SCHEDULERS[kind](optimizer, **options)
+    except (ValueError, TypeError) as error:
+        return str(error), f"check lr_kwargs, now {modifier.lr_kwargs}"
+    return _FINE
+
+
+def _cycle(modifier: Any) -> _Finding:
+    if getattr(modifier, "lr_func", None) == "cyclic_linear" and modifier.cycle_epochs <= 0:
+        return f"cycle_epochs is {modifier.cycle_epochs:g}", "give the epochs of a cycle, above 0"
+    return _FINE
+
+
+def _phases(modifier: Any) -> _Finding:
+    if hasattr(modifier, "compression_sparsity") and modifier.update_frequency < 1:
+        return (
+            f"update_frequency, the epochs of a phase, is {modifier.update_frequency:g}",
+            "give a whole number of epochs, at least 1",
+        )
+    return _FINE
+
+
+def _samples(modifier: Any) -> _Finding:
+    if not facts_of(type(modifier).__name__).samples:
+        return _FINE
+    unknown = set(modifier.grad_sampler_kwargs or {}) - {"batch_size"}
+    if unknown:
+        return f"grad_sampler_kwargs has no {min(unknown)!r}", "it has batch_size only"
+    if getattr(modifier, "use_gradient_buffering", None):
+        return (
+            "buffered gradients are too few whenever masks are due within num_grads steps",
+            "leave use_gradient_buffering out: gradients of training batches are computed then",
+        )
+    if isinstance(modifier.num_grads, dict) and 0.0 not in modifier.num_grads:
+        return "num_grads has no entry for sparsity 0.0", "add one, such as {0.0: 64, 0.9: 256}"
+    return _FINE
+
+
+def _window(modifier: Any) -> _Finding:
+    if isinstance(modifier, LayerPruningModifier) and modifier.end_epoch != -1:
+        return (
+            "checkpoints written before end_epoch would lack the layers that come back then",
+            "leave end_epoch out: layers that are removed stay removed",
+        )
+    return _FINE

@@ -1,6 +1,4 @@
-"""Recipes without training: all masks at once, and ranges of INT8 from a few images.
-
-Static quantization without training: the ranges of a quantized model, found on images.
+"""Recipes without training: all masks at once, and the ranges of INT8 from a few images.
 
 What sparseml puts into a model follows ranges by a moving average that gives each batch a weight
 of 0.01: right for thousands of training steps, far off after a hundred images. Here every image
@@ -18,7 +16,7 @@ errors of their layers took 3 to 10 dB away, and is not done.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,38 +31,37 @@ from torch.ao.quantization import (
 )
 from tqdm import tqdm
 
-from yolact.errors import CheckpointError, ConfigError, RecipeError, TargetMissedError
+from yolact.errors import CheckpointError, ConfigError, TargetMissedError
 from yolact.model.quantized import is_quantized, parameter_count
-from yolact.sparsify.check.parameters import check_against
-from yolact.sparsify.document import dump, entries, parse
+from yolact.sparsify.catalog import Kind, facts_of
+from yolact.sparsify.check.examine import require_sound
 from yolact.sparsify.driver import RecipeDriver
-from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.report.sparsity import (
     convolutions,
     overall_sparsity,
     shared_targets,
     sparsity_targets,
-    wishes_by_layer,
 )
 from yolact.sparsify.stages import compose
 from yolact.sparsify.structure import apply_structure
+from yolact.sparsify.targets import targets_by_parameter
 
-_AT_ONCE = (
-    "ChannelThinningModifier",
-    "ConstantPruningModifier",
-    "GMPruningModifier",
-    "GlobalMagnitudePruningModifier",
-    "MagnitudePruningModifier",
-)
-"""Pruning that goes by the weights alone; all other kinds watch how gradients change them."""
+_PER_CHANNEL = (torch.per_channel_symmetric, torch.per_channel_affine)
+
+
+class Inputs(Sized, Protocol):
+    """Network inputs, a known number of them; read anew each time they are iterated."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """[B, 3, H, W] each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneShot:
     """What was done to a model."""
 
-    recipe: str
+    recipe: Recipe
     """All stages composed, to be stored with the model."""
     parameters: tuple[int, int]
     """Before and after; fewer where channels were removed."""
@@ -94,7 +91,7 @@ def apply_at_once(
     model: nn.Module,
     recipe: Recipe,
     images: Inputs | None = None,
-    checkpoint_recipe: str | None = None,
+    checkpoint_recipe: Recipe | None = None,
 ) -> OneShot:
     """Prune and quantize ``model`` as the end of ``recipe`` has it, in place, without training.
 
@@ -113,16 +110,14 @@ def apply_at_once(
         RecipeError: The recipe does not fit the model, or cannot do without training.
         TargetMissedError: A layer is less sparse than the recipe asks.
     """
-    manager = build_manager(parse(recipe.text, recipe.label), recipe.label)
-    pruning = {type(modifier).__name__ for modifier in manager.pruning_modifiers}
-    quantizing = {type(modifier).__name__ for modifier in manager.quantization_modifiers}
-    _require_no_training(recipe, pruning)
-    _require_images_if(bool(quantizing), images, recipe.label)
-    check_against(recipe, model)
+    pruning = _only(recipe, "pruning", "constant", "thinning")
+    quantization = _only(recipe, "quantization")
+    require_sound(recipe, model, None)
+    _require_images_if(bool(quantization.entries), images, recipe.label)
     parameters = parameter_count(model)
-    if pruning:
-        _prune(model, Recipe(_only(recipe, pruning), recipe.label))
-    targets = [*sparsity_targets(model, recipe.text), *shared_targets(model, recipe.text)]
+    if pruning.entries:
+        _prune(model, pruning)
+    targets = [*sparsity_targets(model, recipe), *shared_targets(model, recipe)]
     missed = [t.missed for t in targets if t.missed and t.actual < t.wanted]
     if missed:
         raise TargetMissedError(
@@ -133,75 +128,16 @@ def apply_at_once(
     calibrated = 0
     if images is not None:
         if not is_quantized(model):
-            apply_structure(model, _only(recipe, quantizing))
+            apply_structure(model, quantization)
         calibrated = calibrate(model, images)
     return OneShot(
-        recipe=compose(checkpoint_recipe, recipe.text),
+        recipe=compose(checkpoint_recipe, recipe),
         parameters=(parameters, parameter_count(model)),
-        pruned=len(wishes_by_layer(list(convolutions(model)), recipe.text, math.inf)),
+        pruned=len(targets_by_parameter(list(convolutions(model)), recipe.entries, math.inf)),
         sparsity=overall_sparsity(model),
         calibrated=calibrated,
         images=0 if images is None else len(images),
     )
-
-
-def _require_no_training(recipe: Recipe, pruning: Collection[str]) -> None:
-    for name in sorted(pruning):
-        if name not in _AT_ONCE:
-            raise RecipeError(
-                f"{recipe.label}: !{name} learns from training what to prune, and there is none "
-                "in one shot",
-                hint="use !GMPruningModifier, or train with sparseml.yolact.train --recipe",
-            )
-
-
-def _require_images_if(quantizes: bool, images: Inputs | None, label: str) -> None:
-    if quantizes and images is None:
-        raise ConfigError(
-            f"{label} quantizes, and the ranges of activations are found on images",
-            hint="give --calibration_images a folder of about a hundred that are like those "
-            "the model will see",
-        )
-    if images is not None and not quantizes:
-        raise ConfigError(
-            f"{label} does not quantize, so calibration images have no use",
-            hint="leave --calibration_images out, or take a recipe with a QuantizationModifier",
-        )
-
-
-def _only(recipe: Recipe, names: Collection[str]) -> str:
-    """The recipe with nothing but modifiers of these names."""
-    found = entries(parse(recipe.text, recipe.label))
-    return dump({"modifiers": [entry for entry in found if entry.name in names]})
-
-
-def _prune(model: nn.Module, recipe: Recipe) -> None:
-    """Go to the epochs at which modifiers begin and end, without a step in between."""
-    driver = RecipeDriver(recipe)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    driver.start(model, optimizer, epoch=0, steps_per_epoch=1)
-    for epoch in _turning_points(recipe):
-        driver.before_forward(model, optimizer, epoch)
-        driver.before_step(model, optimizer, epoch)
-        driver.after_step(model, optimizer, epoch)
-    driver.finish(model)
-
-
-def _turning_points(recipe: Recipe) -> list[int]:
-    """Whole epochs by which each modifier has begun and ended."""
-    fields = [entry.fields for entry in entries(parse(recipe.text, recipe.label))]
-    ends = [f.get(name, 0.0) for f in fields for name in ("start_epoch", "end_epoch")]
-    return sorted({0, *(math.ceil(max(float(end), 0.0)) for end in ends)})
-
-
-_PER_CHANNEL = (torch.per_channel_symmetric, torch.per_channel_affine)
-
-
-class Inputs(Sized, Protocol):
-    """Network inputs, a known number of them; read anew each time they are iterated."""
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """[B, 3, H, W] each."""
 
 
 @torch.no_grad()
@@ -239,6 +175,45 @@ def calibrate(model: nn.Module, images: Inputs) -> int:
     for quantizer, observer in seen.items():
         _set_range(quantizer, observer)
     return len(seen)
+
+
+def _require_images_if(quantizes: bool, images: Inputs | None, label: str) -> None:
+    if quantizes and images is None:
+        raise ConfigError(
+            f"{label} quantizes, and the ranges of activations are found on images",
+            hint="give --calibration_images a folder of about a hundred that are like those "
+            "the model will see",
+        )
+    if images is not None and not quantizes:
+        raise ConfigError(
+            f"{label} does not quantize, so calibration images have no use",
+            hint="leave --calibration_images out, or take a recipe with a QuantizationModifier",
+        )
+
+
+def _only(recipe: Recipe, *kinds: Kind) -> Recipe:
+    """The recipe with nothing but modifiers of these kinds."""
+    found = [entry for entry in recipe.entries if facts_of(entry.name).kind in kinds]
+    return Recipe({"modifiers": found}, recipe.label)
+
+
+def _prune(model: nn.Module, recipe: Recipe) -> None:
+    """Go to the epochs at which modifiers begin and end, without a step in between."""
+    driver = RecipeDriver(recipe)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    driver.start(model, optimizer, epoch=0, steps_per_epoch=1)
+    for epoch in _turning_points(recipe):
+        driver.before_forward(model, optimizer, epoch)
+        driver.before_step(model, optimizer, epoch)
+        driver.after_step(model, optimizer, epoch)
+    driver.finish(model)
+
+
+def _turning_points(recipe: Recipe) -> list[int]:
+    """Whole epochs by which each modifier has begun and ended."""
+    fields = [entry.fields for entry in recipe.entries]
+    ends = [f.get(name, 0.0) for f in fields for name in ("start_epoch", "end_epoch")]
+    return sorted({0, *(math.ceil(max(float(end), 0.0)) for end in ends)})
 
 
 def _observer(quantizer: FakeQuantize, *, weights: bool) -> Any:

@@ -1,32 +1,74 @@
-"""Recipes: reading, checking and resolving them into self-contained text.
+"""Recipes: one object from the moment a text is read until a checkpoint stores it again.
 
-Where a recipe's text comes from: a file, the package, or the caller.
+Texts come from a file, from this package, from the caller or from a checkpoint. They are parsed
+here and nowhere else.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from yolact.errors import RecipeError
-from yolact.sparsify.document import dump, parse
+from yolact.sparsify import document as documents
+from yolact.sparsify.document import Document, Entry
 from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.variables import override, resolve
+
+_SUFFIXES = (".md", ".yaml", ".yml")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that is known to be well formed."""
+    """A recipe that has been read, every variable resolved; nobody changes its document."""
 
-    text: str
-    """YAML of its modifiers with every variable resolved; loading it gives an equal recipe."""
-    label: str
-    """Where it came from, for messages."""
+    document: Document
+    """Lists of modifiers by key, one level deeper when there are stages."""
+    label: str = field(compare=False)
+    """What messages call it."""
+
+    @classmethod
+    def of_text(cls, text: str, label: str) -> Recipe:
+        """What a checkpoint stores, as an object; it was checked when it was given.
+
+        Args:
+            text: YAML.
+            label: What messages call it.
+
+        Raises:
+            RecipeError: It is no recipe, or its variables cannot be computed.
+        """
+        return cls(resolve(documents.parse(text, label), label), label)
+
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """All modifiers of all stages, in order."""
+        return tuple(documents.entries(self.document))
+
+    @cached_property
+    def stages(self) -> dict[str, Document]:
+        """Its stages by name, in order; without stages, one that has no name."""
+        return documents.stages(self.document)
+
+    @cached_property
+    def text(self) -> str:
+        """YAML, as checkpoints store it; loading it gives an equal recipe."""
+        return documents.dump(self.document)
+
+    def manager(self) -> Any:
+        """A ScheduledModifierManager of all modifiers; a new one each time, for they have state.
+
+        Raises:
+            RecipeError: There are no modifiers, or one is unknown, cannot be used, has unknown or
+                missing fields or impossible values.
+        """
+        return build_manager(self.document, self.label)
 
 
 def load_recipe(
@@ -45,19 +87,29 @@ def load_recipe(
         RecipeError: The recipe is missing, is not YAML, is empty, names unknown modifiers, fields
             or variables, or has impossible values.
     """
+    document, label = read_document(source, label)
+    if recipe_args:
+        document = override(document, recipe_args, label)
+    recipe = Recipe(resolve(document, label), label)
+    recipe.manager()
+    return recipe
+
+
+def read_document(source: str, label: str | None = None) -> tuple[Document, str]:
+    """A recipe as it is written, with its variables, and what messages call it.
+
+    Args:
+        source: As for :func:`load_recipe`.
+        label: As for it, too.
+
+    Raises:
+        RecipeError: It is missing, empty or not YAML.
+    """
     text, own_label = read_source(source)
     label = label or own_label
     if not text.strip():
         raise RecipeError(f"{label} is empty", hint="a recipe is a list of modifiers in YAML")
-    document = parse(text, label)
-    if recipe_args:
-        document = override(document, recipe_args, label)
-    document = resolve(document, label)
-    build_manager(document, label)
-    return Recipe(text=dump(document), label=label)
-
-
-_SUFFIXES = (".md", ".yaml", ".yml")
+    return documents.parse(text, label), label
 
 
 def packaged_recipes() -> list[str]:

@@ -1,46 +1,45 @@
-"""Staged recipes: what was applied to a model in earlier runs and in this one, in one text."""
+"""Staged recipes: what was applied to a model in earlier runs and in this one, in one recipe."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
-from yolact.sparsify.document import Document, Entry, dump, entry_lists, parse, stages
+from yolact.sparsify.document import Document, Entry, entries, entry_lists
+from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.sparseml import ConstantPruningModifier
 from yolact.sparsify.thinning import ChannelThinningModifier
 
 
-def compose(earlier: str | None, recipe: str) -> str:
+def compose(earlier: Recipe | None, recipe: Recipe) -> Recipe:
     """Both recipes as stages of one, the second's epochs counted from the end of the first.
 
     Args:
-        earlier: Resolved text of the recipes before, or None.
-        recipe: Resolved text of the recipe of this run.
+        earlier: The recipes before, composed, or None.
+        recipe: That of this run.
     """
     if earlier is None:
         return recipe
-    first, second = parse(earlier, "the checkpoint's recipe"), parse(recipe, "the recipe")
-    staged: Document = {}
-    for name, stage in stages(first).items():
-        staged[name or "stage_0"] = stage
-    begin = last_epoch(first)
-    for name, stage in stages(second).items():
+    staged: Document = {name or "stage_0": stage for name, stage in earlier.stages.items()}
+    begin = last_epoch(earlier)
+    for name, stage in recipe.stages.items():
         staged[_free_name(name, staged)] = {
             key: [_shifted(entry, begin) for entry in items]
             for key, items in entry_lists(stage).items()
         }
-    return dump(staged)
+    return Recipe(staged, recipe.label)
 
 
-def until(recipe: str, steps: int, steps_per_epoch: int) -> str:
+def until(recipe: Recipe, steps: int, steps_per_epoch: int) -> Recipe:
     """The part of a recipe that a run went through in the first ``steps`` of its last stage.
 
     What had not begun is left out. Of what had not ended, that much is kept as happened: weights
     pruned so far stay zero, channels removed so far stay away.
     """
-    document = parse(recipe, "the checkpoint's recipe")
-    *_, (name, stage) = stages(document).items()
+    *_, (name, stage) = recipe.stages.items()
     clock = steps / steps_per_epoch
-    begins = last_stage_begins(document)
+    begins = last_stage_begins(recipe)
 
     def begun(entry: Entry) -> bool:
         start = float(entry.fields.get("start_epoch", 0)) - begins
@@ -50,11 +49,27 @@ def until(recipe: str, steps: int, steps_per_epoch: int) -> str:
         end = float(entry.fields.get("end_epoch", -1)) - begins
         return round(end * steps_per_epoch) <= steps
 
-    shortened = {
+    shortened: Document = {
         key: [e if ended(e) else _ended_at(e, begins + clock) for e in items if begun(e)]
         for key, items in entry_lists(stage).items()
     }
-    return dump({**document, **({name: shortened} if name else shortened)})
+    return Recipe({**recipe.document, name: shortened} if name else shortened, recipe.label)
+
+
+def last_stage_begins(recipe: Recipe) -> float:
+    """The epoch at which the last stage of a composed recipe begins; 0 without stages."""
+    *before, _ = recipe.stages.values()
+    return _last_epoch(entry for stage in before for entry in entries(stage))
+
+
+def last_epoch(recipe: Recipe) -> float:
+    """The largest start or end epoch of any modifier; 0 when none has one."""
+    return _last_epoch(recipe.entries)
+
+
+def _last_epoch(items: Iterable[Entry]) -> float:
+    names = ("start_epoch", "end_epoch")
+    return max([0.0, *(float(e.fields[name]) for e in items for name in names if name in e.fields)])
 
 
 def _ended_at(entry: Entry, epoch: float) -> Entry:
@@ -71,27 +86,9 @@ def _ended_at(entry: Entry, epoch: float) -> Entry:
         params = [name for names in final.values() for name in names]
     begin = fields.get("start_epoch", -1.0)
     return Entry(
-        "ConstantPruningModifier", {"start_epoch": begin, "end_epoch": epoch, "params": params}
+        ConstantPruningModifier.__name__,
+        {"start_epoch": begin, "end_epoch": epoch, "params": params},
     )
-
-
-def last_stage_begins(document: Document) -> float:
-    """The epoch at which the last stage of a composed recipe begins; 0 without stages."""
-    *before, _ = stages(document).items()
-    return last_epoch(dict(before)) if before else 0.0
-
-
-def last_epoch(document: Document) -> float:
-    """The largest start or end epoch of any modifier; 0 when none has one."""
-    epochs = [
-        float(value)
-        for stage in stages(document).values()
-        for items in entry_lists(stage).values()
-        for entry in items
-        for name, value in entry.fields.items()
-        if name in ("start_epoch", "end_epoch")
-    ]
-    return max([0.0, *epochs])
 
 
 def _free_name(wanted: str, taken: Document) -> str:

@@ -1,7 +1,4 @@
-"""The structure that a recipe gives a model: fewer channels; fused, wrapped, observed layers.
-
-Layers that a recipe takes out of the network: does it still run without them?
-"""
+"""The structure that a recipe gives a model: fewer channels or layers; fused, quantized ones."""
 
 from __future__ import annotations
 
@@ -17,16 +14,18 @@ from torch.ao.quantization import QuantWrapper
 
 from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
-from yolact.sparsify.document import parse
-from yolact.sparsify.modifiers import build_manager
-from yolact.sparsify.sparseml import quiet_loggers
+from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.sparseml import LayerPruningModifier, quiet_loggers
 from yolact.sparsify.stages import last_stage_begins
 
 FUSED = (ConvBn2d, ConvBnReLU2d, ConvReLU2d)
 """What fusing makes of a convolution and its neighbours; quantizing replaces these."""
 
+_SIDE = 64
+"""Of the image that is tried, in pixels."""
 
-def apply_structure(model: nn.Module, recipe_text: str, epoch: float = math.inf) -> None:
+
+def apply_structure(model: nn.Module, recipe: Recipe, epoch: float = math.inf) -> None:
     """Give ``model`` the layers that its recipe has created by ``epoch``.
 
     Afterwards the weights of a checkpoint written at that epoch fit the model.
@@ -34,29 +33,36 @@ def apply_structure(model: nn.Module, recipe_text: str, epoch: float = math.inf)
     Args:
         model: As built from its configuration; changed in place. A model that is quantized
             already stays as it is.
-        recipe_text: The recipe stored in the checkpoint, with all earlier stages.
+        recipe: The one stored in the checkpoint, with all earlier stages.
         epoch: Of the last step taken, in the recipe's last stage; inf for its end.
 
     Raises:
         RecipeError: The recipe is malformed or does not fit the model.
     """
-    document = parse(recipe_text, "the stored recipe")
-    manager = build_manager(document, "the stored recipe")
-    clock = epoch + last_stage_begins(document)
+    manager = recipe.manager()
+    clock = epoch + last_stage_begins(recipe)
     with fit_errors(), training_mode(model):
         for modifier in sorted(manager.structured_modifiers, key=lambda m: m.start_epoch):
             if not (modifier in manager.quantization_modifiers and is_quantized(model)):
                 modifier.initialize(model, clock, loggers=quiet_loggers())
 
 
-def rehearse(model: nn.Module, recipe_text: str) -> None:
-    """Quantize a copy: what would fail when quantization begins, epochs from now, fails here.
+def rehearse(model: nn.Module, recipe: Recipe) -> None:
+    """Do to a copy what the recipe does epochs from now, if it quantizes or removes layers.
 
     Raises:
-        RecipeError: The recipe's quantization does not fit the model.
+        RecipeError: The recipe's quantization does not fit the model, or the model does not run
+            without the layers, because others need their shapes.
     """
+    manager = recipe.manager()
+    removes = any(isinstance(m, LayerPruningModifier) for m in manager.iter_modifiers())
+    if not removes and not manager.quantization_modifiers:
+        return
     with torch.random.fork_rng(devices=[]):  # torch draws weights for the layers it replaces
-        apply_structure(copy.deepcopy(model), recipe_text)
+        trial = copy.deepcopy(model)
+        apply_structure(trial, recipe)
+    if removes:
+        _require_running(trial)
 
 
 def recipe_names(model: nn.Module) -> dict[str, str]:
@@ -105,23 +111,11 @@ def fit_errors() -> Iterator[None]:
         ) from error
 
 
-_SIDE = 64
-"""Of the image that is tried, in pixels."""
-
-
-def rehearse_removal(model: nn.Module, recipe_text: str) -> None:
-    """Run a copy of ``model`` without the layers that the recipe removes.
-
-    Raises:
-        RecipeError: It does not run, because other layers need the shapes of those.
-    """
-    with torch.random.fork_rng(devices=[]):
-        trial = copy.deepcopy(model)
-        apply_structure(trial, recipe_text)
+def _require_running(model: nn.Module) -> None:
     image = torch.zeros(1, 3, _SIDE, _SIDE, device=next(model.parameters()).device)
     try:
         with torch.no_grad():
-            trial.eval()(image)
+            model.eval()(image)
     except (RuntimeError, ValueError, TypeError) as error:
         raise RecipeError(
             f"LayerPruningModifier: the network does not run without these layers: {error}",

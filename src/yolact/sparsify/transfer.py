@@ -8,33 +8,39 @@ from typing import Any
 from torch import nn
 from torch.ao.quantization import FakeQuantizeBase
 
-from yolact.sparsify.document import Entry, dump, entries, entry_lists, matches, parse, stages
+from yolact.sparsify.catalog import facts_of
+from yolact.sparsify.document import Document, Entry, entry_lists, matches
+from yolact.sparsify.recipe import Recipe
 
 
 def forget_layers(
-    recipe_text: str, parameters: Sequence[str], forgotten: Sequence[str]
-) -> str | None:
+    recipe: Recipe, parameters: Sequence[str], forgotten: Sequence[str]
+) -> Recipe | None:
     """The same recipe, as if it had never pruned some layers.
 
     New layers are dense: nothing of what the recipe made of their predecessors is true of them.
 
     Args:
-        recipe_text: Resolved, possibly with stages.
+        recipe: Possibly with stages.
         parameters: Names of the model's parameters.
         forgotten: Beginnings of the names of those that begin anew.
 
     Returns:
-        Text in which pruning modifiers that covered such a parameter name all others that they
+        A recipe in which pruning modifiers that covered such a parameter name all others that they
         covered instead; None when nothing is left. How layers are quantized stays: that is
         structure, not weights.
     """
-    document = parse(recipe_text, "the checkpoint's recipe")
     kept = [name for name in parameters if not name.startswith(tuple(forgotten))]
-    for stage in stages(document).values():
-        for key, items in entry_lists(stage).items():
-            left = [_without(entry, parameters, kept) for entry in items]
-            stage[key] = [entry for entry in left if entry is not None]
-    return dump(document) if any(entries(document)) else None
+
+    def remaining(stage: Document) -> Document:
+        return {
+            key: [left for entry in items if (left := _without(entry, parameters, kept))]
+            for key, items in entry_lists(stage).items()
+        }
+
+    stages = {name: remaining(stage) for name, stage in recipe.stages.items()}
+    found = Recipe(stages.get("", stages), recipe.label)
+    return found if found.entries else None
 
 
 def learn_ranges(model: nn.Module, layers: Sequence[str]) -> None:
@@ -50,7 +56,7 @@ def learn_ranges(model: nn.Module, layers: Sequence[str]) -> None:
 
 
 def _without(entry: Entry, parameters: Sequence[str], kept: Sequence[str]) -> Entry | None:
-    if not entry.name.endswith("PruningModifier"):
+    if facts_of(entry.name).kind not in ("pruning", "constant"):
         return entry
     fields = dict(entry.fields)
     for key in ("params", "final_sparsity"):

@@ -1,14 +1,10 @@
-"""A recipe's variables: overriding them, and resolving ``eval(...)``.
+"""A recipe's variables: listing, overriding and resolving them, and what ``--recipe_args`` accepts.
 
 Variables are the entries of a document, or of one of its stages, that are not modifier lists.
 ``eval(expression)`` may stand for any value and compute with numeric variables; ``eval(name)``
-stands for that variable whatever its type.
-
-The arithmetic of ``eval(...)`` in recipes: numbers, variables and a few functions, no code.
-
-sparseml has an evaluator, but it cannot negate a number and lets ``9**9**9`` compute for hours.
-
-What ``--recipe_args`` accepts.
+stands for that variable whatever its type. Expressions are arithmetic, numbers, variables and a few
+functions, no code: sparseml has an evaluator, but it cannot negate a number and lets ``9**9**9``
+compute for hours.
 """
 
 from __future__ import annotations
@@ -26,6 +22,41 @@ from yolact.errors import RecipeError
 from yolact.sparsify.document import Document, Entry, entry_lists, is_stage, parse_value, stages
 
 _INFORMATION = ("version", "__metadata__", "recipe_metadata")
+
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: lambda base, exponent: float(base) ** float(exponent),
+}
+
+_SIGNS: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "abs": abs,
+    "float": float,
+    "int": int,
+    "max": max,
+    "min": min,
+    "round": round,
+}
+
+_HINT = "write num_epochs=2 init_lr=1e-3, or {num_epochs: 2, init_lr: 1e-3}"
+
+
+class UnknownName(Exception):
+    """An expression uses a variable that is not defined."""
+
+    def __init__(self, name: str) -> None:
+        """Keep the variable's name."""
+        super().__init__(name)
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -94,6 +125,49 @@ def resolve(document: Document, label: str) -> Document:
         name: _substituted(stage, _resolved(_variables(stage), shared, label), label)
         for name, stage in only.items()
     }
+
+
+def parse_recipe_args(texts: Sequence[str]) -> dict[str, Any]:
+    """Overrides of a recipe's variables.
+
+    Args:
+        texts: Each is ``key=value``, several of them separated by commas, or a mapping in JSON,
+            YAML or Python spelling (``{"num_epochs": 2}``). Values are read as YAML. A later
+            mention of a key wins.
+
+    Returns:
+        Variable name to value.
+
+    Raises:
+        RecipeError: A text is none of these.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        values.update(_mapping(text) if text.lstrip().startswith("{") else _pairs(text))
+    return values
+
+
+def evaluate(expression: str, variables: Mapping[str, Any]) -> Any:
+    """The value of ``expression``.
+
+    Args:
+        expression: Numbers, names of variables, ``+ - * / // % **``, parentheses, and the
+            functions abs, min, max, round, int and float. Powers are floats.
+        variables: Values of the names.
+
+    Raises:
+        UnknownName: A name is not among the variables.
+        ValueError: It is no such expression, or cannot be computed.
+
+    >>> evaluate("-2 * max(a, 3)", {"a": 1})
+    -6
+    """
+    try:
+        return _value(ast.parse(expression.strip(), mode="eval").body, variables)
+    except SyntaxError as error:
+        raise ValueError(error.msg) from error
+    except (TypeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(error.args[-1]) from error
 
 
 def _variables(scope: Document) -> dict[str, Any]:
@@ -209,61 +283,6 @@ def _suggest(name: str, known: list[str]) -> str:
     return f"try: {', '.join(near)}"
 
 
-_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: lambda base, exponent: float(base) ** float(exponent),
-}
-_SIGNS: dict[type[ast.unaryop], Callable[[Any], Any]] = {
-    ast.UAdd: operator.pos,
-    ast.USub: operator.neg,
-}
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "abs": abs,
-    "float": float,
-    "int": int,
-    "max": max,
-    "min": min,
-    "round": round,
-}
-
-
-class UnknownName(Exception):
-    """An expression uses a variable that is not defined."""
-
-    def __init__(self, name: str) -> None:
-        """Keep the variable's name."""
-        super().__init__(name)
-        self.name = name
-
-
-def evaluate(expression: str, variables: Mapping[str, Any]) -> Any:
-    """The value of ``expression``.
-
-    Args:
-        expression: Numbers, names of variables, ``+ - * / // % **``, parentheses, and the
-            functions abs, min, max, round, int and float. Powers are floats.
-        variables: Values of the names.
-
-    Raises:
-        UnknownName: A name is not among the variables.
-        ValueError: It is no such expression, or cannot be computed.
-
-    >>> evaluate("-2 * max(a, 3)", {"a": 1})
-    -6
-    """
-    try:
-        return _value(ast.parse(expression.strip(), mode="eval").body, variables)
-    except SyntaxError as error:
-        raise ValueError(error.msg) from error
-    except (TypeError, ArithmeticError, RecursionError) as error:
-        raise ValueError(error.args[-1]) from error
-
-
 def _value(node: ast.expr, variables: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return node.value
@@ -286,29 +305,6 @@ def _number(value: Any) -> Any:
     if not isinstance(value, (int, float)):  # "a" * 10**9 is Python, but no arithmetic
         raise TypeError(f"{value!r} is not a number")
     return value
-
-
-_HINT = "write num_epochs=2 init_lr=1e-3, or {num_epochs: 2, init_lr: 1e-3}"
-
-
-def parse_recipe_args(texts: Sequence[str]) -> dict[str, Any]:
-    """Overrides of a recipe's variables.
-
-    Args:
-        texts: Each is ``key=value``, several of them separated by commas, or a mapping in JSON,
-            YAML or Python spelling (``{"num_epochs": 2}``). Values are read as YAML. A later
-            mention of a key wins.
-
-    Returns:
-        Variable name to value.
-
-    Raises:
-        RecipeError: A text is none of these.
-    """
-    values: dict[str, Any] = {}
-    for text in texts:
-        values.update(_mapping(text) if text.lstrip().startswith("{") else _pairs(text))
-    return values
 
 
 def _mapping(text: str) -> dict[str, Any]:

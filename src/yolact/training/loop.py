@@ -3,7 +3,10 @@
 The loop owns the clock: step i of a run with n steps an epoch is at epoch i / n, and that number
 drives the recipe, so that loop and recipe never drift apart and a resumed run continues exactly.
 
-What a run is about to do, in words, for ``--dry-run``.
+sparseml's ``ScheduledModifierManager`` of the recipe is in ``run.driver``, a
+:class:`yolact.sparsify.driver.RecipeDriver`. :func:`yolact.training.start.prepare` has made and
+initialized it; :meth:`Trainer._step` asks it before the forward pass, before and after the
+optimizer's step; :meth:`Trainer.train` lets it finalize.
 """
 
 from __future__ import annotations
@@ -29,24 +32,22 @@ from yolact.data.loader import make_loader
 from yolact.engines.torch import TorchEngine
 from yolact.errors import DataError, StorageError
 from yolact.files import require_space, require_writable
-from yolact.loss.criterion import YolactLoss
-from yolact.model.quantized import parameter_count
 from yolact.predict.evaluate import Evaluation, evaluate
 from yolact.predict.pipeline import Selection
-from yolact.sparsify.check.forecast import count_macs
-from yolact.sparsify.report.report import ModelReport, report, save_report
-from yolact.sparsify.report.sparsity import overall_sparsity
 from yolact.training.logs import StepRecord, TrainLog, ValidationRecord, step_line
 from yolact.training.memory import QuantizationMemory
 from yolact.training.retention import CheckpointKeeper
 from yolact.training.settings import TrainSettings
-from yolact.training.start import Run, prepare
+from yolact.training.start import Run, describe, prepare
 from yolact.training.step import ImageTooLargeError, Stepper
 from yolact.training.stop import GracefulStop, Interrupted
 from yolact.types import Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Never
+
+    from yolact.sparsify.recipe import Recipe
+    from yolact.sparsify.report.report import ModelReport
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,20 @@ def train(settings: TrainSettings) -> TrainResult:
         YolactError: Anything the user can fix; before the first step where that is possible.
     """
     require_writable(settings.save.folder)
-    run = prepare(settings)
+    return carry_out(prepare(settings))
+
+
+def carry_out(run: Run) -> TrainResult:
+    """Take the steps of a prepared run, writing down its course; a signal ends it in order.
+
+    Args:
+        run: The folder of its checkpoints is there already.
+
+    Raises:
+        YolactError: An image, a log or a checkpoint cannot be read or written; training has
+            diverged; or the step of a single image does not fit into memory.
+    """
+    settings = run.settings
     logger.info("%s", describe(run))
     require_space(settings.save.folder, _checkpoint_size(run), "one checkpoint")
     with (
@@ -107,7 +121,7 @@ class Trainer:
         self.best_map = run.resumed.best_map if run.resumed else None
         self.stepper = Stepper(
             run.model,
-            run.distillation or YolactLoss(run.config.loss),
+            run.objective,
             run.optimizer,
             run.device,
             half=settings.half,
@@ -124,8 +138,8 @@ class Trainer:
         if run.resumed and run.resumed.training and run.resumed.training.scaler:
             self.stepper.scaler.load_state_dict(run.resumed.training.scaler)
         self._recent: dict[str, deque[float]] = {}
-        quantizes = run.driver is not None and run.driver.quantizes_by(math.inf)
-        self._memory = QuantizationMemory(run.device) if quantizes else None
+        quantizes = run.driver.quantizes_by(math.inf)
+        self._memory = QuantizationMemory(run.device, expected=quantizes)
 
     def train(self) -> TrainResult:
         """Run to the end, or to an interruption, and save."""
@@ -140,8 +154,7 @@ class Trainer:
         except (DataError, StorageError, ImageTooLargeError):
             self._save_what_there_is()
             raise
-        if run.driver is not None:
-            run.driver.finish(run.model)
+        run.driver.finish(run.model)
         path = self.keeper.save(self._checkpoint())
         try:
             evaluation = self._validate(final=True) if run.validation_data else None
@@ -181,23 +194,18 @@ class Trainer:
     def _step(self, epoch: int, batches: list[Batch], bar: tqdm[Never]) -> None:
         run, began = self.run, time.perf_counter()
         clock = self.iteration / run.plan.steps_per_epoch
-        if self._memory is not None:
-            self._memory.begin()
-        if run.driver is not None:
-            self._keep_float_weights(clock)
-            if run.driver.quantizes_by(clock + 1 / run.plan.steps_per_epoch):
-                self.stepper.full_precision()
-            run.driver.before_forward(run.model, run.optimizer, clock)
-        if run.distillation is not None:
-            run.distillation.set_epoch(clock)
-        if run.driver is None or not run.driver.controls_lr:
+        self._memory.begin()
+        self._keep_float_weights(clock)
+        if run.driver.quantizes_by(clock + 1 / run.plan.steps_per_epoch):
+            self.stepper.full_precision()
+        run.driver.before_forward(run.model, run.optimizer, clock)
+        run.objective.set_epoch(clock)
+        if not run.driver.controls_lr:
             self._set_lr(run.optim.lr_at(self.iteration))
         losses = self.stepper.gradients(batches)
-        if run.driver is not None:
-            run.driver.before_step(run.model, run.optimizer, clock)
+        run.driver.before_step(run.model, run.optimizer, clock)
         self.stepper.apply(self.iteration, losses, batches)
-        if run.driver is not None:
-            run.driver.after_step(run.model, run.optimizer, clock)
+        run.driver.after_step(run.model, run.optimizer, clock)
         self.iteration += 1
         self._measure(clock)
         self._report(epoch, losses, time.perf_counter() - began, bar)
@@ -205,7 +213,6 @@ class Trainer:
     def _keep_float_weights(self, clock: float) -> None:
         """Save right before quantization begins: its first step may be one too large for memory."""
         run = self.run
-        assert run.driver is not None
         begins = run.driver.quantizes_by(clock) and not run.driver.quantizes_by(
             clock - 1 / run.plan.steps_per_epoch
         )
@@ -215,8 +222,6 @@ class Trainer:
     def _measure(self, clock: float) -> None:
         """Once quantization has begun, or the run has ended before long, tell what it takes."""
         run, memory = self.run, self._memory
-        if memory is None or run.driver is None:
-            return
         complete = memory.end(quantized=run.driver.quantizes_by(clock))
         ended = self.iteration >= run.plan.total_steps and not memory.done
         record = memory.record(self.iteration) if complete or ended else None
@@ -232,14 +237,14 @@ class Trainer:
         self, epoch: int, losses: Mapping[str, float], elapsed: float, bar: tqdm[Never]
     ) -> None:
         run = self.run
-        sparse = run.driver is not None and self.iteration % SPARSITY_EVERY == 0
+        sparse = self.iteration % SPARSITY_EVERY == 0
         record = StepRecord(
             epoch=epoch,
             iteration=self.iteration,
             lr=run.optimizer.param_groups[0]["lr"],
             losses=losses,
             elapsed=elapsed,
-            sparsity=overall_sparsity(run.model) if sparse else None,
+            sparsity=run.driver.sparsity(run.model) if sparse else None,
         )
         self.log.step(record)
         for name, value in losses.items():
@@ -289,13 +294,11 @@ class Trainer:
 
     def _keep_if_best(self, mask_map: float) -> None:
         """Save when mask mAP is a new best of weights that have their final sparsity and bits."""
-        driver = self.run.driver
-        clock = self.iteration / self.run.plan.steps_per_epoch
-        settled = driver is None or clock >= driver.settles_at
+        settled = self.iteration / self.run.plan.steps_per_epoch >= self.run.driver.settles_at
         if settled and (self.best_map is None or mask_map > self.best_map):
             self.best_map = mask_map
             path = self.keeper.save_best(self._checkpoint())
-            self._prove(path)
+            self.run.driver.write_report(self.run.model, path)
             logger.info("best mask mAP so far, %.2f: kept as %s", mask_map, path)
             if self.keeper.holds(self.iteration):  # a run resumed from it has to know the best
                 self.keeper.save(self._checkpoint())
@@ -316,15 +319,15 @@ class Trainer:
             batch_size=run.settings.batch_size,
             accumulate=run.settings.accumulate,
             seed=run.seed,
-            stage_recipe=run.stage_recipe,
-            earlier_recipe=run.earlier_recipe,
-            distillation=None if run.distillation is None else run.distillation.state(),
+            stage_recipe=_text(run.driver.recipe),
+            earlier_recipe=_text(run.driver.earlier),
+            distillation=run.objective.state(),
         )
         return Checkpoint(
             model_state=run.model.state_dict(),
             epoch=self._epoch_index(),
             iteration=self.iteration,
-            recipe=run.driver.text if run.driver else run.earlier_recipe,
+            recipe=_text(run.driver.composed),
             classes=run.classes,
             config=run.config,
             training=training,
@@ -334,26 +337,17 @@ class Trainer:
     def _result(
         self, path: Path | None, evaluation: Evaluation | None, *, interrupted: bool
     ) -> TrainResult:
-        best = self.keeper.best_path
+        run, best, report = self.run, self.keeper.best_path, None
+        if path and not interrupted:
+            report = run.driver.write_report(run.model, path, run.config.model.image_size)
         return TrainResult(
             checkpoint=path,
             best_checkpoint=best if self.best_map is not None and best.exists() else None,
             evaluation=evaluation,
             interrupted=interrupted,
             skipped_steps=self.stepper.skipped.total,
-            report=self._prove(path, final=True) if path and not interrupted else None,
+            report=report,
         )
-
-    def _prove(self, checkpoint: Path, *, final: bool = False) -> ModelReport | None:
-        """Write beside a checkpoint of the current weights how far they follow the recipe."""
-        run = self.run
-        if run.driver is None:
-            return None
-        # While the recipe runs, its hooks are in the model: operations are counted at the end.
-        macs = count_macs(run.model, run.config.model.image_size) if final else None
-        result = report(run.model, run.driver.text, macs=macs)
-        save_report(result, checkpoint)
-        return result
 
     def _bar(self) -> tqdm[Never]:
         plan = self.run.plan
@@ -367,6 +361,11 @@ class Trainer:
         )
 
 
+def _text(recipe: Recipe | None) -> str | None:
+    """As a checkpoint stores it."""
+    return None if recipe is None else recipe.text
+
+
 def _checkpoint_size(run: Run) -> int:
     """Bytes of the weights and of SGD's momentum, of which a checkpoint mostly consists."""
     return 2 * sum(p.numel() * p.element_size() for p in run.model.parameters())
@@ -376,27 +375,3 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """Lists of ``size`` consecutive batches; the last may be shorter."""
     while group := list(islice(batches, size)):
         yield group
-
-
-def describe(run: Run) -> str:
-    """A few lines: data, weights, length, learning rate, recipe, files."""
-    settings, plan, optim = run.settings, run.plan, run.optim
-    images = len(run.train_data)
-    validation = len(run.validation_data) if run.validation_data else 0
-    parameters = parameter_count(run.model)
-    batch = f"{settings.batch_size}" + f" x {plan.accumulate}" * (plan.accumulate > 1)
-    lr = "set by the recipe" if run.driver and run.driver.controls_lr else f"{optim.lr:g}"
-    lines = [
-        f"network     {run.config.name}, {run.config.model.image_size} px, "
-        f"{parameters / 1e6:.1f} M parameters, on {run.device}",
-        f"weights     {run.origin}",
-        f"data        {images} images to train on, {min(validation, settings.validation_size)} to "
-        f"validate on, {len(run.classes)} classes",
-        f"length      {plan.total_steps} steps of batch {batch}: {plan.steps_per_epoch} steps an "
-        f"epoch, {plan.epochs} epochs, beginning at step {run.iteration}",
-        f"lr          {lr}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}",
-        f"recipe      {'yes, checked against the network' if run.driver else 'none'}",
-        *([f"teacher     {run.distillation.origin}"] if run.distillation else []),
-        f"checkpoints {settings.save.folder}, every {settings.save.interval} steps",
-    ]
-    return "\n".join(lines)

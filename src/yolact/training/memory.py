@@ -104,11 +104,16 @@ class QuantizationMemory:
     """Compares the steps right before quantization begins with those right after.
 
     Call :meth:`begin` and :meth:`end` around every step.
+
+    Args:
+        device: Where the steps are taken.
+        expected: Whether quantization will begin at all; nothing is measured otherwise.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, expected: bool = True) -> None:
         """No step seen yet."""
         self._device = device
+        self._expected = expected
         self._peak = PeakMemory(device)
         self._before: deque[int] = deque(maxlen=STEPS)
         self._quantized: list[int] = []
@@ -116,7 +121,7 @@ class QuantizationMemory:
     @property
     def done(self) -> bool:
         """Whether everything has been seen: further steps need not be measured."""
-        return len(self._quantized) >= STEPS
+        return not self._expected or len(self._quantized) >= STEPS
 
     def begin(self) -> None:
         """A step begins."""

@@ -10,18 +10,35 @@ from typing import Any
 
 from yolact.config import YolactConfig
 from yolact.errors import ConfigError
+from yolact.setting import LARGEST_SEED, setting
+
+
+def read_batch_alloc(text: str) -> tuple[int, ...]:
+    """The numbers in ``4,4``.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--batch_alloc {text!r} is not a list of whole numbers", hint="for instance 4,4"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Where the images and their COCO-format annotations are."""
 
-    train_images: Path
-    train_info: Path
-    validation_images: Path
-    validation_info: Path
-    num_workers: int = 4
-    """Loader processes; they never change what is trained on."""
+    train_info: Path = setting(help="COCO-format annotations to train on.")
+    train_images: Path = setting(path="folder", help="Folder of the training images.")
+    validation_info: Path = setting(help="Annotations to validate on.")
+    validation_images: Path = setting(path="folder", help="Folder of the validation images.")
+    num_workers: int = setting(
+        default=4, at_least=0, at_most=256, help="Processes that prepare images."
+    )
+    """They never change what is trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,37 +50,57 @@ class StartSettings:
     """Continue the run that wrote ``checkpoint``; False takes its weights for a new run."""
     backbone: Path | None = None
     """ImageNet weights of DarkNet-53 alone (``darknet53.pth``)."""
-    start_iter: int = 0
-    """First step of a run whose checkpoint does not know it; -1 reads it from the file's name."""
-    use_checkpoint_epoch: bool = False
-    """Begin at the epoch stored in a checkpoint of another tool."""
-    continue_recipe: bool = False
-    """Go on with the recipe stored in the checkpoint."""
+    start_iter: int = setting(
+        default=0,
+        at_least=-1,
+        help="First step for a checkpoint that does not know it; -1 reads it from the name.",
+    )
+    use_checkpoint_epoch: bool = setting(
+        default=False, help="Begin at the epoch stored in a checkpoint of another tool."
+    )
+    continue_recipe: bool = setting(
+        "--cont", default=False, help="Go on with the recipe stored in the checkpoint."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveSettings:
     """Which checkpoints are kept, and where."""
 
-    folder: Path = Path("weights")
-    interval: int = 10_000
-    """Steps between checkpoints."""
-    keep_latest: bool = False
-    """Delete the previous checkpoint when a new one is written ..."""
-    keep_latest_interval: int = 100_000
-    """... but not those at multiples of this many steps (0: no exception)."""
-    interrupt: bool = True
-    """Save ``*_interrupt.pth`` on Ctrl-C and SIGTERM."""
+    folder: Path = setting(
+        "--save_folder",
+        default=Path("weights"),
+        path="folder",
+        shown="weights/",
+        help="Where checkpoints go, as <config>_<epoch>_<iter>.pth.",
+    )
+    interval: int = setting("--save_interval", default=10_000, help="Steps between them.")
+    keep_latest: bool = setting(default=False, help="Delete the previous one on saving.")
+    keep_latest_interval: int = setting(
+        default=100_000,
+        help="With --keep_latest, keep those at multiples of this many steps.",
+    )
+    """0 makes no exception."""
+    interrupt: bool = setting(
+        "--no_interrupt", default=True, help="Do not save on Ctrl-C or SIGTERM."
+    )
+    """Save ``*_interrupt.pth`` then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogSettings:
     """Where the course of a run is written down."""
 
-    folder: Path | None = Path("logs")
-    """JSON lines and TensorBoard events; None writes neither."""
-    gpu: bool = False
-    wandb: bool = False
+    folder: Path | None = setting(
+        "--log_folder",
+        default=Path("logs"),
+        path="folder",
+        shown="logs/",
+        help="Where <config>.log and TensorBoard events go.",
+    )
+    """None writes neither."""
+    gpu: bool = setting("--log_gpu", default=False, help="Add GPU memory to the log.")
+    wandb: bool = setting(default=False, help="Also send losses and mAP to Weights & Biases.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,30 +113,60 @@ class TrainSettings:
     start: StartSettings = field(default_factory=StartSettings)
     save: SaveSettings = field(default_factory=SaveSettings)
     log: LogSettings = field(default_factory=LogSettings)
-    batch_size: int = 8
-    accumulate: int = 1
-    """Batches whose gradients one optimizer step averages."""
-    device: str = "auto"
-    batch_alloc: tuple[int, ...] | None = None
-    """Images of a batch that each GPU gets."""
-    seed: int = 0
-    epochs: float | None = None
-    max_iter: int | None = None
-    autoscale: bool = True
-    """Scale the learning rate and schedule with the effective batch size."""
-    recipe: str | None = None
-    """A path, a packaged name or YAML text."""
+    recipe: str | None = setting(
+        "--recipe",
+        "-r",
+        default=None,
+        help="Recipe: a path, a packaged name, a zoo: stub, or YAML.",
+    )
+    """Here a stub has been resolved to the path of its file."""
     recipe_label: str | None = None
     """What messages call it, when not by its path or name."""
-    recipe_args: Mapping[str, Any] = field(default_factory=dict)
-    distill_teacher: str | None = None
-    """Whom a recipe with a distillation modifier learns from: a checkpoint's path, ``self`` for
-    the weights the run begins with, or ``disable`` to train without."""
-    half: bool = False
-    """Mixed precision: float16 on CUDA, bfloat16 on the CPU; off as soon as QAT is due."""
-    validation_epoch: int = 2
-    """Epochs between validations; <= 0 turns them off."""
-    validation_size: int = 5000
+    recipe_args: Mapping[str, Any] = setting(
+        default_factory=dict,
+        words=tuple[str, ...],
+        help="Set a variable of the recipe, as name=value or JSON; may be repeated.",
+    )
+    distill_teacher: str | None = setting(
+        default=None,
+        help="Whom a recipe with distillation learns from: a checkpoint, self (the weights the "
+        "run begins with) or disable. Give it again on --resume.",
+    )
+    batch_size: int = setting(default=8, at_least=1, help="Images per batch.")
+    accumulate: int = setting(
+        default=1,
+        at_least=1,
+        help="Batches per optimizer step: the effective batch is batch_size times this.",
+    )
+    """The step averages their gradients."""
+    epochs: float | None = setting(default=None, help="Length of the run.  [default: --max_iter]")
+    max_iter: int | None = setting(
+        default=None, help="Length in steps.  [default: config's, autoscaled]"
+    )
+    autoscale: bool = setting(
+        "--no_autoscale",
+        default=True,
+        help="Do not scale learning rate and schedule with the batch size (they are for 8).",
+    )
+    """The effective batch size is meant."""
+    half: bool = setting(
+        "--fp16",
+        default=False,
+        help="Mixed precision: float16 on CUDA, bfloat16 on the CPU; off once QAT begins.",
+    )
+    device: str = setting(default="auto", help="auto, cpu, cuda or cuda:N.")
+    batch_alloc: tuple[int, ...] | None = setting(
+        default=None,
+        words=str,
+        read=read_batch_alloc,
+        help="Images of a batch for each GPU, for instance 4,4.",
+    )
+    seed: int = setting(default=0, at_least=0, at_most=LARGEST_SEED, help="Of every random choice.")
+    validation_epoch: int = setting(
+        default=2, help="Epochs between validations; -1 turns them off."
+    )
+    """0 does so too."""
+    validation_size: int = setting(default=5000, at_least=1, help="Images to validate on.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.

@@ -1,12 +1,13 @@
-"""Computing a batch in parts, so that their gradients add up to that of the whole batch.
+"""Computing a batch in parts: one after the other on one device, or each on a GPU of its own.
 
-The box, class and mask terms of a batch are divided by its positive priors, the semantic term by
-its images. So the terms of a part count by its share of either, and the sum of the parts is the
-loss of the whole batch, but for what batch norms make different: they normalise each part by
-itself, and their running statistics move once for each part, not once for the batch. What is
-distilled from a teacher is an average over the part and counts by its share of the images.
+Parts of a batch that does not fit into memory are computed so that their gradients add up to that
+of the whole batch. The box, class and mask terms of a batch are divided by its positive priors, the
+semantic term by its images. So the terms of a part count by its share of either, and the sum of the
+parts is the loss of the whole batch, but for what batch norms make different: they normalise each
+part by itself, and their running statistics move once for each part, not once for the batch. What
+is distilled from a teacher is an average over the part and counts by its share of the images.
 
-Splitting one batch over several GPUs, by as many images as each can hold.
+Several GPUs get as many images each as they can hold, and their losses are averaged.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import parallel_apply, replicate
 
-from yolact.distill.loss import DistilledLosses
-from yolact.distill.objective import Distillation
-from yolact.loss.criterion import Losses, YolactLoss
+from yolact.loss.criterion import BatchLosses, Objective
 from yolact.types import Target
 
 _BY_POSITIVES = ("box", "classification", "mask")
@@ -34,11 +33,6 @@ class PartWeights:
     positives: list[int]
     """Positive priors of each image."""
 
-    @classmethod
-    def of(cls, loss: YolactLoss, priors: Tensor, targets: Sequence[Target]) -> PartWeights:
-        """Count the positives of a batch, with the priors that the network has for it."""
-        return cls(loss.count_positives(priors, targets))
-
     def weighted(self, losses: BatchLosses, part: slice) -> BatchLosses:
         """What the losses of ``part`` contribute to those of the batch."""
         by_images = len(self.positives[part]) / len(self.positives)
@@ -49,11 +43,6 @@ class PartWeights:
                 for name, value in losses._asdict().items()
             }
         )
-
-
-def task_loss(criterion: Criterion) -> YolactLoss:
-    """The loss of the task, without what a teacher adds."""
-    return criterion.criterion if isinstance(criterion, Distillation) else criterion
 
 
 @contextmanager
@@ -85,27 +74,21 @@ class Generators:
             torch.cuda.set_rng_state(self._cuda, self._device)
 
 
-Criterion = YolactLoss | Distillation
-"""The loss of a run: the task's alone, or with what a teacher answers."""
-BatchLosses = Losses | DistilledLosses
-"""What each returns."""
-
-
 class _ModelWithLoss(nn.Module):
-    """Network and loss in one, so that only scalars travel between devices."""
+    """Network and objective in one, so that only scalars travel between devices."""
 
-    def __init__(self, model: nn.Module, criterion: Criterion) -> None:
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.model = model
-        self.criterion = criterion
+        self.objective = objective
 
     def forward(self, images: Tensor, targets: Sequence[Target]) -> BatchLosses:
-        return _in_place(self.model, self.criterion, images, targets)
+        return self.objective(self.model, images, targets)
 
 
 def forward_loss(
     model: nn.Module,
-    criterion: Criterion,
+    objective: Objective,
     images: Tensor,
     targets: Sequence[Target],
     allocation: tuple[int, ...] | None,
@@ -114,7 +97,7 @@ def forward_loss(
 
     Args:
         model: The network in training mode.
-        criterion: Its loss.
+        objective: What is minimised.
         images: [B, 3, S, S] float32 RGB, 0..1, on the first device.
         targets: B of them, on the first device.
         allocation: Images for each of the GPUs 0, 1, ...; their losses are averaged, each GPU
@@ -122,10 +105,10 @@ def forward_loss(
             A short last batch is given out in the same order until it is used up.
     """
     if allocation is None or len(allocation) < 2:
-        return _in_place(model, criterion, images, targets)
+        return objective(model, images, targets)
     parts = split(len(images), allocation)
     devices = [torch.device("cuda", index) for index in range(len(parts))]
-    replicas = replicate(_ModelWithLoss(model, criterion), devices)
+    replicas = replicate(_ModelWithLoss(model, objective), devices)
     inputs = [
         (
             images[part].to(device),
@@ -133,21 +116,10 @@ def forward_loss(
         )
         for part, device in zip(parts, devices, strict=True)
     ]
-    outputs = parallel_apply(replicas, inputs, devices=devices)
+    outputs: list[BatchLosses] = parallel_apply(replicas, inputs, devices=devices)
     kind: type[BatchLosses] = type(outputs[0])
     by_term = zip(*outputs, strict=True)
     return kind(*(torch.stack([t.to(devices[0]) for t in term]).mean() for term in by_term))
-
-
-def _in_place(
-    model: nn.Module, criterion: Criterion, images: Tensor, targets: Sequence[Target]
-) -> BatchLosses:
-    losses: BatchLosses
-    if isinstance(criterion, Distillation):
-        losses = criterion(model, images, targets)
-    else:
-        losses = criterion(model(images), targets)
-    return losses
 
 
 def split(count: int, allocation: Sequence[int]) -> list[slice]:

@@ -1,87 +1,108 @@
-"""How a run begins: data, network, optimizer, recipe and the step to start from.
+"""How a run begins: data, network, recipe, plan, and the step to start from.
 
-Everything that can go wrong before the first step goes wrong here.
+Everything that can go wrong before the first step goes wrong here. What the weights and the recipe
+of the run are is found out in :mod:`yolact.training.origin`. sparseml, whose import takes seconds,
+is imported only where there is a recipe.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD
 
-from yolact.checkpoint import Checkpoint, load_checkpoint, parse_checkpoint_name
+from yolact.checkpoint import Checkpoint
 from yolact.config import OptimConfig, YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
-from yolact.data.loader import EpochBatches
+from yolact.data.loader import EpochBatches, make_loader
 from yolact.data.transforms import EvalTransform, TrainTransform
-from yolact.distill.objective import Distillation
 from yolact.distill.teacher import SELF, Teacher, check_wish, copy_as_teacher, load_teacher
-from yolact.errors import CheckpointError, ConfigError, DataError
+from yolact.errors import ConfigError, DataError
 from yolact.host import resolve_device
-from yolact.loss.criterion import YolactLoss
-from yolact.model.weights import init_weights, load_backbone, load_weights
+from yolact.loss.criterion import Objective, Supervised, YolactLoss
+from yolact.model.quantized import parameter_count
 from yolact.model.yolact import Yolact
-from yolact.restore import restore_structure
-from yolact.sparsify.check.examine import require_sound
-from yolact.sparsify.driver import RecipeDriver
-from yolact.sparsify.recipe import Recipe, load_recipe
-from yolact.sparsify.stages import until
-from yolact.sparsify.structure import recipe_names
-from yolact.sparsify.transfer import forget_layers, learn_ranges
-from yolact.training.samples import gradient_samples
-from yolact.training.schedule import Plan, make_plan
-from yolact.training.settings import StartSettings, TrainSettings
+from yolact.sparsify.no_recipe import NoRecipe
+from yolact.training.origin import (
+    Origin,
+    build_network,
+    find_origin,
+    first_step,
+    forget_class_layers,
+    restore,
+)
+from yolact.training.settings import TrainSettings
+from yolact.training.step import on_device
+from yolact.types import Batch
 
-logger = logging.getLogger(__name__)
-
-CLASS_LAYERS = ("prediction_layers.0.conf_layer.", "semantic_seg_conv.")
-"""Parameters whose shape depends on the number of classes."""
+if TYPE_CHECKING:
+    from yolact.sparsify.driver import GradientSamples, RecipeDriver
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The length of a run, in optimizer steps."""
+
+    batches_per_epoch: int
+    accumulate: int
+    """Batches whose gradients one step sums."""
+    total_steps: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch; the last one may sum fewer batches."""
+        return math.ceil(self.batches_per_epoch / self.accumulate)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs begun by the run."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+    def batch_of(self, step: int) -> tuple[int, int]:
+        """(epoch, batch in that epoch) that step ``step`` begins with."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        return epoch, step_in_epoch * self.accumulate
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run about to begin; the trainer owns it from here on."""
+    """A run about to begin; training changes what is in it, but never what it consists of."""
 
     settings: TrainSettings
     config: YolactConfig
     """With the data's number of classes."""
     optim: OptimConfig
     """Scaled to the batch size and fitted to the run's length."""
-    classes: Classes
+    plan: Plan
+    seed: int
+    iteration: int
+    """Optimizer steps done before it begins."""
+    device: torch.device
     train_data: CocoInstances
     validation_data: CocoInstances | None
     model: Yolact
+    objective: Objective
+    """What is minimised."""
     optimizer: SGD
-    driver: RecipeDriver | None
-    distillation: Distillation | None
-    """The loss of a run with a teacher."""
-    plan: Plan
-    device: torch.device
-    iteration: int
-    """Optimizer steps already done."""
-    seed: int
-    stage_recipe: str | None
-    earlier_recipe: str | None
-    resumed: Checkpoint | None
-    """The checkpoint whose optimizer and generators are continued exactly."""
+    driver: RecipeDriver | NoRecipe
+    """Does what the recipe wants at each step."""
     origin: str
     """Where the weights come from, in words."""
+    resumed: Checkpoint | None
+    """The checkpoint whose optimizer and generators are continued exactly."""
 
-
-@dataclass(frozen=True)
-class _Beginning:
-    """What the start options and the checkpoint together ask for."""
-
-    checkpoint: Checkpoint | None
-    exact: bool
-    recipe: Recipe | None
-    earlier_recipe: str | None
+    @property
+    def classes(self) -> Classes:
+        """What there is to find, in the order of the network's outputs."""
+        return self.train_data.classes
 
 
 def prepare(settings: TrainSettings) -> Run:
@@ -92,93 +113,76 @@ def prepare(settings: TrainSettings) -> Run:
     """
     device = resolve_device(settings.device)
     _check_allocation(settings, device)
-    begin = _beginning(settings)
-    seed = settings.seed
-    if begin.exact and begin.checkpoint and begin.checkpoint.training:
-        seed = begin.checkpoint.training.seed
-    train_data, validation_data = _datasets(settings, seed)
-    config = settings.config.with_model(num_classes=len(train_data.classes))
-    torch.manual_seed(seed)
-    model, origin = _model(config, settings.start, begin, train_data.classes)
-    if _class_layers_begin_anew(settings.start, begin, train_data.classes):
-        begin = replace(begin, earlier_recipe=_without_class_layers(begin.earlier_recipe, model))
+    origin = find_origin(settings)
+    train_data, validation_data = _datasets(settings, origin.seed)
+    classes = train_data.classes
+    config = settings.config.with_model(num_classes=len(classes))
+    torch.manual_seed(origin.seed)
+    model, words = build_network(origin, config, classes)
+    origin = forget_class_layers(origin, model, classes)
     model.to(device).to(memory_format=torch.channels_last)  # 10-20 % faster on CPUs
-    optimizer = SGD(
-        model.parameters(),
-        lr=config.optim.lr,
-        momentum=config.optim.momentum,
-        weight_decay=config.optim.weight_decay,
-    )
-    driver = RecipeDriver(begin.recipe, begin.earlier_recipe) if begin.recipe else None
+    driver = _driver(origin)
     plan, optim = _plan(settings, len(train_data), driver)
+    objective = _objective(settings, origin, driver, model, classes)
     run = Run(
         settings=settings,
         config=config,
         optim=optim,
-        classes=train_data.classes,
+        plan=plan,
+        seed=origin.seed,
+        iteration=first_step(origin, plan.steps_per_epoch),
+        device=device,
         train_data=train_data,
         validation_data=validation_data,
         model=model,
-        optimizer=optimizer,
+        objective=objective,
+        optimizer=_optimizer(config.optim, model, objective),
         driver=driver,
-        distillation=_distillation(settings, config, train_data.classes, begin, model, driver),
-        plan=plan,
-        device=device,
-        iteration=_first_step(settings.start, begin, plan),
-        seed=seed,
-        stage_recipe=begin.recipe.text if begin.recipe else None,
-        earlier_recipe=begin.earlier_recipe,
-        resumed=begin.checkpoint if begin.exact else None,
-        origin=origin,
+        origin=words,
+        resumed=origin.checkpoint if origin.exact else None,
     )
     _check_something_left(run)
-    if run.distillation is not None and run.distillation.maps:
-        optimizer.add_param_group({"params": run.distillation.maps})
-    _check_recipe(run, begin.recipe)
+    driver.check(model, settings.epochs or plan.total_steps / plan.steps_per_epoch)
     _start_recipe(run)
-    _restore(run)
+    restore(origin, run.config, run.objective, run.optimizer)
     return run
 
 
-def _distillation(
-    settings: TrainSettings,
-    config: YolactConfig,
-    classes: Classes,
-    begin: _Beginning,
-    model: Yolact,
-    driver: RecipeDriver | None,
-) -> Distillation | None:
-    schedule = driver.distillation if driver is not None else None
-    wish = settings.distill_teacher
-    if not check_wish(wish, distils=bool(schedule), continued=begin.exact) or schedule is None:
-        return None
-    if schedule.layers and settings.batch_alloc is not None and len(settings.batch_alloc) > 1:
-        raise ConfigError(
-            "!PerLayerDistillationModifier compares layers on one device, "
-            f"but --batch_alloc names {len(settings.batch_alloc)}",
-            hint="leave --batch_alloc out, or use !DistillationModifier",
-        )
-    teacher = _teacher(settings, config, classes, begin, model)
-    return Distillation(YolactLoss(config.loss), teacher, schedule, model)
+def make_plan(
+    *,
+    batches_per_epoch: int,
+    accumulate: int,
+    max_iter: int,
+    epochs: float | None,
+) -> Plan:
+    """The plan of a run of ``epochs`` epochs, or of ``max_iter`` steps when that is None."""
+    steps = math.ceil(batches_per_epoch / accumulate)
+    total = max_iter if epochs is None else max(1, round(epochs * steps))
+    return Plan(batches_per_epoch=batches_per_epoch, accumulate=accumulate, total_steps=total)
 
 
-def _teacher(
-    settings: TrainSettings,
-    config: YolactConfig,
-    classes: Classes,
-    begin: _Beginning,
-    model: Yolact,
-) -> Teacher:
-    if settings.distill_teacher != SELF:
-        return load_teacher(Path(str(settings.distill_teacher)), config, classes)
-    checkpoint = begin.checkpoint
-    known = checkpoint is not None and settings.start.backbone is None
-    if checkpoint is None or not known or not _same_classes(checkpoint, classes):
-        raise ConfigError(
-            "--distill_teacher self, but layers of the network begin untrained",
-            hint="begin with --ckpt, or give the checkpoint of a trained network",
-        )
-    return copy_as_teacher(model)
+def describe(run: Run) -> str:
+    """A few lines: data, weights, length, learning rate, recipe, files."""
+    settings, plan, optim, teacher = run.settings, run.plan, run.optim, run.objective.teacher_name
+    images = len(run.train_data)
+    validation = len(run.validation_data) if run.validation_data else 0
+    parameters = parameter_count(run.model)
+    batch = f"{settings.batch_size}" + f" x {plan.accumulate}" * (plan.accumulate > 1)
+    lr = "set by the recipe" if run.driver.controls_lr else f"{optim.lr:g}"
+    lines = [
+        f"network     {run.config.name}, {run.config.model.image_size} px, "
+        f"{parameters / 1e6:.1f} M parameters, on {run.device}",
+        f"weights     {run.origin}",
+        f"data        {images} images to train on, {min(validation, settings.validation_size)} to "
+        f"validate on, {len(run.classes)} classes",
+        f"length      {plan.total_steps} steps of batch {batch}: {plan.steps_per_epoch} steps an "
+        f"epoch, {plan.epochs} epochs, beginning at step {run.iteration}",
+        f"lr          {lr}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}",
+        f"recipe      {'yes, checked against the network' if run.driver.recipe else 'none'}",
+        *([f"teacher     {teacher}"] if teacher else []),
+        f"checkpoints {settings.save.folder}, every {settings.save.interval} steps",
+    ]
+    return "\n".join(lines)
 
 
 def _check_allocation(settings: TrainSettings, device: torch.device) -> None:
@@ -191,42 +195,6 @@ def _check_allocation(settings: TrainSettings, device: torch.device) -> None:
             f"--batch_alloc names {len(parts)} GPUs, but {gpus} are visible",
             hint="give one number per GPU, or leave the option out",
         )
-
-
-def _beginning(settings: TrainSettings) -> _Beginning:
-    start = settings.start
-    given = None
-    if settings.recipe is not None:
-        given = load_recipe(settings.recipe, settings.recipe_args, settings.recipe_label)
-    if start.checkpoint is None:
-        return _Beginning(None, False, given, None)
-    checkpoint = load_checkpoint(start.checkpoint)
-    if not start.resume:
-        return _Beginning(checkpoint, False, given, _recipe_so_far(checkpoint))
-    state = checkpoint.training
-    stored = state.stage_recipe if state else checkpoint.recipe
-    if start.continue_recipe and not stored:
-        raise CheckpointError(
-            f"{start.checkpoint} holds no recipe to go on with",
-            hint="leave out --cont, or give a --recipe",
-        )
-    same = given is None or start.continue_recipe or given.text == stored
-    if state is not None and same:
-        recipe = load_recipe(stored) if stored else None
-        return _Beginning(checkpoint, True, recipe, state.earlier_recipe)
-    if stored and start.continue_recipe:
-        return _Beginning(checkpoint, False, load_recipe(stored), None)
-    if state is not None:
-        logger.info("the recipe is not the checkpoint's: a new run begins from its weights")
-    return _Beginning(checkpoint, False, given, _recipe_so_far(checkpoint))
-
-
-def _recipe_so_far(checkpoint: Checkpoint) -> str | None:
-    """What the weights went through, when their run was stopped before its recipe's end too."""
-    state, steps = checkpoint.training, checkpoint.iteration
-    if checkpoint.recipe is None or state is None or state.stage_recipe is None or steps is None:
-        return checkpoint.recipe
-    return until(checkpoint.recipe, steps, state.steps_per_epoch)
 
 
 def _datasets(settings: TrainSettings, seed: int) -> tuple[CocoInstances, CocoInstances | None]:
@@ -255,108 +223,23 @@ def _require_objects(data: CocoInstances, info: Path, hint: str) -> None:
         raise DataError(f"{info} has no objects, only images or crowds", hint=hint)
 
 
-def _apply_changes(run: Run) -> None:
-    """Name the settings that are not those the run began with, and let SGD have the new ones."""
-    before = run.resumed.config if run.resumed else None
-    if before is None:
-        return
-    changes = [
-        f"{key} {getattr(new, key)} instead of {getattr(old, key)}"
-        for part in ("model", "loss", "augment", "optim")
-        for old, new in [(getattr(before, part), getattr(run.config, part))]
-        for key in vars(old)
-        if getattr(old, key) != getattr(new, key)
-    ]
-    if changes:
-        logger.warning("the run goes on with other settings: %s", ", ".join(changes))
-    for key in ("momentum", "weight_decay"):
-        value = getattr(run.config.optim, key)
-        if value != getattr(before.optim, key):
-            for group in run.optimizer.param_groups:
-                group[key] = value
+def _driver(origin: Origin) -> RecipeDriver | NoRecipe:
+    if origin.recipe is None:
+        return NoRecipe(origin.earlier_recipe)
+    from yolact.sparsify.driver import RecipeDriver  # loads sparseml
 
-
-def _model(
-    config: YolactConfig, start: StartSettings, begin: _Beginning, classes: Classes
-) -> tuple[Yolact, str]:
-    model = Yolact(config.model)
-    init_weights(model)
-    if start.backbone is not None:
-        load_backbone(model, load_checkpoint(start.backbone).model_state)
-        return model, f"backbone {start.backbone}, the rest random"
-    if begin.checkpoint is None:
-        return model, "random weights"
-    checkpoint = begin.checkpoint
-    _check_belongs(checkpoint, config, start, classes)
-    state: Mapping[str, Tensor] = checkpoint.model_state
-    origin = f"checkpoint {start.checkpoint}"
-    restore_structure(model, checkpoint)
-    anew = _class_layers_begin_anew(start, begin, classes)
-    if anew:
-        fresh = {k: v for k, v in model.state_dict().items() if k.startswith(CLASS_LAYERS)}
-        kept = {k: v for k, v in state.items() if not k.startswith(CLASS_LAYERS)}
-        state = {**kept, **fresh}
-        origin += ", class layers new: other classes"
-    load_weights(model, state)
-    if anew:
-        learn_ranges(model, CLASS_LAYERS)
-    return model, origin
-
-
-def _class_layers_begin_anew(start: StartSettings, begin: _Beginning, classes: Classes) -> bool:
-    checkpoint = begin.checkpoint
-    return checkpoint is not None and not start.resume and not _same_classes(checkpoint, classes)
-
-
-def _without_class_layers(recipe: str | None, model: Yolact) -> str | None:
-    if recipe is None:
-        return None
-    return forget_layers(recipe, list(recipe_names(model).values()), CLASS_LAYERS)
-
-
-def _check_belongs(
-    checkpoint: Checkpoint, config: YolactConfig, start: StartSettings, classes: Classes
-) -> None:
-    stored = checkpoint.config
-    if stored is not None and stored.name != config.name:
-        raise CheckpointError(
-            f"{start.checkpoint} is of {stored.name}_config, not {config.name}_config",
-            hint=f"add --config {stored.name}_config",
-        )
-    if start.resume and not _same_classes(checkpoint, classes):
-        raise CheckpointError(
-            f"{start.checkpoint} was trained on other classes ({_class_list(checkpoint)}) "
-            f"than the data has ({_first(classes)})",
-            hint="--ckpt instead of --resume takes all weights but those of the class layers",
-        )
-
-
-def _same_classes(checkpoint: Checkpoint, classes: Classes) -> bool:
-    if checkpoint.classes is not None:
-        return checkpoint.classes.names == classes.names
-    return checkpoint.num_classes == len(classes)
-
-
-def _class_list(checkpoint: Checkpoint) -> str:
-    if checkpoint.classes is None:
-        return f"{checkpoint.num_classes} of them"
-    return _first(checkpoint.classes)
-
-
-def _first(classes: Classes) -> str:
-    """The first few names."""
-    return ", ".join(classes.names[:5]) + ", ..." * (len(classes) > 5)
+    return RecipeDriver(origin.recipe, origin.earlier_recipe)
 
 
 def _plan(
-    settings: TrainSettings, images: int, driver: RecipeDriver | None
+    settings: TrainSettings, images: int, driver: RecipeDriver | NoRecipe
 ) -> tuple[Plan, OptimConfig]:
     optim = settings.config.optim
     effective = settings.batch_size * settings.accumulate
     if settings.autoscale and effective != 8:
         optim = optim.autoscaled(effective)
     epochs = settings.epochs
-    if driver is not None and driver.max_epochs:
+    if driver.max_epochs:
         if epochs is not None or settings.max_iter is not None:
             raise ConfigError(
                 "the recipe sets the length of the run itself "
@@ -374,38 +257,52 @@ def _plan(
     return plan, optim.fitted(plan.total_steps) if length_given else optim
 
 
-def _first_step(start: StartSettings, begin: _Beginning, plan: Plan) -> int:
-    checkpoint = begin.checkpoint
-    if checkpoint is None:
-        return max(start.start_iter, 0)
-    if begin.exact:
-        return _resumed_step(checkpoint, plan)
-    if start.start_iter == -1:
-        return _step_in_name(start.checkpoint)
-    if start.start_iter == 0 and (start.use_checkpoint_epoch or start.continue_recipe):
-        return (checkpoint.epoch or 0) * plan.steps_per_epoch
-    return start.start_iter
-
-
-def _resumed_step(checkpoint: Checkpoint, plan: Plan) -> int:
-    before = checkpoint.training and checkpoint.training.steps_per_epoch
-    if before == plan.steps_per_epoch:
-        return checkpoint.iteration or 0
-    logger.warning(
-        "epochs now have %d steps instead of %d: continuing at the same epoch, not step",
-        *(plan.steps_per_epoch, before),
-    )
-    return round(checkpoint.position * plan.steps_per_epoch)
-
-
-def _step_in_name(path: Path | None) -> int:
-    named = path and parse_checkpoint_name(path)
-    if not named:
-        raise CheckpointError(
-            f"the name of {path} does not end in _<epoch>_<iter>.pth",
-            hint="give the step with --start_iter",
+def _objective(
+    settings: TrainSettings,
+    origin: Origin,
+    driver: RecipeDriver | NoRecipe,
+    model: Yolact,
+    classes: Classes,
+) -> Objective:
+    criterion = YolactLoss(settings.config.loss)
+    schedule, wish = driver.distillation, settings.distill_teacher
+    if not check_wish(wish, distils=bool(schedule), continued=origin.exact) or not schedule:
+        return Supervised(criterion)
+    if schedule.layers and settings.batch_alloc is not None and len(settings.batch_alloc) > 1:
+        raise ConfigError(
+            "!PerLayerDistillationModifier compares layers on one device, "
+            f"but --batch_alloc names {len(settings.batch_alloc)}",
+            hint="leave --batch_alloc out, or use !DistillationModifier",
         )
-    return named[2]
+    from yolact.distill.objective import Distillation  # loads sparseml
+
+    teacher = _teacher(str(wish), settings.config, origin, model, classes)
+    return Distillation(criterion, teacher, schedule, model)
+
+
+def _teacher(
+    wish: str, config: YolactConfig, origin: Origin, model: Yolact, classes: Classes
+) -> Teacher:
+    if wish != SELF:
+        return load_teacher(Path(wish), config, classes)
+    if not origin.begins_trained(classes):
+        raise ConfigError(
+            "--distill_teacher self, but layers of the network begin untrained",
+            hint="begin with --ckpt, or give the checkpoint of a trained network",
+        )
+    return copy_as_teacher(model)
+
+
+def _optimizer(optim: OptimConfig, model: nn.Module, objective: Objective) -> SGD:
+    optimizer = SGD(
+        model.parameters(),
+        lr=optim.lr,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+    )
+    if objective.own_parameters:
+        optimizer.add_param_group({"params": objective.own_parameters})
+    return optimizer
 
 
 def _check_something_left(run: Run) -> None:
@@ -416,40 +313,27 @@ def _check_something_left(run: Run) -> None:
         )
 
 
-def _check_recipe(run: Run, recipe: Recipe | None) -> None:
-    if recipe is None:
-        return
-    epochs = run.settings.epochs or run.plan.total_steps / run.plan.steps_per_epoch
-    for problem in require_sound(recipe, run.model, epochs):
-        logger.warning("%s: %s; %s", recipe.label, problem, problem.hint)
-
-
 def _start_recipe(run: Run) -> None:
-    if run.driver is None:
-        return
-    samples = None
-    if run.driver.samples_gradients:
-        criterion = YolactLoss(run.config.loss)
-        size, seed = run.settings.batch_size, run.seed
-        samples = gradient_samples(run.model, criterion, run.train_data, batch_size=size, seed=seed)
+    """Bring recipe and network to the step that the run begins with."""
+    samples = _gradient_samples(run) if run.driver.samples_gradients else None
     steps = run.plan.steps_per_epoch
     run.driver.start(run.model, run.optimizer, run.iteration / steps, steps, samples)
 
 
-def _restore(run: Run) -> None:
-    state = run.resumed.training if run.resumed else None
-    if state is None:
-        return
-    try:
-        if run.distillation is not None:
-            run.distillation.load_state(state.distillation)
-        run.optimizer.load_state_dict(state.optimizer)
-        torch.set_rng_state(state.rng["cpu"])
-        if run.device.type == "cuda" and "cuda" in state.rng:
-            torch.cuda.set_rng_state(state.rng["cuda"], run.device)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{run.settings.start.checkpoint} does not say how to go on: {error}",
-            hint="--ckpt instead of --resume begins a new run from its weights",
-        ) from error
-    _apply_changes(run)
+def _gradient_samples(run: Run) -> GradientSamples:
+    """Batches of the run's own data and their loss, in float32 and in this process."""
+    from yolact.sparsify.driver import GradientSamples  # loads sparseml
+
+    criterion = YolactLoss(run.config.loss)
+
+    def batches(size: int | None) -> Iterator[Batch]:
+        loader = make_loader(run.train_data, size or run.settings.batch_size, 0, run.seed)
+        for epoch in count():
+            loader.batch_sampler.set_position(epoch)
+            yield from loader
+
+    def loss(batch: Batch) -> Tensor:
+        images, targets = on_device(batch, run.device)
+        return criterion(run.model(images), targets).total
+
+    return GradientSamples(batches, loss)

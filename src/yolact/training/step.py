@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from yolact.errors import ConfigError
+from yolact.loss.criterion import BatchLosses, Objective
 from yolact.training.memory import is_out_of_memory
 from yolact.training.split_batch import (
-    BatchLosses,
-    Criterion,
     Generators,
     PartWeights,
     forward_loss,
     split,
-    task_loss,
     watched_priors,
 )
 from yolact.types import Batch, Target
@@ -71,7 +69,7 @@ class Stepper:
 
     Args:
         model: The network in training mode.
-        criterion: Its loss.
+        objective: What is minimised.
         optimizer: Already holds the network's parameters.
         device: Where the batches go.
         half: Mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU.
@@ -85,7 +83,7 @@ class Stepper:
     def __init__(
         self,
         model: nn.Module,
-        criterion: Criterion,
+        objective: Objective,
         optimizer: Optimizer,
         device: torch.device,
         *,
@@ -95,7 +93,7 @@ class Stepper:
     ) -> None:
         """Nothing skipped yet."""
         self.model = model
-        self.criterion = criterion
+        self.objective = objective
         self.optimizer = optimizer
         self.device = device
         self.half = half
@@ -157,10 +155,7 @@ class Stepper:
     def _accumulated(self, batches: Sequence[Batch]) -> dict[str, float]:
         sums: dict[str, float] = {}
         for batch in batches:
-            images = batch.images.to(
-                self.device, non_blocking=True, memory_format=torch.channels_last
-            )
-            targets = [_moved(target, self.device) for target in batch.targets]
+            images, targets = on_device(batch, self.device)
             for losses in self._of_batch(images, targets):
                 self.scaler.scale(losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]
                 for name, value in losses._asdict().items():
@@ -178,12 +173,13 @@ class Stepper:
         for part in slices:
             with watched_priors(self.model) as priors:
                 losses = self._losses(images[part], targets[part])
-            weights = weights or PartWeights.of(task_loss(self.criterion), priors[0], targets)
+            if weights is None:
+                weights = PartWeights(self.objective.count_positives(priors[0], targets))
             yield weights.weighted(losses, part)
 
     def _losses(self, images: Tensor, targets: Sequence[Target]) -> BatchLosses:
         with self._autocast():
-            return forward_loss(self.model, self.criterion, images, targets, self.allocation)
+            return forward_loss(self.model, self.objective, images, targets, self.allocation)
 
     def _split_further(self, batches: Sequence[Batch], error: BaseException) -> None:
         """Halve the parts, or say that there is nothing left to halve."""
@@ -231,5 +227,11 @@ class Stepper:
                 buffer.resize_(before.shape).copy_(before)
 
 
-def _moved(target: Target, device: torch.device) -> Target:
-    return Target(*(tensor.to(device, non_blocking=True) for tensor in target))
+def on_device(batch: Batch, device: torch.device) -> tuple[Tensor, list[Target]]:
+    """Images (channels last) and targets of a batch where the network is."""
+    images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    targets = [
+        Target(*(tensor.to(device, non_blocking=True) for tensor in target))
+        for target in batch.targets
+    ]
+    return images, targets

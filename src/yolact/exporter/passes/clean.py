@@ -1,15 +1,4 @@
-"""Sizes as numbers: only the batch axis is dynamic, so nothing else has to be computed.
-
-Replace the arithmetic that looks a batch size up by Reshape's own way to keep an axis.
-
-Remove Identity nodes: torch shares equal constants through them, which hides weight names.
-
-Constants as initializers, where tools look for them.
-
-Merge QuantizeLinear / DequantizeLinear nodes that compute the same thing.
-
-Scales and zero points of a whole tensor as scalars, which some fused kernels insist on.
-"""
+"""Passes that tidy a traced graph up without changing what it computes."""
 
 from __future__ import annotations
 
@@ -20,6 +9,42 @@ import numpy as np
 import onnx
 
 from yolact.exporter.graph import Array, Graph, Shape, infer_shapes
+
+
+def remove_identities(model: onnx.ModelProto) -> None:
+    """Let readers of an Identity read its source. One that makes a graph output stays."""
+    graph = Graph(model)
+    outputs = graph.output_names()
+    for node in graph.nodes("Identity"):
+        if node.output[0] not in outputs:
+            graph.replace_value(node.output[0], node.input[0])
+    graph.commit()
+
+
+def store_constants(model: onnx.ModelProto) -> None:
+    """Replace Constant nodes by initializers of the same name. The priors become one, too."""
+    graph = Graph(model)
+    for node in graph.nodes("Constant"):
+        array = graph.constant(node.output[0])
+        if array is not None:
+            graph.add_constant(node.output[0], array)
+            graph.remove(node)
+    graph.commit()
+
+
+def simplify_reshapes(model: onnx.ModelProto) -> None:
+    """Turn Reshape(x, [shape(x)[0], -1, width]) into Reshape(x, [0, -1, width]).
+
+    For Reshape, 0 means "as in the input". torch traces ``x.shape[0]`` as Shape, Gather,
+    Unsqueeze and Concat nodes: four per reshape, and a shape that tools cannot infer.
+    """
+    graph = Graph(model)
+    for node in graph.nodes("Reshape"):
+        shape = _constant_shape(graph, node)
+        if shape is not None:
+            name = f"shape_{'_'.join(map(str, shape))}".replace("-", "m")
+            node.input[1] = graph.add_constant(name, shape)
+    graph.commit()
 
 
 def write_sizes(model: onnx.ModelProto) -> None:
@@ -41,6 +66,42 @@ def write_sizes(model: onnx.ModelProto) -> None:
     graph.commit()
 
 
+def make_scales_scalar(model: onnx.ModelProto) -> None:
+    """Turn one-element lists of QuantizeLinear / DequantizeLinear into scalars; same results.
+
+    The tracer writes lists, with which onnxruntime cannot load the sum of two quantized inputs
+    that is itself quantized.
+    """
+    graph = Graph(model)
+    for node in graph.nodes("QuantizeLinear", "DequantizeLinear"):
+        for index, name in list(enumerate(node.input))[1:]:
+            array = graph.constant(name)
+            if array is not None and array.shape == (1,):
+                node.input[index] = graph.add_constant(f"{name}_scalar", array.reshape(()))
+    graph.commit()
+
+
+def merge_duplicates(model: onnx.ModelProto) -> None:
+    """Keep one of several nodes with the same type, input, scale and zero point.
+
+    Training gives every reader of a tensor a quantizer of its own. Where their ranges agree they
+    are one; a convolution with a single quantizer behind it is what runtimes fuse.
+    """
+    graph = Graph(model)
+    first: dict[tuple[Any, ...], str] = {}
+    for node in graph.nodes("QuantizeLinear", "DequantizeLinear"):
+        parameters = [graph.constant(name) for name in node.input[1:]]
+        if any(array is None for array in parameters):
+            continue
+        contents = [(a.dtype.str, a.tobytes()) for a in parameters if a is not None]
+        attributes = sorted(a.SerializeToString() for a in node.attribute)
+        key = (node.op_type, node.input[0], *contents, *attributes)
+        kept = first.setdefault(key, node.output[0])
+        if kept != node.output[0]:
+            graph.replace_value(node.output[0], kept)
+    graph.commit()
+
+
 def scale_to(before: int, after: int) -> np.float32:
     """The float32 s of about ``after / before`` for which floor(before * s) is ``after``.
 
@@ -54,6 +115,37 @@ def scale_to(before: int, after: int) -> np.float32:
     while math.floor(before * float(scale)) < after:
         scale = np.nextafter(scale, np.float32(np.inf))
     return scale
+
+
+def _constant_shape(graph: Graph, node: onnx.NodeProto) -> Array | None:
+    concat = graph.producer(node.input[1], "Concat")
+    if concat is None:
+        return None
+    first, *rest = concat.input
+    parts = [graph.constant(name) for name in rest]
+    if any(part is None or 0 in part for part in parts):
+        return None
+    if not _is_batch_size(graph, first, of=node.input[0]):
+        return None
+    return np.array([0, *(int(v) for part in parts if part is not None for v in part)], np.int64)
+
+
+def _is_batch_size(graph: Graph, value: str, of: str) -> bool:
+    """Whether ``value`` is the length of the first axis of ``of``."""
+    unsqueeze = graph.producer(value, "Unsqueeze")
+    gather = unsqueeze and graph.producer(unsqueeze.input[0], "Gather")
+    shape = gather and graph.producer(gather.input[0], "Shape")
+    if shape is None or gather is None or graph.constant(gather.input[1]) != 0:
+        return False
+    sources = {of}
+    transpose = graph.producer(of, "Transpose")
+    if transpose is not None and _permutation(transpose)[0] == 0:
+        sources.add(transpose.input[0])
+    return shape.input[0] in sources
+
+
+def _permutation(transpose: onnx.NodeProto) -> list[int]:
+    return next(list(a.ints) for a in transpose.attribute if a.name == "perm")
 
 
 def _scale(model: onnx.ModelProto, output: str, shapes: dict[str, Shape]) -> None:
@@ -95,106 +187,3 @@ def _lengths(wanted: Array | None, shape: Shape | None) -> list[int] | None:
         return None
     missing = math.prod(sizes) // math.prod(others)
     return [missing if n == -1 else int(n) for n in wanted]
-
-
-def simplify_reshapes(model: onnx.ModelProto) -> None:
-    """Turn Reshape(x, [shape(x)[0], -1, width]) into Reshape(x, [0, -1, width]).
-
-    For Reshape, 0 means "as in the input". torch traces ``x.shape[0]`` as Shape, Gather,
-    Unsqueeze and Concat nodes: four per reshape, and a shape that tools cannot infer.
-    """
-    graph = Graph(model)
-    for node in graph.nodes("Reshape"):
-        shape = _constant_shape(graph, node)
-        if shape is not None:
-            name = f"shape_{'_'.join(map(str, shape))}".replace("-", "m")
-            node.input[1] = graph.add_constant(name, shape)
-    graph.commit()
-
-
-def _constant_shape(graph: Graph, node: onnx.NodeProto) -> Array | None:
-    concat = graph.producer(node.input[1], "Concat")
-    if concat is None:
-        return None
-    first, *rest = concat.input
-    parts = [graph.constant(name) for name in rest]
-    if any(part is None or 0 in part for part in parts):
-        return None
-    if not _is_batch_size(graph, first, of=node.input[0]):
-        return None
-    return np.array([0, *(int(v) for part in parts if part is not None for v in part)], np.int64)
-
-
-def _is_batch_size(graph: Graph, value: str, of: str) -> bool:
-    """Whether ``value`` is the length of the first axis of ``of``."""
-    unsqueeze = graph.producer(value, "Unsqueeze")
-    gather = unsqueeze and graph.producer(unsqueeze.input[0], "Gather")
-    shape = gather and graph.producer(gather.input[0], "Shape")
-    if shape is None or gather is None or graph.constant(gather.input[1]) != 0:
-        return False
-    sources = {of}
-    transpose = graph.producer(of, "Transpose")
-    if transpose is not None and _permutation(transpose)[0] == 0:
-        sources.add(transpose.input[0])
-    return shape.input[0] in sources
-
-
-def _permutation(transpose: onnx.NodeProto) -> list[int]:
-    return next(list(a.ints) for a in transpose.attribute if a.name == "perm")
-
-
-def remove_identities(model: onnx.ModelProto) -> None:
-    """Let readers of an Identity read its source. One that makes a graph output stays."""
-    graph = Graph(model)
-    outputs = graph.output_names()
-    for node in graph.nodes("Identity"):
-        if node.output[0] not in outputs:
-            graph.replace_value(node.output[0], node.input[0])
-    graph.commit()
-
-
-def store_constants(model: onnx.ModelProto) -> None:
-    """Replace Constant nodes by initializers of the same name. The priors become one, too."""
-    graph = Graph(model)
-    for node in graph.nodes("Constant"):
-        array = graph.constant(node.output[0])
-        if array is not None:
-            graph.add_constant(node.output[0], array)
-            graph.remove(node)
-    graph.commit()
-
-
-def merge_duplicates(model: onnx.ModelProto) -> None:
-    """Keep one of several nodes with the same type, input, scale and zero point.
-
-    Training gives every reader of a tensor a quantizer of its own. Where their ranges agree they
-    are one; a convolution with a single quantizer behind it is what runtimes fuse.
-    """
-    graph = Graph(model)
-    first: dict[tuple[Any, ...], str] = {}
-    for node in graph.nodes("QuantizeLinear", "DequantizeLinear"):
-        parameters = [graph.constant(name) for name in node.input[1:]]
-        if any(array is None for array in parameters):
-            continue
-        contents = [(a.dtype.str, a.tobytes()) for a in parameters if a is not None]
-        attributes = sorted(a.SerializeToString() for a in node.attribute)
-        key = (node.op_type, node.input[0], *contents, *attributes)
-        kept = first.setdefault(key, node.output[0])
-        if kept != node.output[0]:
-            graph.replace_value(node.output[0], kept)
-    graph.commit()
-
-
-def make_scales_scalar(model: onnx.ModelProto) -> None:
-    """Turn one-element lists of QuantizeLinear / DequantizeLinear into scalars; same results.
-
-    The tracer writes lists, with which onnxruntime cannot load the sum of two quantized inputs
-    that is itself quantized.
-    """
-    graph = Graph(model)
-    for node in graph.nodes("QuantizeLinear", "DequantizeLinear"):
-        for index, name in list(enumerate(node.input))[1:]:
-            array = graph.constant(name)
-            if array is not None and array.shape == (1,):
-                node.input[index] = graph.add_constant(f"{name}_scalar", array.reshape(()))
-    graph.commit()

@@ -1,13 +1,4 @@
-"""Quantize every value between quantized layers, once: the form that engines run in integers.
-
-Biases as int32, in the unit that integer convolutions add up in.
-
-Store fake-quantized weights as the int8 numbers they stand for: a quarter of the bytes.
-
-Shift quantized activations from int8 to uint8, for which CPUs have the faster kernels.
-
-One Tanh behind a Concat instead of one on each of its inputs.
-"""
+"""Passes that turn simulated quantization into integers, from the weights to every activation."""
 
 from __future__ import annotations
 
@@ -33,6 +24,67 @@ from yolact.exporter.passes.ranges import (
 
 _INTEGER = ("LeakyRelu", "Relu", "Add", "Resize", *MOVING)
 """Besides convolutions of integer weights, what engines compute in integers."""
+_LIMIT = 2**30
+"""Half of what int32 holds: the other half is for what is added."""
+
+
+def make_activations_unsigned(model: onnx.ModelProto) -> None:
+    """Add 128 to the int8 zero points of QuantizeLinear / DequantizeLinear on activations.
+
+    q + 128 with zero point z + 128 stands for the same number, so results do not change. x86's
+    dot-product instructions (VNNI) multiply unsigned activations by signed weights.
+    """
+    graph = Graph(model)
+    for quantize in graph.nodes("QuantizeLinear"):
+        zero = graph.constant(quantize.input[2])
+        if zero is None or zero.dtype != np.int8 or graph.constant(quantize.input[0]) is not None:
+            continue
+        readers = graph.readers(quantize.output[0])
+        if any(reader.op_type != "DequantizeLinear" for reader in readers):
+            continue
+        unsigned = (zero.astype(np.int16) + 128).astype(np.uint8)
+        name = graph.add_constant(f"{quantize.output[0]}_zero_point", unsigned)
+        for node in (quantize, *readers):
+            node.input[2] = name
+    graph.commit()
+
+
+def store_weights_as_int8(model: onnx.ModelProto) -> None:
+    """Run QuantizeLinear on constants now and keep the result, read by DequantizeLinear.
+
+    A weight that several convolutions share is stored once.
+    """
+    graph = Graph(model)
+    for dequantize in graph.nodes("DequantizeLinear"):
+        quantize = graph.producer(dequantize.input[0], "QuantizeLinear")
+        if quantize is None:
+            continue
+        weight, scale, zero = (graph.constant(name) for name in quantize.input)
+        if weight is None or scale is None or zero is None:
+            continue
+        name = f"{quantize.input[0]}_int{'8' if zero.dtype == np.int8 else '8u'}"
+        dequantize.input[0] = graph.add_constant(
+            name, quantize_linear(weight, scale, zero, _axis(quantize))
+        )
+    graph.commit()
+
+
+def join_tanhs(model: onnx.ModelProto) -> None:
+    """Turn Concat(Tanh(a), Tanh(b), ...) into Tanh(Concat(a, b, ...)); same results.
+
+    What comes before can then stay in integers up to the Concat.
+    """
+    graph = Graph(model)
+    for concat in graph.nodes("Concat"):
+        tanhs = [graph.producer(name, "Tanh") for name in concat.input]
+        sources = [tanh.input[0] for tanh in tanhs if tanh is not None]
+        if len(sources) != len(tanhs):
+            continue
+        joined, output = f"{concat.output[0]}_before_tanh", concat.output[0]
+        concat.input[:] = sources
+        concat.output[0] = joined
+        graph.insert_after(concat, helper.make_node("Tanh", [joined], [output], f"{output}_tanh"))
+    graph.commit()
 
 
 def quantize_activations(
@@ -78,6 +130,60 @@ def missing_ranges(model: onnx.ModelProto) -> set[str]:
     sums = {name for node in graph.nodes("Add") for name in node.input}
     found_directly = {name: q for name, q in known.items() if name not in sums or name in found}
     return {weight for weight, _ in unknown_outputs(graph, found_directly)}
+
+
+def store_biases_as_int32(model: onnx.ModelProto) -> None:
+    """Quantize biases in steps of input scale times weight scale, with a zero point of 0.
+
+    Only where input and weight are quantized and the output is as well: the rest of an integer
+    convolution. A bias too large for its step stays float.
+    """
+    graph = Graph(model)
+    for conv in graph.nodes("Conv"):
+        if len(conv.input) < 3 or not _is_integer(graph, conv):
+            continue
+        bias = graph.constant(conv.input[2])
+        if bias is None:
+            continue
+        steps = _scale(graph, conv.input[0]) * _scale(graph, conv.input[1]).astype(np.float64)
+        stored = np.rint(bias.astype(np.float64) / steps)
+        if np.abs(stored).max() > _LIMIT:
+            continue
+        scale = np.broadcast_to(steps.astype(np.float32), bias.shape).copy()
+        name = f"{conv.input[2]}_int32_{hashlib.sha256(scale.tobytes()).hexdigest()[:8]}"
+        inputs = [
+            graph.add_constant(name, stored.astype(np.int32)),
+            graph.add_constant(f"{name}_scale", scale),
+            graph.add_constant(f"{name}_zero", np.zeros(bias.shape, np.int32)),
+        ]
+        output = f"{conv.output[0]}_bias"
+        graph.insert_before(
+            conv, helper.make_node("DequantizeLinear", inputs, [output], output, axis=0)
+        )
+        conv.input[2] = output
+    graph.commit()
+
+
+def quantize_linear(x: Array, scale: Array, zero_point: Array, axis: int = 1) -> Array:
+    """ONNX's QuantizeLinear: round half to even, add the zero point, saturate.
+
+    Args:
+        x: float32, any shape.
+        scale: One number, or one per index of ``axis``.
+        zero_point: As many, of the result's type.
+        axis: Only looked at when there are several scales.
+    """
+    if scale.size > 1:
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    limits = np.iinfo(zero_point.dtype)
+    rounded = np.rint(x / scale) + zero_point.astype(np.float32)
+    return np.clip(rounded, limits.min, limits.max).astype(zero_point.dtype).reshape(x.shape)
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
 
 
 def _strip(graph: Graph) -> None:
@@ -188,42 +294,6 @@ class _Rewriter:
         )
 
 
-_LIMIT = 2**30
-"""Half of what int32 holds: the other half is for what is added."""
-
-
-def store_biases_as_int32(model: onnx.ModelProto) -> None:
-    """Quantize biases in steps of input scale times weight scale, with a zero point of 0.
-
-    Only where input and weight are quantized and the output is as well: the rest of an integer
-    convolution. A bias too large for its step stays float.
-    """
-    graph = Graph(model)
-    for conv in graph.nodes("Conv"):
-        if len(conv.input) < 3 or not _is_integer(graph, conv):
-            continue
-        bias = graph.constant(conv.input[2])
-        if bias is None:
-            continue
-        steps = _scale(graph, conv.input[0]) * _scale(graph, conv.input[1]).astype(np.float64)
-        stored = np.rint(bias.astype(np.float64) / steps)
-        if np.abs(stored).max() > _LIMIT:
-            continue
-        scale = np.broadcast_to(steps.astype(np.float32), bias.shape).copy()
-        name = f"{conv.input[2]}_int32_{hashlib.sha256(scale.tobytes()).hexdigest()[:8]}"
-        inputs = [
-            graph.add_constant(name, stored.astype(np.int32)),
-            graph.add_constant(f"{name}_scale", scale),
-            graph.add_constant(f"{name}_zero", np.zeros(bias.shape, np.int32)),
-        ]
-        output = f"{conv.output[0]}_bias"
-        graph.insert_before(
-            conv, helper.make_node("DequantizeLinear", inputs, [output], output, axis=0)
-        )
-        conv.input[2] = output
-    graph.commit()
-
-
 def _is_integer(graph: Graph, conv: onnx.NodeProto) -> bool:
     readers = graph.readers(conv.output[0])
     return (
@@ -239,84 +309,3 @@ def _scale(graph: Graph, value: str) -> Array:
     scale = None if dequantize is None else graph.constant(dequantize.input[1])
     assert scale is not None
     return scale
-
-
-def store_weights_as_int8(model: onnx.ModelProto) -> None:
-    """Run QuantizeLinear on constants now and keep the result, read by DequantizeLinear.
-
-    A weight that several convolutions share is stored once.
-    """
-    graph = Graph(model)
-    for dequantize in graph.nodes("DequantizeLinear"):
-        quantize = graph.producer(dequantize.input[0], "QuantizeLinear")
-        if quantize is None:
-            continue
-        weight, scale, zero = (graph.constant(name) for name in quantize.input)
-        if weight is None or scale is None or zero is None:
-            continue
-        name = f"{quantize.input[0]}_int{'8' if zero.dtype == np.int8 else '8u'}"
-        dequantize.input[0] = graph.add_constant(
-            name, quantize_linear(weight, scale, zero, _axis(quantize))
-        )
-    graph.commit()
-
-
-def quantize_linear(x: Array, scale: Array, zero_point: Array, axis: int = 1) -> Array:
-    """ONNX's QuantizeLinear: round half to even, add the zero point, saturate.
-
-    Args:
-        x: float32, any shape.
-        scale: One number, or one per index of ``axis``.
-        zero_point: As many, of the result's type.
-        axis: Only looked at when there are several scales.
-    """
-    if scale.size > 1:
-        shape = [1] * x.ndim
-        shape[axis] = -1
-        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
-    limits = np.iinfo(zero_point.dtype)
-    rounded = np.rint(x / scale) + zero_point.astype(np.float32)
-    return np.clip(rounded, limits.min, limits.max).astype(zero_point.dtype).reshape(x.shape)
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
-
-
-def make_activations_unsigned(model: onnx.ModelProto) -> None:
-    """Add 128 to the int8 zero points of QuantizeLinear / DequantizeLinear on activations.
-
-    q + 128 with zero point z + 128 stands for the same number, so results do not change. x86's
-    dot-product instructions (VNNI) multiply unsigned activations by signed weights.
-    """
-    graph = Graph(model)
-    for quantize in graph.nodes("QuantizeLinear"):
-        zero = graph.constant(quantize.input[2])
-        if zero is None or zero.dtype != np.int8 or graph.constant(quantize.input[0]) is not None:
-            continue
-        readers = graph.readers(quantize.output[0])
-        if any(reader.op_type != "DequantizeLinear" for reader in readers):
-            continue
-        unsigned = (zero.astype(np.int16) + 128).astype(np.uint8)
-        name = graph.add_constant(f"{quantize.output[0]}_zero_point", unsigned)
-        for node in (quantize, *readers):
-            node.input[2] = name
-    graph.commit()
-
-
-def join_tanhs(model: onnx.ModelProto) -> None:
-    """Turn Concat(Tanh(a), Tanh(b), ...) into Tanh(Concat(a, b, ...)); same results.
-
-    What comes before can then stay in integers up to the Concat.
-    """
-    graph = Graph(model)
-    for concat in graph.nodes("Concat"):
-        tanhs = [graph.producer(name, "Tanh") for name in concat.input]
-        sources = [tanh.input[0] for tanh in tanhs if tanh is not None]
-        if len(sources) != len(tanhs):
-            continue
-        joined, output = f"{concat.output[0]}_before_tanh", concat.output[0]
-        concat.input[:] = sources
-        concat.output[0] = joined
-        graph.insert_after(concat, helper.make_node("Tanh", [joined], [output], f"{output}_tanh"))
-    graph.commit()

@@ -1,4 +1,4 @@
-"""Ranges of the values between quantized layers, derived from those that training has found.
+"""Ranges of the values between quantized layers: found in the graph, derived, or measured.
 
 Training quantizes what layers read: inputs of convolutions, of activation functions, of the
 upsampling. Engines compute in integers only where outputs are quantized as well. Most outputs are
@@ -10,10 +10,6 @@ inputs of a next layer. Of the rest, many follow:
 
 What does not follow has to be measured on images: the outputs of convolutions that end in a graph
 output, and the lateral ones of the pyramid, which are added to what was upsampled.
-
-Ranges that training has not found: those of a few convolutions' outputs, seen on images.
-
-How a tensor of activations is quantized: one scale and one zero point, in uint8.
 """
 
 from __future__ import annotations
@@ -21,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -30,14 +25,44 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from yolact.exporter.graph import Graph
-from yolact.exporter.trace import MODEL_PREFIX
+from yolact.exporter.trace import watched
 
 Ranges = Mapping[str, tuple[float, float]]
 """Smallest and largest output of convolutions, by the name of the weight in the model's state."""
-
+_LEVELS = 255
+"""Steps between the smallest and the largest uint8."""
 MOVING = ("Transpose", "Reshape", "Concat")
 """Nodes that leave numbers as they are."""
 _KEEPING = (*MOVING, "Resize")
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """x is stored as round(x / scale) + zero, limited to 0..255."""
+
+    scale: float
+    """Above 0; a float32 number."""
+    zero: int
+    """Stands for 0.0; 0..255."""
+
+    @classmethod
+    def of_range(cls, low: float, high: float) -> Quantizer | None:
+        """The finest one that holds ``low``, ``high`` and 0; None when no step is left for it."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = float(np.float32((high - low) / _LEVELS))
+        if not math.isfinite(scale) or scale < np.finfo(np.float32).tiny:
+            return None
+        return cls(scale, min(_LEVELS, max(0, round(-low / scale))))
+
+    @property
+    def low(self) -> float:
+        """The smallest number it holds."""
+        return -self.zero * self.scale
+
+    @property
+    def high(self) -> float:
+        """The largest number it holds."""
+        return (_LEVELS - self.zero) * self.scale
 
 
 def found_quantizers(graph: Graph) -> dict[str, Quantizer]:
@@ -108,6 +133,42 @@ def unknown_outputs(graph: Graph, known: Mapping[str, Quantizer]) -> Iterator[tu
             yield weight.input[0].removesuffix("_int8"), node.output[0]
 
 
+@torch.no_grad()
+def measure_outputs(
+    network: nn.Module, weights: Collection[str], images: Iterable[Tensor]
+) -> dict[str, tuple[float, float]]:
+    """Run the simulated-quantized network, and note what some convolutions put out.
+
+    The whole range counts. Cutting off rare large values, which is good for what other layers
+    read, would here cut off the scores of the best detections.
+
+    Args:
+        network: What is traced for the export; not changed.
+        weights: Names of the convolutions' weights in the exported graph.
+        images: [B, 3, H, W] network inputs.
+
+    Returns:
+        Weight name to the smallest and the largest value, of those that were run.
+    """
+    seen: dict[str, tuple[float, float]] = {}
+
+    def note(name: str, output: Tensor) -> None:
+        weight = f"{name}.weight"
+        if weight in weights:
+            low, high = seen.get(weight, (0.0, 0.0))
+            seen[weight] = min(low, float(output.min())), max(high, float(output.max()))
+
+    with watched(network, note):
+        for image in tqdm(images, desc="measuring outputs", unit="image", disable=None):
+            network(image)
+    return seen
+
+
+def data_inputs(node: onnx.NodeProto) -> list[str]:
+    """The inputs that hold activations, not shapes or scales."""
+    return list(node.input if node.op_type in ("Concat", "Add") else node.input[:1])
+
+
 def _follow(graph: Graph, known: dict[str, Quantizer]) -> None:
     count = -1
     while len(known) != count:
@@ -124,7 +185,7 @@ def _through(node: onnx.NodeProto, known: dict[str, Quantizer]) -> None:
     if before is None or after in known:
         return
     if node.op_type == "LeakyRelu":
-        _learn(known, after, before.low * slope(node), before.high)
+        _learn(known, after, before.low * _slope(node), before.high)
     elif node.op_type == "Relu":
         _learn(known, after, 0.0, before.high)
     elif all(other == before for other in inputs):
@@ -137,7 +198,7 @@ def _back(node: onnx.NodeProto, known: dict[str, Quantizer]) -> None:
         if after is None or before in known:
             continue
         if node.op_type == "LeakyRelu":
-            _learn(known, before, after.low / slope(node), after.high)
+            _learn(known, before, after.low / _slope(node), after.high)
         elif node.op_type != "Relu" or after.zero == 0:
             known[before] = after
 
@@ -158,86 +219,6 @@ def _learn(known: dict[str, Quantizer], value: str, low: float, high: float) -> 
         known[value] = quantizer
 
 
-def data_inputs(node: onnx.NodeProto) -> list[str]:
-    """The inputs that hold activations, not shapes or scales."""
-    return list(node.input if node.op_type in ("Concat", "Add") else node.input[:1])
-
-
-def slope(node: onnx.NodeProto) -> float:
+def _slope(node: onnx.NodeProto) -> float:
     """Of a LeakyRelu, below 0."""
     return next((float(a.f) for a in node.attribute if a.name == "alpha"), 0.01)
-
-
-@torch.no_grad()
-def measure_outputs(
-    network: nn.Module, weights: Collection[str], images: Iterable[Tensor]
-) -> dict[str, tuple[float, float]]:
-    """Run the simulated-quantized network, and note what some convolutions put out.
-
-    The whole range counts. Cutting off rare large values, which is good for what other layers
-    read, would here cut off the scores of the best detections.
-
-    Args:
-        network: What is traced for the export; not changed.
-        weights: Names of the convolutions' weights in the exported graph.
-        images: [B, 3, H, W] network inputs.
-
-    Returns:
-        Weight name to the smallest and the largest value, of those that were run.
-    """
-    seen: dict[str, tuple[float, float]] = {}
-    modules = dict(network.named_modules())
-    hooks = [
-        modules[MODEL_PREFIX + name.removesuffix(".weight")].register_forward_hook(
-            _noting(seen, name)
-        )
-        for name in weights
-    ]
-    try:
-        for image in tqdm(images, desc="measuring outputs", unit="image", disable=None):
-            network(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
-
-
-def _noting(seen: dict[str, tuple[float, float]], name: str) -> Any:
-    def note(_: nn.Module, __: Any, output: Tensor) -> None:
-        low, high = seen.get(name, (0.0, 0.0))
-        seen[name] = min(low, float(output.min())), max(high, float(output.max()))
-
-    return note
-
-
-LEVELS = 255
-"""Steps between the smallest and the largest uint8."""
-
-
-@dataclass(frozen=True)
-class Quantizer:
-    """x is stored as round(x / scale) + zero, limited to 0..255."""
-
-    scale: float
-    """Above 0; a float32 number."""
-    zero: int
-    """Stands for 0.0; 0..255."""
-
-    @classmethod
-    def of_range(cls, low: float, high: float) -> Quantizer | None:
-        """The finest one that holds ``low``, ``high`` and 0; None when no step is left for it."""
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = float(np.float32((high - low) / LEVELS))
-        if not math.isfinite(scale) or scale < np.finfo(np.float32).tiny:
-            return None
-        return cls(scale, min(LEVELS, max(0, round(-low / scale))))
-
-    @property
-    def low(self) -> float:
-        """The smallest number it holds."""
-        return -self.zero * self.scale
-
-    @property
-    def high(self) -> float:
-        """The largest number it holds."""
-        return (LEVELS - self.zero) * self.scale

@@ -1,9 +1,4 @@
-"""Convolutions as ConvInteger, the form that SparseML exported and DeepSparse looks for.
-
-Weights of convolutions in 16 bits, for files of half the size.
-
-Store integer weights with the input channels last, where blocks of zeros lie together.
-"""
+"""Passes that store a finished graph in another way: as DeepSparse reads it, or smaller."""
 
 from __future__ import annotations
 
@@ -18,6 +13,7 @@ from yolact.exporter.graph import Array, Graph
 
 _MIDDLE = np.uint8(128)
 """Zero point of weights: SparseML stored them as uint8."""
+_CHANNELS_LAST, _BACK = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 def convolve_integers(model: onnx.ModelProto) -> None:
@@ -31,6 +27,61 @@ def convolve_integers(model: onnx.ModelProto) -> None:
     for node in graph.nodes():
         nodes += _integer_nodes(graph, node) if node.op_type == "Conv" else [node]
     graph.replace_nodes(nodes)
+    graph.commit()
+
+
+def store_weights_as_half(model: onnx.ModelProto) -> None:
+    """Store weights as float16 and let a Cast make float32 of them again.
+
+    Engines run the Cast once, when they load the file, and then compute as they always do: a
+    graph that also computes in 16 bits is slower on CPUs without such units, where ONNX Runtime
+    converts forth and back around every node.
+
+    Raises:
+        ExportError: A weight is too large for 16 bits.
+    """
+    graph = Graph(model)
+    casts: dict[str, onnx.NodeProto] = {}
+    for conv in graph.nodes("Conv"):
+        name = conv.input[1]
+        weight = graph.constant(name)
+        if weight is None or weight.dtype != np.float32:
+            continue
+        if name not in casts:
+            stored = graph.add_constant(f"{name}_half", _half(name, weight))
+            casts[name] = helper.make_node(
+                "Cast", [stored], [f"{name}_float"], f"{name}_cast", to=TensorProto.FLOAT
+            )
+        conv.input[1] = casts[name].output[0]
+    graph.replace_nodes([*casts.values(), *graph.nodes()])
+    graph.commit()
+
+
+def store_blocks_together(model: onnx.ModelProto) -> None:
+    """Turn integer weights [O, I, H, W] into [O, H, W, I], and let a Transpose turn them back.
+
+    Recipes prune blocks of input channels. ONNX's order takes the blocks of a 3x3 weight apart, so
+    that a packer has to tell every zero on its own; in this order it tells a block at once.
+
+    Engines transpose when they load the file, and then compute as they always do. The Transpose
+    stands behind DequantizeLinear: with one between the integers and it, OpenVINO computes in
+    floats.
+    """
+    graph = Graph(model)
+    for tensor in model.graph.initializer:
+        weight = graph.constant(tensor.name) if len(tensor.dims) == 4 else None
+        if weight is None or weight.dtype.itemsize > 1 or weight.shape[2:] == (1, 1):
+            continue
+        turned = np.ascontiguousarray(weight.transpose(_CHANNELS_LAST))
+        stored = graph.add_constant(f"{tensor.name}_channels_last", turned)
+        graph.replace_value(tensor.name, stored)
+        dequantized = [
+            node.output[0]
+            for node in graph.readers(stored)
+            if node.op_type == "DequantizeLinear"  # ConvInteger reads the integers themselves
+        ]
+        for value in dequantized or [stored]:
+            _turn_back(graph, value)
     graph.commit()
 
 
@@ -85,33 +136,6 @@ def _name(base: str, content: Array) -> str:
     return f"{base}_{hashlib.sha256(content.tobytes()).hexdigest()[:8]}"
 
 
-def store_weights_as_half(model: onnx.ModelProto) -> None:
-    """Store weights as float16 and let a Cast make float32 of them again.
-
-    Engines run the Cast once, when they load the file, and then compute as they always do: a
-    graph that also computes in 16 bits is slower on CPUs without such units, where ONNX Runtime
-    converts forth and back around every node.
-
-    Raises:
-        ExportError: A weight is too large for 16 bits.
-    """
-    graph = Graph(model)
-    casts: dict[str, onnx.NodeProto] = {}
-    for conv in graph.nodes("Conv"):
-        name = conv.input[1]
-        weight = graph.constant(name)
-        if weight is None or weight.dtype != np.float32:
-            continue
-        if name not in casts:
-            stored = graph.add_constant(f"{name}_half", _half(name, weight))
-            casts[name] = helper.make_node(
-                "Cast", [stored], [f"{name}_float"], f"{name}_cast", to=TensorProto.FLOAT
-            )
-        conv.input[1] = casts[name].output[0]
-    graph.replace_nodes([*casts.values(), *graph.nodes()])
-    graph.commit()
-
-
 def _half(name: str, weight: Array) -> Array:
     with np.errstate(over="ignore"):
         halved = weight.astype(np.float16)
@@ -121,37 +145,6 @@ def _half(name: str, weight: Array) -> Array:
             hint="nothing was written; export without --half",
         )
     return halved
-
-
-_CHANNELS_LAST, _BACK = (0, 2, 3, 1), (0, 3, 1, 2)
-
-
-def store_blocks_together(model: onnx.ModelProto) -> None:
-    """Turn integer weights [O, I, H, W] into [O, H, W, I], and let a Transpose turn them back.
-
-    Recipes prune blocks of input channels. ONNX's order takes the blocks of a 3x3 weight apart, so
-    that a packer has to tell every zero on its own; in this order it tells a block at once.
-
-    Engines transpose when they load the file, and then compute as they always do. The Transpose
-    stands behind DequantizeLinear: with one between the integers and it, OpenVINO computes in
-    floats.
-    """
-    graph = Graph(model)
-    for tensor in model.graph.initializer:
-        weight = graph.constant(tensor.name) if len(tensor.dims) == 4 else None
-        if weight is None or weight.dtype.itemsize > 1 or weight.shape[2:] == (1, 1):
-            continue
-        turned = np.ascontiguousarray(weight.transpose(_CHANNELS_LAST))
-        stored = graph.add_constant(f"{tensor.name}_channels_last", turned)
-        graph.replace_value(tensor.name, stored)
-        dequantized = [
-            node.output[0]
-            for node in graph.readers(stored)
-            if node.op_type == "DequantizeLinear"  # ConvInteger reads the integers themselves
-        ]
-        for value in dequantized or [stored]:
-            _turn_back(graph, value)
-    graph.commit()
 
 
 def _turn_back(graph: Graph, value: str) -> None:

@@ -1,9 +1,8 @@
 """What a recipe does over the epochs, found by letting its own modifiers run.
 
-The modifiers see a stand-in: an optimizer with one number to train, and the model's layers without
-their weights. So a schedule of 60 epochs takes a moment, and is what training will do.
-
-A model without its weights: the same layers and shapes on torch's meta device.
+The modifiers see a stand-in: an optimizer with one number to train, and a meta copy of the model,
+the same layers and shapes without weights on torch's meta device. So a schedule of 60 epochs takes
+a moment, and is what training will do.
 """
 
 from __future__ import annotations
@@ -22,18 +21,22 @@ from torch import Tensor, nn
 from yolact.config import OptimConfig
 from yolact.sparsify.check.timetable import ModifierRow
 from yolact.sparsify.document import Entry
-from yolact.sparsify.modifiers import build_manager
+from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparseml import BasePruningModifier, quiet_loggers
 from yolact.sparsify.structure import recipe_names
+from yolact.sparsify.targets import targets_by_parameter
 
 logger = logging.getLogger(__name__)
 
 _POINTS = 2400
 """Of a curve: more than a picture can show."""
+
 _FINEST = 100
 """Points of one epoch at most."""
+
 _COCO_STEPS = 14_658
 """Of an epoch of COCO in batches of 8, by which the configurations count."""
+
 _CANNOT = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What modifiers raise that look at weights, gradients or data when they begin."""
 
@@ -106,13 +109,31 @@ def trace_curves(
     )
 
 
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose tensors have shapes only; it takes no memory to speak of."""
+    memo: dict[int, Any] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        memo[id(tensor)] = _empty(tensor)
+    return copy.deepcopy(model, memo)
+
+
+def with_values(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with values: its own, or ones where it has none."""
+    memo: dict[int, Any] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.is_meta:
+            values = torch.ones_like(tensor, device="cpu", requires_grad=False)
+            memo[id(tensor)] = nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
+    return copy.deepcopy(model, memo)
+
+
 def _optimizer_curves(
     rows: Iterable[ModifierRow], optim: OptimConfig, epochs: Sequence[float], per_epoch: int
 ) -> tuple[list[float], list[float]]:
     """Learning rate and weight decay of the first parameter group at each epoch."""
     stand_in = nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(stand_in.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
-    modifiers = [_built(row.entry) for row in rows if row.kind == "lr" or _sets_decay(row)]
+    modifiers = [_built(row.entry) for row in rows if row.facts.optimizer_only]
     for modifier in modifiers:
         modifier.initialize(stand_in, 0, loggers=quiet_loggers())
     lr, decay = [], []
@@ -123,10 +144,6 @@ def _optimizer_curves(
         lr.append(float(optimizer.param_groups[0]["lr"]))
         decay.append(float(optimizer.param_groups[0]["weight_decay"]))
     return lr, decay
-
-
-def _sets_decay(row: ModifierRow) -> bool:
-    return row.name == "SetWeightDecayModifier"
 
 
 def _own_schedule(optim: OptimConfig, epochs: Sequence[float]) -> list[float]:
@@ -145,7 +162,7 @@ def _groups(
     if row.kind != "pruning":
         return []
     try:
-        names, levels = _run_pruning(modifier, weightless(model), epochs, per_epoch)
+        names, levels = _run_pruning(modifier, meta_copy(model), epochs, per_epoch)
     except _CANNOT as error:
         logger.debug("%s cannot run without a model: %s", row.name, error)
         names, levels = _declared(row, epochs)
@@ -158,12 +175,12 @@ def _groups(
 
 
 def _run_pruning(
-    modifier: Any, twin: nn.Module, epochs: Sequence[float], per_epoch: int
+    modifier: Any, meta: nn.Module, epochs: Sequence[float], per_epoch: int
 ) -> tuple[list[str], list[list[float]]]:
     """Names of the parameters, and for each epoch the sparsity of each, without computing masks."""
     assert isinstance(modifier, BasePruningModifier)
-    modifier.initialize(twin, 0, loggers=quiet_loggers())
-    spelled = recipe_names(twin)
+    modifier.initialize(meta, 0, loggers=quiet_loggers())
+    spelled = recipe_names(meta)
     names = [spelled[name.removesuffix(".sparsity_mask")] for name in modifier.module_masks.names]
     current = [0.0] * len(names)
 
@@ -175,26 +192,18 @@ def _run_pruning(
     levels = []
     for epoch in epochs:
         if modifier.enabled and modifier.update_ready(epoch, per_epoch):
-            modifier.scheduled_update(twin, None, epoch, per_epoch)
+            modifier.scheduled_update(meta, None, epoch, per_epoch)
         levels.append([float(level) for level in current])
     return names, levels
 
 
 def _declared(row: ModifierRow, epochs: Sequence[float]) -> tuple[list[str], list[list[float]]]:
     """The same for pruning that has to see weights or gradients: its target from its beginning."""
-    level = declared_sparsity(row)
+    targets = targets_by_parameter(row.parameters, [row.entry], math.inf)
+    ends = [targets[name].sparsity if name in targets else 0.0 for name in row.parameters]
     return list(row.parameters), [
-        [level if epoch >= row.begin else 0.0] * len(row.parameters) for epoch in epochs
+        [end if epoch >= row.begin else 0.0 for end in ends] for epoch in epochs
     ]
-
-
-def declared_sparsity(row: ModifierRow) -> float:
-    """The sparsity that a modifier's fields name as its end; 0 when none does."""
-    for field in ("final_sparsity", "compression_sparsity", "forward_sparsity", "sparsity"):
-        value = row.fields.get(field)
-        if isinstance(value, int | float):
-            return float(value)
-    return 0.0
 
 
 def _phases(row: ModifierRow, end: float) -> list[Phase]:
@@ -212,15 +221,8 @@ def _phases(row: ModifierRow, end: float) -> list[Phase]:
 
 
 def _built(entry: Entry) -> Any:
-    return next(iter(build_manager({"modifiers": [entry]}, "the recipe").iter_modifiers()))
-
-
-def weightless(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` whose tensors have shapes only; it takes no memory to speak of."""
-    memo: dict[int, Any] = {}
-    for tensor in chain(model.parameters(), model.buffers()):
-        memo[id(tensor)] = _empty(tensor)
-    return copy.deepcopy(model, memo)
+    recipe = Recipe({"modifiers": [entry]}, "the recipe")
+    return next(iter(recipe.manager().iter_modifiers()))
 
 
 def _empty(tensor: Tensor) -> Tensor:
@@ -228,13 +230,3 @@ def _empty(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(empty, requires_grad=tensor.requires_grad)
     return empty
-
-
-def solid(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with values: its own, or ones where it has none."""
-    memo: dict[int, Any] = {}
-    for tensor in chain(model.parameters(), model.buffers()):
-        if tensor.is_meta:
-            values = torch.ones_like(tensor, device="cpu", requires_grad=False)
-            memo[id(tensor)] = nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
-    return copy.deepcopy(model, memo)

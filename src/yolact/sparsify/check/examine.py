@@ -1,20 +1,17 @@
-"""Everything that can be said of a recipe and a model before the first step.
-
-A recipe that may be wrong: what can be read of it, and what is wrong with the rest.
-"""
+"""Everything that can be said of a recipe and a model before the first step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from yolact.config import OptimConfig
+from yolact.config import OptimConfig, YolactConfig
 from yolact.errors import RecipeError
 from yolact.sparsify.check.curves import Curves, trace_curves
-from yolact.sparsify.check.forecast import Prediction, predict
+from yolact.sparsify.check.forecast import Forecast, forecast
 from yolact.sparsify.check.parameters import (
     Parameters,
     Problem,
@@ -24,13 +21,23 @@ from yolact.sparsify.check.parameters import (
     raise_errors,
 )
 from yolact.sparsify.check.timetable import ModifierRow, clashes, rows_of, run_end
-from yolact.sparsify.document import Entry, entries, parse
-from yolact.sparsify.recipe import Recipe, load_recipe, read_source
+from yolact.sparsify.recipe import Recipe, read_document
 from yolact.sparsify.report.sparsity import convolutions, layer_sparsity
+from yolact.sparsify.structure import rehearse
 from yolact.sparsify.variables import Variable, listing, override, resolve
 
 _SPARSE = 0.05
 """A layer with fewer zeros than this is dense: some weights are zero by chance."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What is known of a training run before it begins."""
+
+    epochs: float | None = None
+    """Its length by the command line, for recipes that set none."""
+    teacher: bool = False
+    """Whether there is one to distill from, or somebody else asks for one."""
 
 
 @dataclass(frozen=True)
@@ -64,68 +71,115 @@ class Outlook:
     """What a recipe will do to a model."""
 
     curves: Curves
-    prediction: Prediction
+    forecast: Forecast
 
 
-def examine(
-    items: Sequence[Entry],
-    model: nn.Module,
-    label: str,
-    *,
-    epochs: float | None = None,
-    teacher: bool = False,
-) -> RecipeReport:
-    """Check a recipe against a model; every problem is named, none is raised.
+@dataclass(frozen=True)
+class Draft:
+    """A recipe that has been read, before anyone knows whether it works."""
+
+    recipe: Recipe
+    variables: tuple[Variable, ...]
+    problem: Problem | None
+    """Why :func:`yolact.sparsify.recipe.load_recipe` refuses it; None if it does not."""
+
+
+def examine(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> RecipeReport:
+    """Check a recipe against a model and a run; every problem is named, none is raised.
 
     Args:
-        items: All modifiers of the recipe, variables resolved.
+        recipe: As read; its modifiers need not be right, nor even known.
         model: What the run begins with; without weights (on the meta device) will do.
-        label: What messages call the recipe.
-        epochs: Length of the run by the command line, for recipes that set none.
-        teacher: Whether there is one to distill from.
+        run: What is known of it. None stands for one shot without training, in which epochs and
+            teachers do not matter.
     """
     parameters = Parameters.of(model)
-    rows, problems = rows_of(items, parameters, label)
-    end = run_end(rows, epochs)
-    for row in rows:
-        problems += misfits(row.entry, row.number, parameters)
-        problems += layer_problems(row.entry, row.number, model)
-        problems += _values(row)
-        if row.name.endswith("DistillationModifier") and not teacher:
-            problems.append(_no_teacher(row))
-    problems += clashes(rows, end)
-    convs = list(convolutions(model))
+    rows, problems = rows_of(recipe.entries, parameters, recipe.label)
+    end = run_end(rows, run.epochs if run else None)
+    problems += [p for row in rows for p in _alone(row, parameters, model)]
+    if run is None:
+        problems += [_needs_training(row) for row in rows if _learns(row)]
+    else:
+        problems += [_no_teacher(row) for row in rows if row.facts.distils and not run.teacher]
+        problems += clashes(rows, end)
+        problems += _lost_zeros(model, rows)
     pruned = {n for row in rows if row.kind in ("pruning", "thinning") for n in row.parameters}
-    problems += _lost_zeros(model, rows)
     return RecipeReport(
-        label=label,
+        label=recipe.label,
         rows=tuple(rows),
-        unpruned=tuple(name for name in convs if name not in pruned),
+        unpruned=tuple(name for name in convolutions(model) if name not in pruned),
         problems=tuple(sorted(problems, key=lambda p: p.number or 0)),
         length=end.epoch if end else None,
     )
 
 
-def require_sound(recipe: Recipe, model: nn.Module, epochs: float) -> tuple[Problem, ...]:
+def require_sound(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> tuple[Problem, ...]:
     """Refuse a recipe that will not work, with everything that is wrong with it.
 
-    Whether there is a teacher to distill from is not looked at: training itself refuses without.
+    Whoever gives a recipe to a :class:`yolact.sparsify.driver.RecipeDriver` asks this first.
 
     Args:
-        recipe: What the run follows.
-        model: What it begins with.
-        epochs: Length of the run by the command line, for recipes that set none.
+        recipe: As loaded.
+        model: What the run begins with; it is not changed.
+        run: As for :func:`examine`.
 
     Returns:
         What is probably not meant.
 
     Raises:
-        RecipeError: It has errors; the message names all of them.
+        RecipeError: It has errors, all of which the message names; or the model cannot be
+            quantized, or does not run, as the recipe wants it later.
     """
-    items = list(entries(parse(recipe.text, recipe.label)))
-    report = examine(items, model, recipe.label, epochs=epochs, teacher=True)
+    report = examine(recipe, model, run)
     raise_errors(report.problems, recipe.label)
+    if run is not None:
+        rehearse(model, recipe)
     return report.warnings
+
+
+def read_draft(
+    source: str, recipe_args: Mapping[str, Any] | None = None, label: str | None = None
+) -> Draft:
+    """Read a recipe as far as possible.
+
+    Args:
+        source: As for :func:`yolact.sparsify.recipe.load_recipe`.
+        recipe_args: Values for the recipe's variables.
+        label: As for it, too.
+
+    Raises:
+        RecipeError: Nothing can be listed: the recipe is missing, is not YAML, or its variables
+            cannot be computed.
+    """
+    written, label = read_document(source, label)
+    used = override(written, recipe_args, label) if recipe_args else written
+    recipe = Recipe(resolve(used, label), label)
+    problem = None
+    try:
+        recipe.manager()
+    except RecipeError as error:
+        problem = from_error(error, label)
+    return Draft(recipe, tuple(listing(written, used, label)), problem)
+
+
+def check_draft(
+    draft: Draft, model: nn.Module, config: YolactConfig, epochs: float | None = None
+) -> tuple[RecipeReport, Outlook | None]:
+    """The report with every problem in it, and what the recipe will do.
+
+    Args:
+        draft: The recipe.
+        model: As for :func:`examine`.
+        config: Of the model; its schedule is that of the run.
+        epochs: Length of the run by the command line, for recipes that set none.
+    """
+    report = examine(draft.recipe, model, PlannedRun(epochs))
+    if draft.problem is not None and not report.errors:
+        report = replace(report, problems=(draft.problem, *report.problems))
+    outlook, problem = look_ahead(report, model, config.optim, config.model.image_size)
+    if problem is not None:
+        report = replace(report, problems=(*report.problems, problem))
+    return report, outlook
 
 
 def look_ahead(
@@ -147,13 +201,20 @@ def look_ahead(
     ends = [epoch for row in report.rows for epoch in (row.begin, row.end) if epoch]
     try:
         curves = trace_curves(rows, model, optim, report.length or max(ends, default=1.0))
-        return Outlook(curves, predict(rows, curves, model, image_size)), None
+        return Outlook(curves, forecast(rows, curves, model, image_size)), None
     except RecipeError as error:
         return None, from_error(error, report.label)
 
 
+def _alone(row: ModifierRow, parameters: Parameters, model: nn.Module) -> Iterator[Problem]:
+    """What is wrong with a modifier whatever the others do."""
+    yield from misfits(row.entry, row.number, parameters)
+    yield from layer_problems(row.entry, row.number, model)
+    yield from _values(row)
+
+
 def _values(row: ModifierRow) -> Iterator[Problem]:
-    for name, value in _sparsities(row.fields):
+    for name, value in _sparsities(row):
         if not 0 <= value < 1:
             yield Problem(
                 "error",
@@ -163,7 +224,7 @@ def _values(row: ModifierRow) -> Iterator[Problem]:
                 row.number,
             )
     first = row.fields.get("init_sparsity")
-    for name, value in _sparsities(row.fields):
+    for name, value in _sparsities(row):
         if name == "final_sparsity" and isinstance(first, int | float) and value < first:
             yield Problem(
                 "error",
@@ -174,11 +235,25 @@ def _values(row: ModifierRow) -> Iterator[Problem]:
             )
 
 
-def _sparsities(fields: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in fields.items():
-        if name.endswith("sparsity") and not isinstance(value, bool):
-            values = list(value) if isinstance(value, dict) else [value]
-            yield from ((name, float(v)) for v in values if isinstance(v, int | float))
+def _sparsities(row: ModifierRow) -> Iterator[tuple[str, float]]:
+    for name in row.facts.sparsities:
+        value = row.fields.get(name)
+        values = list(value) if isinstance(value, dict) else [value]
+        yield from ((name, float(v)) for v in values if isinstance(v, int | float))
+
+
+def _learns(row: ModifierRow) -> bool:
+    return row.kind in ("pruning", "constant", "thinning") and not row.facts.at_once
+
+
+def _needs_training(row: ModifierRow) -> Problem:
+    return Problem(
+        "error",
+        f"!{row.name} learns from training what to prune, and there is none in one shot",
+        "use !GMPruningModifier, or train with sparseml.yolact.train --recipe",
+        row.name,
+        row.number,
+    )
 
 
 def _no_teacher(row: ModifierRow) -> Problem:
@@ -204,49 +279,3 @@ def _lost_zeros(model: nn.Module, rows: Sequence[ModifierRow]) -> Iterator[Probl
             f"{lost[0]}{more} have zeros that training will fill",
             "to keep them, add - !ConstantPruningModifier {params: __ALL_PRUNABLE__}",
         )
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A recipe that has been read, before anyone knows whether it works."""
-
-    label: str
-    """Where it came from, for messages."""
-    variables: tuple[Variable, ...]
-    entries: tuple[Entry, ...]
-    """Its modifiers, variables resolved."""
-    problem: Problem | None
-    """Why :func:`yolact.sparsify.recipe.load_recipe` refuses it; None if it does not."""
-
-
-def read_draft(
-    source: str, recipe_args: Mapping[str, Any] | None = None, label: str | None = None
-) -> Draft:
-    """Read a recipe as far as possible.
-
-    Args:
-        source: As for :func:`yolact.sparsify.recipe.load_recipe`.
-        recipe_args: Values for the recipe's variables.
-        label: As for it, too.
-
-    Raises:
-        RecipeError: Nothing can be listed: the recipe is missing, is not YAML, or its variables
-            cannot be computed.
-    """
-    problem = None
-    try:
-        load_recipe(source, recipe_args, label)
-    except RecipeError as error:
-        problem = error
-    text, own_label = read_source(source)
-    label = label or own_label
-    if problem is not None and not text.strip():
-        raise problem
-    written = parse(text, label)
-    used = override(written, recipe_args, label) if recipe_args else written
-    return Draft(
-        label=label,
-        variables=tuple(listing(written, used, label)),
-        entries=tuple(entries(resolve(used, label))),
-        problem=None if problem is None else from_error(problem, label),
-    )

@@ -1,10 +1,8 @@
 """What a recipe makes of a network: zeros, layers, bytes and multiplications, before training.
 
-Bytes of weights in a model file, as they are and compressed.
-
-How far gzip gets depends on where the zeros are as much as on how many there are, and no formula
-says it well. So a sample of each weight is pruned as its recipe prunes, rounded if the recipe
-quantizes, and really compressed.
+Bytes are those of weights in a model file, as they are and compressed. How far gzip gets depends
+on where the zeros are as much as on how many there are, and no formula says it well. So a sample of
+each weight is pruned as its recipe prunes, rounded if the recipe quantizes, and really compressed.
 """
 
 from __future__ import annotations
@@ -21,16 +19,26 @@ from torch.ao.quantization import FakeQuantizeBase
 
 from yolact.errors import RecipeError
 from yolact.model.quantized import parameter_count
-from yolact.sparsify.check.curves import Curves, solid, weightless
+from yolact.sparsify.check.curves import Curves, meta_copy, with_values
 from yolact.sparsify.check.timetable import ModifierRow
-from yolact.sparsify.document import dump
+from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.report.sparsity import convolutions
 from yolact.sparsify.sparseml import get_mask_creator_default
 from yolact.sparsify.structure import apply_structure
+from yolact.sparsify.targets import Mask, targets_by_parameter
+
+_SAMPLE = 1 << 14
+"""Weights that are compressed of each layer; the rest is taken to be like them."""
+
+_GZIP_LEVEL = 6
+"""The level at which exports report their compressed size."""
+
+_ROWS = 8
+"""Samples hold whole blocks of this many output channels."""
 
 
 @dataclass(frozen=True)
-class LayerPrediction:
+class LayerForecast:
     """One convolution at the end of the run."""
 
     name: str
@@ -75,41 +83,45 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Forecast:
     """A network before a run and after it."""
 
     image_size: int
     before: Totals
     after: Totals
-    layers: tuple[LayerPrediction, ...]
+    layers: tuple[LayerForecast, ...]
     """After it, in the model's order."""
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What one look at a network tells of a convolution."""
+class WeightPlan:
+    """What becomes of one weight until it is in a file."""
 
     shape: tuple[int, ...]
-    macs: int
-    int8: bool
-
-
-@dataclass(frozen=True)
-class _Fate:
-    """What pruning makes of a weight."""
-
+    """[O, I, h, w]"""
     sparsity: float
-    mask: Any = "unstructured"
-    group: int | None = None
+    """Fraction of zeros, 0..1."""
+    mask: Mask = "unstructured"
+    """The recipe's ``mask_type``."""
+    int8: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes in a file that is not compressed: zeros take as many as other numbers."""
+        return self.count * (1 if self.int8 else 4)
 
 
-def predict(
+def forecast(
     rows: Sequence[ModifierRow], curves: Curves, model: nn.Module, image_size: int
-) -> Prediction:
+) -> Forecast:
     """Say what the network will be when the run ends.
 
-    Zeros of today last in the layers that a modifier keeps them in. How the compressed size is
-    estimated: :mod:`yolact.sparsify.check.forecast`.
+    Zeros of today last in the layers that a modifier keeps them in.
 
     Args:
         rows: Modifiers that fit the model.
@@ -124,63 +136,23 @@ def predict(
     weights = {name: conv.weight for name, conv in convolutions(model).items()}
     today = {name: _Fate(_zeros(weight)) for name, weight in weights.items()}
     then = _fates(rows, curves, today)
-    twin, int8 = weightless(model), _quantized_names(model, rows)
+    meta, int8 = meta_copy(model), _quantized_names(model, rows)
     thinning = [row for row in rows if row.kind == "thinning"]
-    thinned = _restructured(model, thinning) if thinning else weightless(model)
+    thinned = _restructured(model, thinning) if thinning else meta_copy(model)
     before = [
         _layer(name, look, today[name], weights[name])
-        for name, look in _look(twin, image_size).items()
+        for name, look in _look(meta, image_size).items()
     ]
     after = [
         _layer(name, replace(look, int8=name in int8), then[name], weights[name])
         for name, look in _look(thinned, image_size).items()
     ]
-    return Prediction(
+    return Forecast(
         image_size=image_size,
-        before=_totals(before, twin),
+        before=_totals(before, meta),
         after=_totals(after, thinned),
         layers=tuple(after),
     )
-
-
-def _fates(
-    rows: Sequence[ModifierRow], curves: Curves, today: dict[str, _Fate]
-) -> dict[str, _Fate]:
-    """What becomes of each weight; of several modifiers, the one that ends last decides."""
-    by_number = {row.number: row for row in rows}
-    held = {name for row in rows if row.kind == "constant" for name in row.parameters}
-    fates = {name: fate if name in held else _Fate(0.0) for name, fate in today.items()}
-    for curve in sorted(curves.groups, key=lambda curve: by_number[curve.number].end or 0.0):
-        mask = by_number[curve.number].fields.get("mask_type", "unstructured")
-        for name in curve.names if curve.what == "zeros" else ():
-            fates[name] = _Fate(curve.final, mask, curve.number)
-    return fates
-
-
-def _zeros(weight: Tensor) -> float:
-    if weight.is_meta:
-        return 0.0
-    return 1.0 - int(weight.count_nonzero()) / max(1, weight.numel())
-
-
-def _restructured(model: nn.Module, rows: Sequence[ModifierRow]) -> nn.Module:
-    """A copy of ``model`` without weights, after the modifiers that change its layers."""
-    text = dump({"modifiers": [row.entry for row in rows]})
-    twin = weightless(model)
-    try:
-        apply_structure(twin, text)
-    except RecipeError:  # some modifiers choose by the values of weights
-        copy = solid(model)
-        apply_structure(copy, text)
-        return weightless(copy)
-    return twin
-
-
-def _quantized_names(model: nn.Module, rows: Sequence[ModifierRow]) -> set[str]:
-    """The convolutions whose weights the run leaves in 8 bits."""
-    quantization = [row for row in rows if row.kind == "quantization"]
-    twin = _restructured(model, quantization) if quantization else model
-    return {name for name, conv in convolutions(twin).items() if hasattr(conv, "weight_fake_quant")}
 
 
 def count_macs(model: nn.Module, image_size: int) -> int:
@@ -190,95 +162,7 @@ def count_macs(model: nn.Module, image_size: int) -> int:
         model: Quantized or not; it is not changed, and nothing is computed.
         image_size: Side of the image in pixels.
     """
-    return sum(look.macs for look in _look(weightless(model), image_size).values())
-
-
-def _look(twin: nn.Module, image_size: int) -> dict[str, _Look]:
-    """Every convolution of a network without weights; its fake quantizers are lost."""
-    found = convolutions(twin)
-    names = {conv: name for name, conv in found.items()}
-    quantized = {name for name, conv in found.items() if hasattr(conv, "weight_fake_quant")}
-    macs = dict.fromkeys(found, 0)
-
-    def count(conv: nn.Module, _: Any, output: Tensor) -> None:
-        assert isinstance(conv, nn.Conv2d)
-        macs[names[conv]] += math.prod(output.shape[2:]) * conv.weight.numel()
-
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, FakeQuantizeBase):
-                setattr(module, name, nn.Identity())  # it computes with values
-    hooks = [conv.register_forward_hook(count) for conv in found.values()]
-    twin.eval()
-    with torch.no_grad():
-        twin(torch.empty(1, 3, image_size, image_size, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    return {
-        name: _Look(tuple(conv.weight.shape), macs[name], name in quantized)
-        for name, conv in found.items()
-    }
-
-
-def _layer(name: str, look: _Look, fate: _Fate, weight: Tensor) -> LayerPrediction:
-    plan = WeightPlan(look.shape, fate.sparsity, fate.mask, look.int8)
-    bias = 4 * look.shape[0]  # batch norms are folded into one number for each channel
-    packed = compressed_bytes(plan, None if weight.is_meta else weight)
-    return LayerPrediction(
-        name=name,
-        shape=look.shape,
-        sparsity=fate.sparsity,
-        int8=look.int8,
-        macs=look.macs,
-        group=fate.group,
-        size=plan.size + bias,
-        compressed=packed + bias,
-    )
-
-
-def _totals(layers: Sequence[LayerPrediction], network: nn.Module) -> Totals:
-    weights = sum(layer.weights for layer in layers)
-    exported = [layer for layer in layers if layer.macs]
-    return Totals(
-        parameters=parameter_count(network),
-        macs=sum(layer.macs for layer in layers),
-        nonzero_macs=sum(layer.macs * (1 - layer.sparsity) for layer in layers),
-        sparsity=sum(layer.weights * layer.sparsity for layer in layers) / max(1, weights),
-        int8=any(layer.int8 for layer in layers),
-        size=sum(layer.size for layer in exported),
-        compressed=sum(layer.compressed for layer in exported),
-    )
-
-
-_SAMPLE = 1 << 14
-"""Weights that are compressed of each layer; the rest is taken to be like them."""
-_GZIP_LEVEL = 6
-"""The level at which exports report their compressed size."""
-_ROWS = 8
-"""Samples hold whole blocks of this many output channels."""
-
-
-@dataclass(frozen=True)
-class WeightPlan:
-    """What becomes of one weight until it is in a file."""
-
-    shape: tuple[int, ...]
-    """[O, I, h, w]"""
-    sparsity: float
-    """Fraction of zeros, 0..1."""
-    mask: Any = "unstructured"
-    """The recipe's ``mask_type``."""
-    int8: bool = False
-
-    @property
-    def count(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Bytes in a file that is not compressed: zeros take as many as other numbers."""
-        return self.count * (1 if self.int8 else 4)
+    return sum(look.macs for look in _look(meta_copy(model), image_size).values())
 
 
 def compressed_bytes(plan: WeightPlan, weight: Tensor | None) -> float:
@@ -300,6 +184,123 @@ def compressed_bytes(plan: WeightPlan, weight: Tensor | None) -> float:
     return packed * plan.count / sample.numel()
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What one look at a network tells of a convolution."""
+
+    shape: tuple[int, ...]
+    macs: int
+    int8: bool
+
+
+@dataclass(frozen=True)
+class _Fate:
+    """What pruning makes of a weight."""
+
+    sparsity: float
+    mask: Mask = "unstructured"
+    group: int | None = None
+
+
+def _fates(
+    rows: Sequence[ModifierRow], curves: Curves, today: dict[str, _Fate]
+) -> dict[str, _Fate]:
+    """What becomes of each weight; of several modifiers, the one that ends last decides."""
+    by_number = {row.number: row for row in rows}
+    held = {name for row in rows if row.kind == "constant" for name in row.parameters}
+    fates = {name: fate if name in held else _Fate(0.0) for name, fate in today.items()}
+    for curve in sorted(curves.groups, key=lambda curve: by_number[curve.number].end or 0.0):
+        targets = targets_by_parameter(curve.names, [by_number[curve.number].entry], math.inf)
+        for name, target in targets.items():
+            fates[name] = _Fate(curve.final, target.mask, curve.number)
+    return fates
+
+
+def _zeros(weight: Tensor) -> float:
+    if weight.is_meta:
+        return 0.0
+    return 1.0 - int(weight.count_nonzero()) / max(1, weight.numel())
+
+
+def _restructured(model: nn.Module, rows: Sequence[ModifierRow]) -> nn.Module:
+    """A copy of ``model`` without weights, after the modifiers that change its layers."""
+    recipe = Recipe({"modifiers": [row.entry for row in rows]}, "the recipe")
+    meta = meta_copy(model)
+    try:
+        apply_structure(meta, recipe)
+    except RecipeError:  # some modifiers choose by the values of weights
+        copy = with_values(model)
+        apply_structure(copy, recipe)
+        return meta_copy(copy)
+    return meta
+
+
+def _quantized_names(model: nn.Module, rows: Sequence[ModifierRow]) -> set[str]:
+    """The convolutions whose weights the run leaves in 8 bits."""
+    quantization = [row for row in rows if row.kind == "quantization"]
+    after = _restructured(model, quantization) if quantization else model
+    return {
+        name for name, conv in convolutions(after).items() if hasattr(conv, "weight_fake_quant")
+    }
+
+
+def _look(meta: nn.Module, image_size: int) -> dict[str, _Look]:
+    """Every convolution of a network without weights; its fake quantizers are lost."""
+    found = convolutions(meta)
+    names = {conv: name for name, conv in found.items()}
+    quantized = {name for name, conv in found.items() if hasattr(conv, "weight_fake_quant")}
+    macs = dict.fromkeys(found, 0)
+
+    def count(conv: nn.Module, _: Any, output: Tensor) -> None:
+        assert isinstance(conv, nn.Conv2d)
+        macs[names[conv]] += math.prod(output.shape[2:]) * conv.weight.numel()
+
+    for module in list(meta.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, FakeQuantizeBase):
+                setattr(module, name, nn.Identity())  # it computes with values
+    hooks = [conv.register_forward_hook(count) for conv in found.values()]
+    meta.eval()
+    with torch.no_grad():
+        meta(torch.empty(1, 3, image_size, image_size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return {
+        name: _Look(tuple(conv.weight.shape), macs[name], name in quantized)
+        for name, conv in found.items()
+    }
+
+
+def _layer(name: str, look: _Look, fate: _Fate, weight: Tensor) -> LayerForecast:
+    plan = WeightPlan(look.shape, fate.sparsity, fate.mask, look.int8)
+    bias = 4 * look.shape[0]  # batch norms are folded into one number for each channel
+    packed = compressed_bytes(plan, None if weight.is_meta else weight)
+    return LayerForecast(
+        name=name,
+        shape=look.shape,
+        sparsity=fate.sparsity,
+        int8=look.int8,
+        macs=look.macs,
+        group=fate.group,
+        size=plan.size + bias,
+        compressed=packed + bias,
+    )
+
+
+def _totals(layers: Sequence[LayerForecast], network: nn.Module) -> Totals:
+    weights = sum(layer.weights for layer in layers)
+    exported = [layer for layer in layers if layer.macs]
+    return Totals(
+        parameters=parameter_count(network),
+        macs=sum(layer.macs for layer in layers),
+        nonzero_macs=sum(layer.macs * (1 - layer.sparsity) for layer in layers),
+        sparsity=sum(layer.weights * layer.sparsity for layer in layers) / max(1, weights),
+        int8=any(layer.int8 for layer in layers),
+        size=sum(layer.size for layer in exported),
+        compressed=sum(layer.compressed for layer in exported),
+    )
+
+
 def _sample(plan: WeightPlan, weight: Tensor | None) -> Tensor:
     """The first output channels of the weight, or numbers in its place."""
     per_channel = max(1, plan.count // plan.shape[0])
@@ -312,7 +313,8 @@ def _sample(plan: WeightPlan, weight: Tensor | None) -> Tensor:
 
 def _mask(plan: WeightPlan, sample: Tensor) -> Tensor:
     try:
-        creator = get_mask_creator_default(plan.mask)
+        mask_type = list(plan.mask) if isinstance(plan.mask, tuple) else plan.mask
+        creator = get_mask_creator_default(mask_type)
         (mask,) = creator.create_sparsity_masks([sample.abs()], [plan.sparsity])
     except (ValueError, RuntimeError, TypeError, AttributeError):  # filters, or other patterns
         creator = get_mask_creator_default("unstructured")

@@ -1,8 +1,7 @@
-"""Does a recipe fit a model? Checked before training, with every misfit named at once.
+"""Does a recipe fit a model? Names that match nothing, masks and layers that cannot be.
 
-Do the layers that a quantization modifier names exist? sparseml asks when its epoch has come.
-
-What is wrong with a recipe, as records: collected, printed, or raised as one error.
+What is wrong is collected as records of :class:`Problem`, of which all checks are made, and
+printed, or raised as one error.
 """
 
 from __future__ import annotations
@@ -17,233 +16,19 @@ from torch import nn
 
 from yolact.errors import RecipeError
 from yolact.model.quantized import is_quantized
-from yolact.sparsify.catalog import nm_of
-from yolact.sparsify.document import Entry, entries, matches, parse
-from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.catalog import facts_of
+from yolact.sparsify.document import Entry, matches
+from yolact.sparsify.sparseml import OBSPruningModifier, TrainableParamsModifier
 from yolact.sparsify.structure import recipe_names
+from yolact.sparsify.targets import nm_of
 
 PRUNABLE = "__ALL_PRUNABLE__"
 
-
-@dataclass(frozen=True)
-class Parameters:
-    """What of a model recipes can name."""
-
-    shapes: dict[str, tuple[int, ...]]
-    """Of every parameter, by the name that recipes have for it."""
-    prunable: frozenset[str]
-    """The weights of convolutions and fully connected layers."""
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Parameters:
-        """Those of ``model``, quantized or not."""
-        names = recipe_names(model)
-        layers = [
-            f"{name}.weight"
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Conv2d | nn.Linear)
-        ]
-        return cls(
-            shapes={names[name]: tuple(p.shape) for name, p in model.named_parameters()},
-            prunable=frozenset(names[name] for name in layers if name in names),
-        )
-
-    def matching(self, pattern: str) -> list[str]:
-        """The parameters that a name, ``re:`` expression or token stands for.
-
-        Raises:
-            re.error: It is no regular expression.
-        """
-        if pattern == PRUNABLE:
-            return [name for name in self.shapes if name in self.prunable]
-        return [name for name in self.shapes if matches(pattern, name)]
-
-
-def check_against(recipe: Recipe, model: nn.Module) -> None:
-    """Check that a recipe's parameter names and mask shapes fit ``model``.
-
-    Raises:
-        RecipeError: A name or regular expression matches no parameter, a block of the mask does
-            not divide a parameter it is for, or a layer to quantize does not exist. The message
-            names all of them.
-    """
-    parameters = Parameters.of(model)
-    items = list(enumerate(entries(parse(recipe.text, recipe.label)), 1))
-    problems = [p for number, entry in items for p in misfits(entry, number, parameters)]
-    problems += [p for number, entry in items for p in layer_problems(entry, number, model)]
-    raise_errors(problems, recipe.label)
-
-
-def patterns_of(entry: Entry) -> list[Any]:
-    """What a modifier has to say which parameters it is for; not all are text if it is wrong."""
-    params = entry.fields.get("params") or []
-    found = [params] if isinstance(params, str) else list(params)
-    final = entry.fields.get("final_sparsity")
-    if isinstance(final, dict):
-        found += [name for names in final.values() for name in names]
-    return found
-
-
-def matched(entry: Entry, parameters: Parameters) -> tuple[str, ...]:
-    """The parameters a modifier is for, in the model's order; expressions that are none skipped."""
-    found: set[str] = set()
-    for pattern in patterns_of(entry):
-        try:
-            found.update(parameters.matching(pattern))
-        except (re.error, AttributeError):
-            continue
-    return tuple(name for name in parameters.shapes if name in found)
-
-
-def misfits(entry: Entry, number: int, parameters: Parameters) -> Iterator[Problem]:
-    """Names that match nothing and blocks that do not divide, of one modifier.
-
-    Args:
-        entry: The modifier, its variables resolved.
-        number: Its place in the recipe, from 1.
-        parameters: Of the model.
-    """
-    found = (*_absent(entry, parameters), *_uneven(entry, parameters), *_frozen(entry, parameters))
-    for sentence, hint in found:
-        yield Problem("error", sentence, hint, entry.name, number)
-
-
-def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
-    patterns = patterns_of(entry)
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        yield (
-            f"{patterns} are not all names of parameters",
-            "give names such as proto_net.0.weight, or re: and a regular expression",
-        )
-        return
-    for pattern in patterns:
-        try:
-            absent = not parameters.matching(pattern)
-        except re.error as error:
-            yield (
-                f"{error.pattern!r} is not a regular expression: {error}",
-                "text after re: is a Python regular expression",
-            )
-            continue
-        if absent and entry.fields.get("params_strict") is not False:
-            plain = re.sub(r"[^\w.]", "", pattern.removeprefix("re:"))
-            near = get_close_matches(plain, parameters.shapes, n=1, cutoff=0.5)
-            yield (
-                f"no parameter of the model matches {pattern!r}",
-                f"did you mean {near[0]!r}?" if near else "use the recipe made for this --config",
-            )
-
-
-def _larger_kernels(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
-    # Blocks are of input channels, but sparseml's update takes neighbours in memory for them.
-    for name in matched(entry, parameters):
-        shape = parameters.shapes[name]
-        if any(side > 1 for side in shape[2:]):
-            yield (
-                f"block4 of OBS needs kernels of 1 x 1, unlike those of {name} {list(shape)}",
-                "use mask_type: unstructured, or GMPruningModifier",
-            )
-
-
-def _frozen(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
-    if entry.name != "TrainableParamsModifier" or entry.fields.get("trainable"):
-        return
-    if len(matched(entry, parameters)) == len(parameters.shapes):
-        yield "freezes every parameter: nothing is left to train", "name some of them in params"
-
-
-def _uneven(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
-    block = entry.fields.get("mask_type")
-    if (entry.name, block) == ("OBSPruningModifier", "block4"):
-        yield from _larger_kernels(entry, parameters)
-    if ratio := nm_of(block):
-        block = [1, ratio[1]]  # groups lie along the input channels
-    if not isinstance(block, list):
-        return
-    if len(block) != 2 or not all(isinstance(side, int) and side != 0 for side in block):
-        yield (
-            f"mask_type {block} is not a block shape",
-            "give two whole numbers, output and input channels, such as [1, 4]",
-        )
-        return
-    for name in matched(entry, parameters):
-        shape = parameters.shapes[name]
-        sides = list(zip(shape, block, strict=False))
-        if len(shape) < 2 or any(side > 0 and size % side for size, side in sides):
-            yield (
-                f"blocks of {block} do not divide {name} {list(shape)}",
-                "leave that parameter out, or use mask_type: unstructured for it",
-            )
-
-
 _FUSED = ("ConvBn2d", "ConvBnReLU2d", "ConvReLU2d")
 """Classes that layers have by the time they are quantized."""
+
 _FUSE = (None, "none", "None", "conv_bn_relus", "no_fuse")
 """Values of ``model_fuse_fn_name``; any other would be a method of the network, which has none."""
-
-
-def layer_problems(entry: Entry, number: int, model: nn.Module) -> Iterator[Problem]:
-    """What a quantization modifier says of layers and cannot mean.
-
-    Args:
-        entry: Any modifier, its variables resolved.
-        number: Its place in the recipe, from 1.
-        model: What the run begins with. Of a quantized one nothing is asked: its quantizers stay.
-    """
-    if entry.name != "QuantizationModifier":
-        return
-    for sentence, hint in _errors(entry, model):
-        yield Problem("error", sentence, hint, entry.name, number)
-    if entry.fields.get("num_calibration_steps"):
-        yield Problem(
-            "warning",
-            "num_calibration_steps has no effect on training: "
-            "the training images set the ranges of quantizers",
-            "quantize without training by export_onnx --one-shot",
-            entry.name,
-            number,
-        )
-
-
-def _errors(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
-    fuse = entry.fields.get("model_fuse_fn_name")
-    if fuse not in _FUSE:
-        yield (
-            f"model_fuse_fn_name {fuse!r} is no way to fuse this network",
-            "give conv_bn_relus (the default) or no_fuse",
-        )
-    if is_quantized(model):
-        return
-    modules = {name: type(module).__name__ for name, module in model.named_modules() if name}
-    kinds = {*modules.values(), *_FUSED}
-    if entry.fields.get("strict", True):
-        for field in ("ignore", "scheme_overrides"):
-            for text in _names(entry.fields.get(field)):
-                begins = isinstance(text, str) and any(n.startswith(text) for n in modules)
-                if not begins and text not in kinds:
-                    yield _unmatched(field, text, [*modules, *kinds])
-    for text in _names(entry.fields.get("submodules")):
-        if text not in modules:
-            yield _unmatched("submodules", text, list(modules))
-    for text in _names(entry.fields.get("exclude_module_types")):
-        if text not in kinds:
-            yield _unmatched("exclude_module_types", text, sorted(kinds))
-
-
-def _names(value: Any) -> list[Any]:
-    """The names in a list, in the keys of a mapping, or the one that is given."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | dict) else [value]
-
-
-def _unmatched(field: str, text: Any, known: list[str]) -> tuple[str, str]:
-    near = get_close_matches(str(text), known, n=1, cutoff=0.5)
-    return (
-        f"{field} names {text!r}, and the network has no such layer",
-        f"did you mean {near[0]!r}?" if near else "give the name or the class of a layer",
-    )
-
 
 Severity = Literal["error", "warning"]
 
@@ -301,4 +86,203 @@ def raise_errors(problems: Iterable[Problem], label: str) -> None:
     raise RecipeError(
         f"{label} has {len(errors)} problems: {'; '.join(map(str, errors))}",
         hint="; ".join(hints),
+    )
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What of a model recipes can name."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Of every parameter, by the name that recipes have for it."""
+    prunable: frozenset[str]
+    """The weights of convolutions and fully connected layers."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Parameters:
+        """Those of ``model``, quantized or not."""
+        names = recipe_names(model)
+        layers = [
+            f"{name}.weight"
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
+        ]
+        return cls(
+            shapes={names[name]: tuple(p.shape) for name, p in model.named_parameters()},
+            prunable=frozenset(names[name] for name in layers if name in names),
+        )
+
+    def matching(self, pattern: str) -> list[str]:
+        """The parameters that a name, ``re:`` expression or token stands for.
+
+        Raises:
+            re.error: It is no regular expression.
+        """
+        if pattern == PRUNABLE:
+            return [name for name in self.shapes if name in self.prunable]
+        return [name for name in self.shapes if matches(pattern, name)]
+
+
+def patterns_of(entry: Entry) -> list[Any]:
+    """What a modifier has to say which parameters it is for; not all are text if it is wrong."""
+    params = entry.fields.get("params") or []
+    found = [params] if isinstance(params, str) else list(params)
+    final = entry.fields.get("final_sparsity")
+    if isinstance(final, dict):
+        found += [name for names in final.values() for name in names]
+    return found
+
+
+def matched(entry: Entry, parameters: Parameters) -> tuple[str, ...]:
+    """The parameters a modifier is for, in the model's order; expressions that are none skipped."""
+    found: set[str] = set()
+    for pattern in patterns_of(entry):
+        try:
+            found.update(parameters.matching(pattern))
+        except (re.error, AttributeError):
+            continue
+    return tuple(name for name in parameters.shapes if name in found)
+
+
+def misfits(entry: Entry, number: int, parameters: Parameters) -> Iterator[Problem]:
+    """Names that match nothing and blocks that do not divide, of one modifier.
+
+    Args:
+        entry: The modifier, its variables resolved.
+        number: Its place in the recipe, from 1.
+        parameters: Of the model.
+    """
+    found = (*_absent(entry, parameters), *_uneven(entry, parameters), *_frozen(entry, parameters))
+    for sentence, hint in found:
+        yield Problem("error", sentence, hint, entry.name, number)
+
+
+def layer_problems(entry: Entry, number: int, model: nn.Module) -> Iterator[Problem]:
+    """What a quantization modifier says of layers and cannot mean.
+
+    Args:
+        entry: Any modifier, its variables resolved.
+        number: Its place in the recipe, from 1.
+        model: What the run begins with. Of a quantized one nothing is asked: its quantizers stay.
+    """
+    if facts_of(entry.name).kind != "quantization":
+        return
+    for sentence, hint in _errors(entry, model):
+        yield Problem("error", sentence, hint, entry.name, number)
+    if entry.fields.get("num_calibration_steps"):
+        yield Problem(
+            "warning",
+            "num_calibration_steps has no effect on training: "
+            "the training images set the ranges of quantizers",
+            "quantize without training by export_onnx --one-shot",
+            entry.name,
+            number,
+        )
+
+
+def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
+    patterns = patterns_of(entry)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        yield (
+            f"{patterns} are not all names of parameters",
+            "give names such as proto_net.0.weight, or re: and a regular expression",
+        )
+        return
+    for pattern in patterns:
+        try:
+            absent = not parameters.matching(pattern)
+        except re.error as error:
+            yield (
+                f"{error.pattern!r} is not a regular expression: {error}",
+                "text after re: is a Python regular expression",
+            )
+            continue
+        if absent and entry.fields.get("params_strict") is not False:
+            plain = re.sub(r"[^\w.]", "", pattern.removeprefix("re:"))
+            near = get_close_matches(plain, parameters.shapes, n=1, cutoff=0.5)
+            yield (
+                f"no parameter of the model matches {pattern!r}",
+                f"did you mean {near[0]!r}?" if near else "use the recipe made for this --config",
+            )
+
+
+def _larger_kernels(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
+    # Blocks are of input channels, but sparseml's update takes neighbours in memory for them.
+    for name in matched(entry, parameters):
+        shape = parameters.shapes[name]
+        if any(side > 1 for side in shape[2:]):
+            yield (
+                f"block4 of OBS needs kernels of 1 x 1, unlike those of {name} {list(shape)}",
+                "use mask_type: unstructured, or GMPruningModifier",
+            )
+
+
+def _frozen(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
+    if entry.name != TrainableParamsModifier.__name__ or entry.fields.get("trainable"):
+        return
+    if len(matched(entry, parameters)) == len(parameters.shapes):
+        yield "freezes every parameter: nothing is left to train", "name some of them in params"
+
+
+def _uneven(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
+    block = entry.fields.get("mask_type")
+    if (entry.name, block) == (OBSPruningModifier.__name__, "block4"):
+        yield from _larger_kernels(entry, parameters)
+    if ratio := nm_of(block):
+        block = [1, ratio[1]]  # groups lie along the input channels
+    if not isinstance(block, list):
+        return
+    if len(block) != 2 or not all(isinstance(side, int) and side != 0 for side in block):
+        yield (
+            f"mask_type {block} is not a block shape",
+            "give two whole numbers, output and input channels, such as [1, 4]",
+        )
+        return
+    for name in matched(entry, parameters):
+        shape = parameters.shapes[name]
+        sides = list(zip(shape, block, strict=False))
+        if len(shape) < 2 or any(side > 0 and size % side for size, side in sides):
+            yield (
+                f"blocks of {block} do not divide {name} {list(shape)}",
+                "leave that parameter out, or use mask_type: unstructured for it",
+            )
+
+
+def _errors(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
+    fuse = entry.fields.get("model_fuse_fn_name")
+    if fuse not in _FUSE:
+        yield (
+            f"model_fuse_fn_name {fuse!r} is no way to fuse this network",
+            "give conv_bn_relus (the default) or no_fuse",
+        )
+    if is_quantized(model):
+        return
+    modules = {name: type(module).__name__ for name, module in model.named_modules() if name}
+    kinds = {*modules.values(), *_FUSED}
+    if entry.fields.get("strict", True):
+        for field in ("ignore", "scheme_overrides"):
+            for text in _names(entry.fields.get(field)):
+                begins = isinstance(text, str) and any(n.startswith(text) for n in modules)
+                if not begins and text not in kinds:
+                    yield _unmatched(field, text, [*modules, *kinds])
+    for text in _names(entry.fields.get("submodules")):
+        if text not in modules:
+            yield _unmatched("submodules", text, list(modules))
+    for text in _names(entry.fields.get("exclude_module_types")):
+        if text not in kinds:
+            yield _unmatched("exclude_module_types", text, sorted(kinds))
+
+
+def _names(value: Any) -> list[Any]:
+    """The names in a list, in the keys of a mapping, or the one that is given."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | dict) else [value]
+
+
+def _unmatched(field: str, text: Any, known: list[str]) -> tuple[str, str]:
+    near = get_close_matches(str(text), known, n=1, cutoff=0.5)
+    return (
+        f"{field} names {text!r}, and the network has no such layer",
+        f"did you mean {near[0]!r}?" if near else "give the name or the class of a layer",
     )

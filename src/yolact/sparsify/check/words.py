@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from yolact.sparsify.check.examine import Outlook, RecipeReport
-from yolact.sparsify.check.forecast import Prediction, Totals
+from yolact.sparsify.check.forecast import Forecast, Totals
 from yolact.sparsify.check.parameters import Problem
 from yolact.sparsify.check.plot import group_label
 from yolact.sparsify.check.timetable import ModifierRow
@@ -38,7 +38,7 @@ def describe_check(
     if outlook is not None:
         if any(problem.number for problem in report.errors):
             parts.append("without the modifiers that have errors:")
-        parts += [_groups(outlook), _prediction(outlook.prediction)]
+        parts += [_groups(outlook), _forecast(outlook.forecast)]
     found = [line for problem in report.problems for line in problem_lines(problem)]
     parts.append("\n".join(found) or "no problems found")
     return "\n\n".join(part for part in parts if part)
@@ -66,7 +66,7 @@ def check_json(
     | ``modifiers`` | number, name, kind, begin, end, frequency, fields, parameters |
     | ``unpruned`` | names of weights |
     | ``schedule`` | epochs, lr, lr_by_recipe, weight_decay, groups, phases; or null |
-    | ``prediction`` | image_size, before, after, layers, quantized; or null |
+    | ``prediction`` | image_size, before, after, layers; or null |
     """
     return {
         "schema": _SCHEMA,
@@ -78,7 +78,7 @@ def check_json(
         "modifiers": [asdict(row) for row in report.rows],
         "unpruned": list(report.unpruned),
         "schedule": None if outlook is None else asdict(outlook.curves),
-        "prediction": None if outlook is None else asdict(outlook.prediction),
+        "prediction": None if outlook is None else asdict(outlook.forecast),
     }
 
 
@@ -146,7 +146,7 @@ def _unpruned(report: RecipeReport, verbose: bool) -> str:
 
 
 def _groups(outlook: Outlook) -> str:
-    weights = {layer.name: layer.weights for layer in outlook.prediction.layers}
+    weights = {layer.name: layer.weights for layer in outlook.forecast.layers}
     cells = [
         [
             str(group.number),
@@ -162,7 +162,7 @@ def _groups(outlook: Outlook) -> str:
     return columns([header, *cells], "><>>><") if cells else ""
 
 
-def _prediction(prediction: Prediction) -> str:
+def _forecast(forecast: Forecast) -> str:
     labels = [
         "zeros in convolutions",
         "parameters",
@@ -172,8 +172,8 @@ def _prediction(prediction: Prediction) -> str:
         "file",
         "file, gzip (estimate)",
     ]
-    totals = [_totals(totals) for totals in (prediction.before, prediction.after)]
-    header = [f"at {prediction.image_size} px", "before", "after"]
+    totals = [_totals(totals) for totals in (forecast.before, forecast.after)]
+    header = [f"at {forecast.image_size} px", "before", "after"]
     return columns([header, *zip(labels, *totals, strict=True)], "<>>")
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.ao.quantization import FakeQuantize, QuantWrapper
 
-from yolact.sparsify.document import parse
-from yolact.sparsify.modifiers import build_manager
+from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.report.sparsity import convolutions
 from yolact.sparsify.structure import FUSED
 
@@ -81,7 +80,7 @@ def input_quantizers(model: nn.Module) -> dict[nn.Module, Quantizer]:
 
 
 def wanted_quantization(
-    model: nn.Module, recipe_text: str, epoch: float
+    model: nn.Module, recipe: Recipe, epoch: float
 ) -> dict[str, WantedQuantization]:
     """What the recipe's first quantization due by ``epoch`` says of each convolution.
 
@@ -89,14 +88,13 @@ def wanted_quantization(
 
     Args:
         model: Quantized or not.
-        recipe_text: A resolved recipe, possibly with stages.
+        recipe: Possibly with stages.
         epoch: Epochs done, counted as the recipe counts them.
 
     Returns:
         By the name that recipes have for the convolution's weight.
     """
-    manager = build_manager(parse(recipe_text, "the recipe"), "the recipe")
-    due = [m for m in manager.quantization_modifiers if m.start_epoch <= epoch]
+    due = [m for m in recipe.manager().quantization_modifiers if m.start_epoch <= epoch]
     if not due:
         return {}
     modifier = min(due, key=lambda m: m.start_epoch)

@@ -1,4 +1,4 @@
-"""The proof after a run: what became of every convolution, and whether the recipe was followed.
+"""The report after a run: what became of every convolution, and whether the recipe was followed.
 
 ``<checkpoint stem>.report.json`` beside a checkpoint holds one object:
 
@@ -35,6 +35,7 @@ from torch import nn
 
 from yolact.files import write_text
 from yolact.model.quantized import parameter_count
+from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.report.quantization import (
     Quantizer,
     WantedQuantization,
@@ -45,15 +46,13 @@ from yolact.sparsify.report.quantization import (
 )
 from yolact.sparsify.report.sparsity import (
     LayerSparsity,
-    Mask,
     SparsityTarget,
-    Wish,
     broken_groups,
     convolutions,
     granule,
     shared_targets,
-    wishes_by_layer,
 )
+from yolact.sparsify.targets import Mask, PruningTarget, targets_by_parameter
 
 SCHEMA = 1
 
@@ -136,7 +135,7 @@ class ModelReport:
 
 def report(
     model: nn.Module,
-    recipe_text: str | None,
+    recipe: Recipe | None,
     *,
     epoch: float = math.inf,
     macs: int | None = None,
@@ -149,8 +148,7 @@ def report(
 
     Args:
         model: With its weights, quantized or not; it is not changed.
-        recipe_text: Every recipe applied to it, composed, as checkpoints store them; None
-            promises nothing.
+        recipe: Every recipe applied to it, composed; None promises nothing.
         epoch: Epochs done, counted as the composed recipe counts them; what is due later is not
             promised yet.
         macs: Multiply-accumulates for one image, if known.
@@ -159,8 +157,8 @@ def report(
         RecipeError: The recipe is malformed.
     """
     convs = convolutions(model)
-    sparsities = wishes_by_layer(list(convs), recipe_text, epoch) if recipe_text else {}
-    quantization = wanted_quantization(model, recipe_text, epoch) if recipe_text else {}
+    sparsities = targets_by_parameter(list(convs), recipe.entries, epoch) if recipe else {}
+    quantization = wanted_quantization(model, recipe, epoch) if recipe else {}
     inputs, norms = input_quantizers(model), _batch_norms(model)
     return ModelReport(
         layers=tuple(
@@ -174,7 +172,7 @@ def report(
             )
             for name, conv in convs.items()
         ),
-        together=tuple(shared_targets(model, recipe_text, epoch=epoch) if recipe_text else ()),
+        together=tuple(shared_targets(model, recipe, epoch=epoch) if recipe else ()),
         parameters=parameter_count(model),
         macs=macs,
     )
@@ -232,17 +230,17 @@ def _layer(
     conv: nn.Conv2d,
     batch_norm: str | None,
     inputs: Quantizer | None,
-    wish: Wish | None,
+    target: PruningTarget | None,
     wanted: WantedQuantization | None,
 ) -> LayerReport:
     weight = conv.weight.detach()
     zeros = weight.numel() - int(weight.count_nonzero())
-    broken = broken_groups(weight, wish.mask) if wish else None
+    broken = broken_groups(weight, target.mask) if target else None
     weights = weight_quantizer(conv)
     problems = [
         *([] if bool(weight.isfinite().all()) else [f"{name} has weights that are not finite"]),
-        *([] if wish is None else _sparsity_problems(name, conv, zeros, wish)),
-        *([f"{name} has {broken} broken groups of mask {_text(wish)}"] if wish and broken else []),
+        *([] if target is None else _sparsity_problems(name, conv, zeros, target)),
+        *([_broken(name, broken, target.mask)] if target and broken else []),
         *_quantization_problems(name, "weights", weights, wanted.weights if wanted else None),
         *_quantization_problems(name, "inputs", inputs, wanted.inputs if wanted else None),
     ]
@@ -250,8 +248,8 @@ def _layer(
         name=name,
         shape=tuple(weight.shape),
         zeros=zeros,
-        target=None if wish is None or wish.shared else wish.sparsity,
-        mask=None if wish is None else wish.mask,
+        target=None if target is None or target.shared else target.sparsity,
+        mask=None if target is None else target.mask,
         mask_intact=None if broken is None else not broken,
         batch_norm=batch_norm,
         weight_quantizer=weights,
@@ -260,12 +258,14 @@ def _layer(
     )
 
 
-def _sparsity_problems(name: str, conv: nn.Conv2d, zeros: int, wish: Wish) -> Iterator[str]:
-    if wish.shared:
+def _sparsity_problems(
+    name: str, conv: nn.Conv2d, zeros: int, target: PruningTarget
+) -> Iterator[str]:
+    if target.shared:
         return
     layer = LayerSparsity(name, conv.weight.numel(), zeros)
-    coarse = granule(wish, layer, conv.weight.shape)
-    missed = SparsityTarget(name, wish.sparsity, layer.sparsity, coarse).missed
+    coarse = granule(target.mask, layer, conv.weight.shape)
+    missed = SparsityTarget(name, target.sparsity, layer.sparsity, coarse).missed
     if missed:
         yield missed
 
@@ -291,8 +291,9 @@ def _scheme(quantizer: WantedQuantizer) -> str:
     return f"{quantizer.bits} bits, {symmetry} per {scope}"
 
 
-def _text(wish: Wish) -> str:
-    return str(list(wish.mask)) if isinstance(wish.mask, tuple) else wish.mask
+def _broken(name: str, groups: int, mask: Mask) -> str:
+    text = list(mask) if isinstance(mask, tuple) else mask
+    return f"{name} has {groups} broken groups of mask {text}"
 
 
 def _batch_norms(model: nn.Module) -> Mapping[nn.Module, str]:

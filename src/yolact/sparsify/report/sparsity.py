@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from yolact.sparsify.document import Entry, entries, matches, parse
+from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparseml import get_mask_creator_default
 from yolact.sparsify.structure import recipe_names
-
-Mask = str | tuple[int, ...]
-"""A recipe's ``mask_type``: a name, ``N:M``, or the shape of a block."""
+from yolact.sparsify.targets import Mask, PruningTarget, nm_of, targets_by_parameter
 
 TOLERANCE = 0.005
 """How far a layer may be from its target, as a fraction of its weights."""
@@ -53,25 +50,6 @@ class SparsityTarget:
         return f"{self.name} has sparsity {self.actual:.4f} instead of {self.wanted:.4f}{many}"
 
 
-@dataclass(frozen=True)
-class Wish:
-    """The sparsity that one pruning modifier ends with."""
-
-    end: float
-    """Epoch at which it is reached."""
-    patterns: tuple[str, ...]
-    """Names, ``re:`` expressions and tokens of parameters."""
-    sparsity: float
-    mask: Mask
-    """``unstructured``, a block such as [1, 4], ``N:M``, or ``block4``."""
-    shared: bool
-    """Of all its parameters together, not of each."""
-
-    def covers(self, name: str) -> bool:
-        """Whether the parameter ``name`` is one of those."""
-        return any(matches(pattern, name) for pattern in self.patterns)
-
-
 def layer_sparsity(model: nn.Module) -> list[LayerSparsity]:
     """Zeros of every convolution's weight, in the model's order, quantized or not."""
     return [
@@ -98,81 +76,73 @@ def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
 
 
 def sparsity_targets(
-    model: nn.Module, recipe_text: str, *, epoch: float = float("inf")
+    model: nn.Module, recipe: Recipe, *, epoch: float = float("inf")
 ) -> list[SparsityTarget]:
     """Every parameter with a final sparsity of its own in the recipe, with its actual one.
 
     Args:
         model: After or during training.
-        recipe_text: A resolved recipe, possibly with stages; of several targets for a parameter,
-            the last to be reached counts.
+        recipe: Possibly with stages; of several targets for a parameter, the last to be reached
+            counts.
         epoch: Targets due later are left out.
     """
     layers = {layer.name: layer for layer in layer_sparsity(model)}
     shapes = {name: conv.weight.shape for name, conv in convolutions(model).items()}
     return [
         SparsityTarget(
-            name, wish.sparsity, layers[name].sparsity, granule(wish, layers[name], shapes[name])
+            name,
+            target.sparsity,
+            layers[name].sparsity,
+            granule(target.mask, layers[name], shapes[name]),
         )
-        for name, wish in wishes_by_layer(list(layers), recipe_text, epoch).items()
-        if not wish.shared
+        for name, target in targets_by_parameter(list(layers), recipe.entries, epoch).items()
+        if not target.shared
     ]
 
 
 def shared_targets(
-    model: nn.Module, recipe_text: str, *, epoch: float = float("inf")
+    model: nn.Module, recipe: Recipe, *, epoch: float = float("inf")
 ) -> list[SparsityTarget]:
     """The same of modifiers whose sparsity is that of all their parameters together.
 
     Args:
         model: After or during training.
-        recipe_text: As for :func:`sparsity_targets`.
+        recipe: As for :func:`sparsity_targets`.
         epoch: As for :func:`sparsity_targets`.
     """
     layers = {layer.name: layer for layer in layer_sparsity(model)}
-    groups: dict[Wish, list[LayerSparsity]] = {}
-    for name, wish in wishes_by_layer(list(layers), recipe_text, epoch).items():
-        if wish.shared:
-            groups.setdefault(wish, []).append(layers[name])
+    groups: dict[PruningTarget, list[LayerSparsity]] = {}
+    for name, target in targets_by_parameter(list(layers), recipe.entries, epoch).items():
+        if target.shared:
+            groups.setdefault(target, []).append(layers[name])
     return [
         SparsityTarget(
-            f"{', '.join(wish.patterns)} ({len(group)} layers together)",
-            wish.sparsity,
+            f"{', '.join(target.patterns)} ({len(group)} layers together)",
+            target.sparsity,
             sum(layer.zeros for layer in group) / sum(layer.weights for layer in group),
         )
-        for wish, group in groups.items()
+        for target, group in groups.items()
     ]
 
 
-def missed_targets(model: nn.Module, recipe_text: str, *, epoch: float = float("inf")) -> list[str]:
+def missed_targets(model: nn.Module, recipe: Recipe, *, epoch: float = float("inf")) -> list[str]:
     """The parameters that are less or more sparse than their recipe wanted, one sentence each.
 
     Args:
         model: After training.
-        recipe_text: As for :func:`sparsity_targets`.
+        recipe: As for :func:`sparsity_targets`.
         epoch: As for :func:`sparsity_targets`.
     """
     targets = [
-        *sparsity_targets(model, recipe_text, epoch=epoch),
-        *shared_targets(model, recipe_text, epoch=epoch),
+        *sparsity_targets(model, recipe, epoch=epoch),
+        *shared_targets(model, recipe, epoch=epoch),
     ]
     return [target.missed for target in targets if target.missed]
 
 
-def wishes_by_layer(names: Sequence[str], recipe_text: str, epoch: float) -> dict[str, Wish]:
-    """For each parameter with a target due by ``epoch``, the last one to be reached."""
-    due = [wish for wish in _wishes(recipe_text) if wish.end <= epoch]
-    found = {}
-    for name in names:
-        mine = [wish for wish in due if wish.covers(name)]
-        if mine:
-            found[name] = max(reversed(mine), key=lambda wish: wish.end)
-    return found
-
-
-def granule(wish: Wish, layer: LayerSparsity, shape: Sequence[int]) -> float:
-    """Share of a layer's weights that its mask takes or leaves as one."""
-    match wish.mask:
+def granule(mask: Mask, layer: LayerSparsity, shape: Sequence[int]) -> float:
+    """Share of a layer's weights that a mask takes or leaves as one."""
+    match mask:
         case "filter":
             return 1 / shape[0]
         case "channel":
@@ -200,7 +170,7 @@ def broken_groups(weight: Tensor, mask: Mask) -> int | None:
         None for masks without a pattern.
     """
     kept = weight.detach().ne(0).float()
-    if ratio := _ratio(mask):
+    if ratio := nm_of(mask):
         keep, size = ratio
         return int((kept.permute(0, 2, 3, 1).reshape(-1, size).sum(1) > keep).sum())
     if mask == "filter":
@@ -213,45 +183,3 @@ def broken_groups(weight: Tensor, mask: Mask) -> int | None:
     else:
         return None
     return int(((share > 0) & (share < 1)).sum())
-
-
-def _ratio(mask: Mask) -> tuple[int, int] | None:
-    """N and M of ``N:M``."""
-    if mask == "tensorrt":
-        return 2, 4
-    if not isinstance(mask, str) or ":" not in mask:
-        return None
-    keep, size = mask.split(":")
-    return int(keep), int(size)
-
-
-_ENDS = ("final_sparsity", "compression_sparsity", "forward_sparsity")
-"""Fields that say how sparse parameters end."""
-_SHARED = ("ACDCPruningModifier", "OBSPruningModifier", "TopKASTPruningModifier")
-"""Modifiers whose sparsity is that of all their parameters together, unless told otherwise."""
-_ALWAYS_SHARED = ("GlobalMagnitudePruningModifier", "RigLPruningModifier")
-"""Those that spread one sparsity unevenly over layers whatever they are told."""
-
-
-def _wishes(recipe_text: str) -> Iterator[Wish]:
-    for entry in entries(parse(recipe_text, "the recipe")):
-        final = next((entry.fields[key] for key in _ENDS if key in entry.fields), None)
-        params = entry.fields.get("params") or ["__ALL_PRUNABLE__"]
-        groups = final if isinstance(final, dict) else {final: params}
-        for value, patterns in groups.items():
-            if value is not None:
-                patterns = [patterns] if isinstance(patterns, str) else patterns
-                yield _wish(entry, tuple(patterns), float(value))
-
-
-def _wish(entry: Entry, patterns: tuple[str, ...], sparsity: float) -> Wish:
-    default = "filter" if entry.name == "StructuredPruningModifier" else "unstructured"
-    mask: Any = entry.fields.get("mask_type", default)
-    shared = entry.fields.get("global_sparsity", entry.name in _SHARED)
-    return Wish(
-        end=float(entry.fields.get("end_epoch", -1)),
-        patterns=patterns,
-        sparsity=sparsity,
-        mask=tuple(mask) if isinstance(mask, list) else str(mask),
-        shared=bool(shared) or entry.name in _ALWAYS_SHARED,
-    )

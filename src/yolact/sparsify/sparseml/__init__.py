@@ -1,6 +1,6 @@
-"""The one door to sparseml: quiet, offline and mended for the torch this package pins.
+"""The one door to sparseml: quiet, offline and patched for the torch this package pins.
 
-sparseml 1.8.0 is the last release and was written for an older torch. What each line mends here
+sparseml 1.8.0 is the last release and was written for an older torch. What each line patches here
 (the ``patch_*`` modules do the same for single modifiers):
 
 * ``NM_DISABLE_ANALYTICS``: importing sparseml would post usage data, after asking ident.me and a
@@ -39,12 +39,12 @@ from torch.ao.quantization import (
     QConfig,
 )
 
-from yolact.host import hidden
+from yolact.host import not_importable
 
 os.environ["NM_DISABLE_ANALYTICS"] = "1"
 _compile = torch.compile
 _main_handlers = list(logging.getLogger("__main__").handlers)
-with warnings.catch_warnings(), hidden("openvino"):
+with warnings.catch_warnings(), not_importable("openvino"):
     warnings.simplefilter("ignore")  # deprecations in sparseml's own imports
     from sparseml.pytorch.optim import ScheduledModifierManager
     from sparseml.pytorch.sparsification import (
@@ -56,10 +56,12 @@ with warnings.catch_warnings(), hidden("openvino"):
         GradualParamModifier,
         LayerPruningModifier,
         MagnitudePruningModifier,
+        OBSPruningModifier,
         PerLayerDistillationModifier,
         SetParamModifier,
         SparsificationLoggingModifier,
         TopKASTPruningModifier,
+        TrainableParamsModifier,
     )
     from sparseml.pytorch.sparsification.modifier import (
         Modifier,
@@ -105,6 +107,7 @@ __all__ = [
     "MagnitudePruningModifier",
     "Modifier",
     "ModifierProp",
+    "OBSPruningModifier",
     "PerLayerDistillationModifier",
     "PyTorchModifierYAML",
     "QuantizationArgs",
@@ -115,6 +118,7 @@ __all__ = [
     "SparsificationLoggingModifier",
     "SparsificationTypes",
     "TopKASTPruningModifier",
+    "TrainableParamsModifier",
     "get_mask_creator_default",
     "lift_masks",
     "log_loggers",

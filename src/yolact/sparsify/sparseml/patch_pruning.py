@@ -1,6 +1,6 @@
-"""Faults of sparseml's pruning, mended in place; :mod:`yolact.sparsify.sparseml` imports this.
+"""Faults of sparseml's pruning, put right; :mod:`yolact.sparsify.sparseml` imports this.
 
-What each piece mends:
+What each piece corrects:
 
 * :class:`_NMMasks`: the N:M masks of convolutions come with their dimensions in another order than
   the weights, which raises an error, or masks other weights where the sizes happen to agree.

@@ -1,6 +1,6 @@
-"""Faults of sparseml's quantization, mended in place; :mod:`yolact.sparsify.sparseml` imports this.
+"""Faults of sparseml's quantization, put right; :mod:`yolact.sparsify.sparseml` imports this.
 
-What each piece mends:
+What each piece corrects:
 
 * :func:`_enable_legacy`: observers and batch norms of a submodule that quantization replaces, a
   single layer, are not stopped when their epoch comes.

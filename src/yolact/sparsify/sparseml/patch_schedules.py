@@ -1,6 +1,6 @@
-"""Faults of sparseml's schedules, mended in place; :mod:`yolact.sparsify.sparseml` imports this.
+"""Faults of sparseml's schedules, put right; :mod:`yolact.sparsify.sparseml` imports this.
 
-What each piece mends:
+What each piece corrects:
 
 * :func:`_linear`, :func:`_cosine`, :func:`_cyclic_linear`: the last step of a schedule goes past
   its end, down to negative learning rates; a last cycle that is shorter does the same.

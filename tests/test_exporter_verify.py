@@ -1,25 +1,58 @@
-"""Detections of a quantized graph against those of PyTorch."""
+"""An exported graph against PyTorch: its numbers, and what it finds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 
-from conftest import COCO_TINY, require
 from onnx_models import CLASSES, SIDE, quantized_model
 from yolact.data.calibration import calibration_images
 from yolact.errors import ExportError
-from yolact.exporter import export as export_module
-from yolact.exporter import write as checked
 from yolact.exporter.export import export
-from yolact.exporter.integers import to_integers
-from yolact.exporter.verify import Agreement, agreement, require_agreement
+from yolact.exporter.passes import to_integers
+from yolact.exporter.trace import generated_picture
+from yolact.exporter.verify import (
+    Agreement,
+    agreement,
+    compare,
+    require_agreement,
+    require_parity,
+    sqnr,
+)
 from yolact.model.yolact import Yolact
 from yolact.types import RawOutputs
+
+
+def raw_outputs(offset: float = 0.0) -> RawOutputs:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 6, 4), (1, 6, 3), (1, 6, 2), (6, 4), (1, 4, 4, 2)]
+    return RawOutputs(*(torch.rand(*shape, generator=generator) + offset for shape in shapes))
+
+
+def test_signal_to_noise_by_hand() -> None:
+    signal = torch.tensor([3.0, 4.0])
+    assert sqnr(signal, signal) == float("inf")
+    assert sqnr(signal, signal + torch.tensor([0.0, 0.5])) == pytest.approx(20.0)
+    assert sqnr(torch.zeros(2), signal) == -float("inf")
+
+
+def test_float_graphs_may_differ_by_a_ten_thousandth() -> None:
+    parity = compare(raw_outputs(), raw_outputs(5e-5))
+    require_parity(parity)
+    assert parity[0].max_difference == pytest.approx(5e-5, rel=1e-2)
+    assert not any(output.passed for output in compare(raw_outputs(), raw_outputs(2e-4)))
+
+
+def test_quantized_graphs_may_differ_by_what_quantization_costs() -> None:
+    expected, unquantized = raw_outputs(), raw_outputs(0.01)
+    assert all(output.passed for output in compare(expected, raw_outputs(-0.01), unquantized))
+    assert not any(output.passed for output in compare(expected, raw_outputs(0.05), unquantized))
+
 
 PRIORS = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2], [0.2, 0.7, 0.2, 0.2]])
 
@@ -88,8 +121,8 @@ def decided(model: Yolact) -> Yolact:
     return model
 
 
-def test_integers_find_on_photographs_what_pytorch_finds(tmp_path: Path) -> None:
-    images = calibration_images(str(require(COCO_TINY) / "images"), 8, SIDE)
+def test_integers_find_on_pictures_what_pytorch_finds(tmp_path: Path, pictures: Path) -> None:
+    images = calibration_images(str(pictures), 8, SIDE)
     report = export(decided(quantized_model()), CLASSES, tmp_path / "m.onnx", images=images)
     assert report.agreement is not None
     assert report.agreement.images == 8 and report.agreement.detections > 40
@@ -97,7 +130,7 @@ def test_integers_find_on_photographs_what_pytorch_finds(tmp_path: Path) -> None
 
 
 def test_a_graph_that_misses_detections_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its classes are swapped behind the last layer, and the check of outputs is off."""
 
@@ -111,9 +144,17 @@ def test_a_graph_that_misses_detections_is_refused(
         graph.graph.node.append(swap)
         return count
 
-    monkeypatch.setattr(export_module, "to_integers", damage)
-    monkeypatch.setattr(checked, "compare", lambda *_: ())
-    images = calibration_images(str(require(COCO_TINY) / "images"), 2, SIDE)
+    monkeypatch.setattr("yolact.exporter.export.to_integers", damage)
+    monkeypatch.setattr("yolact.exporter.write.compare", lambda *_: ())
+    images = calibration_images(str(tiny_shapes / "images"), 2, SIDE)
     with pytest.raises(ExportError, match=r"^the exported graph finds \d+\.\d % of the \d+ detec"):
         export(decided(quantized_model()), CLASSES, tmp_path / "m.onnx", images=images)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_generated_picture_is_one_and_always_the_same() -> None:
+    picture = generated_picture(120, 160)
+    assert picture.shape == (120, 160, 3)
+    assert picture.dtype == np.uint8
+    assert picture.std() > 40 and len(np.unique(picture)) > 200
+    np.testing.assert_array_equal(picture, generated_picture(120, 160))

@@ -1,7 +1,8 @@
-"""Weights rounded anew at export: with ranges per output channel, or to seven bits."""
+"""Weights rounded anew at export, and quantizers of fewer bits than ONNX knows."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,15 +11,20 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
-from torch.ao.quantization import FakeQuantize
+from torch.ao.quantization import FakeQuantize, disable_observer
 
-from onnx_models import CLASSES, QUANTIZATION, noise, quantized_model, small_model
+from onnx_models import CLASSES, QUANTIZATION, noise, outputs_of, quantized_model, small_model
 from yolact.engines.onnx_file import ModelMetadata
 from yolact.errors import ConfigError
 from yolact.exporter.export import export
 from yolact.exporter.graph import Graph
-from yolact.exporter.integers import Layout
-from yolact.exporter.trace import SEVEN_BITS, requantize_weights
+from yolact.exporter.options import ExportOptions, Layout
+from yolact.exporter.prepare import (
+    SEVEN_BITS,
+    fold_quantized_batch_norms,
+    requantize_weights,
+    widen_quantizers,
+)
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.structure import apply_structure
 
@@ -45,7 +51,7 @@ def weight_quantizers(model: nn.Module) -> list[FakeQuantize]:
 def test_weights_trained_with_one_range_get_one_per_channel_on_request(tmp_path: Path) -> None:
     model = quantized_model()
     one = weight_scales(export(model, CLASSES, tmp_path / "one.onnx").path)
-    report = export(model, CLASSES, tmp_path / "m.onnx", per_channel=True)
+    report = export(model, CLASSES, tmp_path / "m.onnx", ExportOptions(per_channel=True))
     graph = onnx.load(str(report.path))
     channels = {t.name: t.dims[0] for t in graph.graph.initializer if len(t.dims) == 4}
     assert set(one.values()) == {1}
@@ -59,8 +65,7 @@ def test_weights_trained_with_one_range_get_one_per_channel_on_request(tmp_path:
 def test_every_format_takes_ranges_per_channel(layout: Layout, tmp_path: Path) -> None:
     report = export(
         *(quantized_model(), CLASSES, tmp_path / "m.onnx"),
-        layout=layout,
-        per_channel=True,
+        ExportOptions(layout=layout, per_channel=True),
         images=IMAGES,
     )
     assert report.float_outputs == 0
@@ -73,7 +78,7 @@ def test_no_weight_is_rounded_further_than_half_a_step_of_its_channel() -> None:
         layer.weight.mul_(3.0 ** -torch.arange(8).reshape(-1, 1, 1, 1))
         layer.weight[:, 1] = 0
     model = nn.Sequential(layer)
-    apply_structure(model, QUANTIZATION)
+    apply_structure(model, load_recipe(QUANTIZATION))
     (quantizer,) = weight_quantizers(model)
     quantizer.enable_observer()
     coarse = quantizer(layer.weight).detach()
@@ -89,11 +94,11 @@ def test_no_weight_is_rounded_further_than_half_a_step_of_its_channel() -> None:
 def test_weights_trained_with_ranges_per_channel_keep_them(tmp_path: Path) -> None:
     recipe = load_recipe("yolact_small.quantized", {"weight_ranges": "channel"})
     model = small_model()
-    apply_structure(model, recipe.text)
+    apply_structure(model, recipe)
     model.apply(torch.ao.quantization.enable_observer)
     model(IMAGES[0])
     files = [
-        export(model.eval(), CLASSES, tmp_path / f"{on}.onnx", per_channel=on).path
+        export(model.eval(), CLASSES, tmp_path / f"{on}.onnx", ExportOptions(per_channel=on)).path
         for on in (False, True)
     ]
     weights = [
@@ -109,12 +114,12 @@ def test_weights_trained_with_ranges_per_channel_keep_them(tmp_path: Path) -> No
 )
 def test_recipes_quantize_as_sparseml_does_unless_told_otherwise(name: str) -> None:
     plain, published = small_model(), small_model()
-    apply_structure(plain, QUANTIZATION)
-    apply_structure(published, load_recipe(name).text)
+    apply_structure(plain, load_recipe(QUANTIZATION))
+    apply_structure(published, load_recipe(name))
     for a, b in zip(weight_quantizers(plain), weight_quantizers(published), strict=True):
         assert (a.qscheme, a.quant_min, a.quant_max) == (b.qscheme, b.quant_min, b.quant_max)
     finer = small_model()
-    apply_structure(finer, load_recipe(name, {"weight_ranges": "channel"}).text)
+    apply_structure(finer, load_recipe(name, {"weight_ranges": "channel"}))
     assert {q.qscheme for q in weight_quantizers(finer)} == {torch.per_channel_symmetric}
 
 
@@ -125,9 +130,7 @@ def test_products_of_seven_bits_do_not_overflow_sums_of_pairs(
 ) -> None:
     report = export(
         *(quantized_model(), CLASSES, tmp_path / "m.onnx"),
-        layout=layout,
-        reduce_range=True,
-        per_channel=per_channel,
+        ExportOptions(layout=layout, reduce_range=True, per_channel=per_channel),
     )
     weights = [
         numpy_helper.to_array(tensor).astype(int) - ZERO_POINTS[tensor.data_type]
@@ -142,7 +145,7 @@ def test_products_of_seven_bits_do_not_overflow_sums_of_pairs(
 
 def test_fewer_bits_than_seven_stay_as_few() -> None:
     model = small_model()
-    apply_structure(model, QUANTIZATION + "      scheme: {weights: {num_bits: 4}}\n")
+    apply_structure(model, load_recipe(QUANTIZATION + "      scheme: {weights: {num_bits: 4}}\n"))
     requantize_weights(model, reduce_range=True)
     assert {(q.quant_min, q.quant_max) for q in weight_quantizers(model)} == {(-8, 7)}
     assert SEVEN_BITS == (-64, 63)
@@ -155,7 +158,7 @@ OPTIONS = ["per_channel", "reduce_range"]
 def test_a_float_model_has_no_ranges(option: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {option: True}
     with pytest.raises(ConfigError) as caught:
-        export(small_model(), CLASSES, tmp_path / "m.onnx", **options)
+        export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(**options))
     assert str(caught.value) == f"--{option} has no use for a model that is not quantized"
     assert caught.value.hint == (
         "add --one-shot yolact.one_shot_int8, or another recipe that quantizes"
@@ -166,8 +169,45 @@ def test_a_float_model_has_no_ranges(option: str, tmp_path: Path) -> None:
 def test_what_is_written_as_trained_keeps_its_ranges(option: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {option: True}
     with pytest.raises(ConfigError) as caught:
-        export(quantized_model(), CLASSES, tmp_path / "m.onnx", convert_qat=False, **options)
+        export(
+            quantized_model(),
+            CLASSES,
+            tmp_path / "m.onnx",
+            ExportOptions(convert_qat=False, **options),
+        )
     assert str(caught.value) == (
         f"--{option} changes what --skip-qat-convert leaves as it was trained"
     )
     assert caught.value.hint == "give one of them"
+
+
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "as it trains"])
+@pytest.mark.parametrize("strategy", ["tensor", "channel"])
+def test_eight_bits_behind_a_limit_are_fewer_bits(strategy: str, folded: bool) -> None:
+    weights = f"{{num_bits: 4, symmetric: False, strategy: {strategy}}}"
+    scheme = f"{{weights: {weights}, input_activations: {{num_bits: 6}}}}"
+    model = small_model()
+    apply_structure(
+        model,
+        load_recipe(f"modifiers:\n- !QuantizationModifier {{start_epoch: 0, scheme: {scheme}}}"),
+    )
+    model.eval()(noise(1, 0))  # with gradients on: observers look
+    model.apply(disable_observer)
+    if folded:
+        fold_quantized_batch_norms(model)
+    wide = copy.deepcopy(model)
+    widen_quantizers(wide)
+    ranges = {(m.quant_min, m.quant_max) for m in wide.modules() if isinstance(m, FakeQuantize)}
+    assert ranges == {(-128, 127)}
+    for one, other in zip(
+        outputs_of(model, noise(1, 1)), outputs_of(wide, noise(1, 1)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_eight_bits_are_left_alone() -> None:
+    model = small_model()
+    apply_structure(model, load_recipe("modifiers:\n- !QuantizationModifier {start_epoch: 0}"))
+    before = [type(module) for module in model.modules()]
+    widen_quantizers(model)
+    assert [type(module) for module in model.modules()] == before

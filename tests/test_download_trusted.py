@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loopback import Fault, Loopback, serving
-from yolact.download import stubs as known
+from yolact.download.stubs import WEIGHTS, Weights
 from yolact.download.trusted import fetch_weights
 from yolact.errors import ConfigError, DownloadError, YolactError
 from yolact.model_files import read_once
@@ -24,14 +24,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
+def server(home: Path) -> Iterator[Loopback]:
     """Has the backbone, at the author's address and at a mirror's."""
     with serving() as running:
         content = weights(home / "original.pth").read_bytes()
         running.files = {"author/darknet53.pth": content, "mirror/darknet53.pth": content}
-        moved = replace(known.WEIGHTS["backbone"], url=running.url("author/darknet53.pth"))
-        monkeypatch.setattr("yolact.download.stubs.WEIGHTS", {**known.WEIGHTS, "backbone": moved})
         yield running
+
+
+@pytest.fixture
+def backbone(server: Loopback) -> Weights:
+    """The author's file, at the server instead of his address."""
+    return replace(WEIGHTS["backbone"], url=server.url("author/darknet53.pth"))
 
 
 def paths(server: Loopback) -> list[str]:
@@ -40,91 +44,95 @@ def paths(server: Loopback) -> list[str]:
 
 def test_the_addresses_are_the_authors() -> None:
     home = "https://huggingface.co/dbolya"
-    assert {name: one.url for name, one in known.WEIGHTS.items()} == {
+    assert {name: one.url for name, one in WEIGHTS.items()} == {
         "backbone": f"{home}/yolact-initial-weights/resolve/main/darknet53.pth",
         "base": f"{home}/yolact-darknet53/resolve/main/yolact_darknet53_54_800000.pth",
     }
 
 
-def test_weights_are_fetched_once_and_checked_from_then_on(home: Path, server: Loopback) -> None:
-    path = fetch_weights("backbone", home / "weights", read_once)
+def test_weights_are_fetched_once_and_checked_from_then_on(
+    home: Path, server: Loopback, backbone: Weights
+) -> None:
+    path = fetch_weights(backbone, home / "weights", read_once)
     assert path == home / "weights" / "darknet53.pth"
     assert path.read_bytes() == server.files["author/darknet53.pth"]
     hashes = json.loads((home / "config/sparseml-yolact/known_hashes.json").read_text())
     assert list(hashes) == ["darknet53.pth"]
-    assert fetch_weights("backbone", home / "weights", read_once) == path
+    assert fetch_weights(backbone, home / "weights", read_once) == path
     assert len(server.log) == 1
     weights(path, 2.0)
     with pytest.raises(DownloadError, match="is not the file that darknet53.pth was on 20"):
-        fetch_weights("backbone", home / "weights", read_once)
+        fetch_weights(backbone, home / "weights", read_once)
 
 
-def test_a_mirror_is_asked_first_and_must_have_the_same_bytes(home: Path, server: Loopback) -> None:
-    fetch_weights("backbone", home / "a", read_once, mirror=server.url("mirror/"))
+def test_a_mirror_is_asked_first_and_must_have_the_same_bytes(
+    home: Path, server: Loopback, backbone: Weights
+) -> None:
+    fetch_weights(backbone, home / "a", read_once, mirror=server.url("mirror/"))
     assert paths(server) == ["mirror/darknet53.pth"]
     server.files["mirror/darknet53.pth"] = weights(home / "other.pth", 2.0).read_bytes()
     with pytest.raises(DownloadError, match="is not the file that darknet53.pth was"):
-        fetch_weights("backbone", home / "b", read_once, mirror=server.url("mirror"))
+        fetch_weights(backbone, home / "b", read_once, mirror=server.url("mirror"))
     assert not (home / "b" / "darknet53.pth").exists()
 
 
-def test_a_mirror_without_the_file_is_passed_over(home: Path, server: Loopback) -> None:
+def test_a_mirror_without_the_file_is_passed_over(
+    home: Path, server: Loopback, backbone: Weights
+) -> None:
     server.always["mirror/darknet53.pth"] = Fault(status=404)
-    fetch_weights("backbone", home / "a", read_once, mirror=server.url("mirror"))
+    fetch_weights(backbone, home / "a", read_once, mirror=server.url("mirror"))
     assert paths(server) == ["mirror/darknet53.pth", "author/darknet53.pth"]
 
 
-def test_the_mirror_map_is_asked_before_the_author(home: Path, server: Loopback) -> None:
+def test_the_mirror_map_is_asked_before_the_author(
+    home: Path, server: Loopback, backbone: Weights
+) -> None:
     settings = home / "config" / "sparseml-yolact" / "mirrors.yaml"
     put(settings, f"darknet53.pth: {server.url('mirror/darknet53.pth')}\n")
-    fetch_weights("backbone", home / "a", read_once)
+    fetch_weights(backbone, home / "a", read_once)
     assert paths(server) == ["mirror/darknet53.pth"]
     shutil.copy(home / "original.pth", home / "mine.pth")
     put(settings, f"darknet53.pth: {home / 'mine.pth'}\n")
-    assert fetch_weights("backbone", home / "b", read_once).read_bytes() == (
+    assert fetch_weights(backbone, home / "b", read_once).read_bytes() == (
         (home / "mine.pth").read_bytes()
     )
     assert len(server.log) == 1
     put(settings, f"darknet53.pth: {put(home / 'page.pth', '<html>')}\n")
     with pytest.raises(DownloadError, match="is not the file that darknet53.pth was"):
-        fetch_weights("backbone", home / "c", read_once)
+        fetch_weights(backbone, home / "c", read_once)
     assert not (home / "c" / "darknet53.pth").exists()
     put(settings, "darknet53.pth: gone.pth\n")
     with pytest.raises(ConfigError, match=r"says that darknet53\.pth is .*gone\.pth, which is no"):
-        fetch_weights("backbone", home / "c", read_once)
+        fetch_weights(backbone, home / "c", read_once)
 
 
-def test_a_published_hash_is_not_recorded(
-    home: Path, server: Loopback, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moved = known.Weights("darknet53.pth", server.url("author/darknet53.pth"), "0" * 64)
-    monkeypatch.setattr("yolact.download.stubs.WEIGHTS", {"backbone": moved})
+def test_a_published_hash_is_not_recorded(home: Path, backbone: Weights) -> None:
     with pytest.raises(DownloadError, match="is not the expected file"):
-        fetch_weights("backbone", home, read_once)
+        fetch_weights(replace(backbone, sha256="0" * 64), home, read_once)
     assert not (home / "config").exists()
 
 
 def test_offline_only_what_is_there_is_used(
-    home: Path, server: Loopback, monkeypatch: pytest.MonkeyPatch
+    home: Path, server: Loopback, backbone: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("YOLACT_OFFLINE", "1")
     with pytest.raises(YolactError) as caught:
-        fetch_weights("backbone", home / "weights", read_once)
+        fetch_weights(backbone, home / "weights", read_once)
     assert str(caught.value) == (
         "darknet53.pth is not on this machine, and --offline forbids fetching it"
     )
     assert caught.value.hint == "leave out --offline (and unset YOLACT_OFFLINE)"
     weights(home / "weights" / "darknet53.pth")
-    assert fetch_weights("backbone", home / "weights", read_once).is_file()
+    assert fetch_weights(backbone, home / "weights", read_once).is_file()
     assert not server.log
 
 
-def test_no_network_is_said_at_once(home: Path, server: Loopback) -> None:
+def test_no_network_is_said_at_once(home: Path, server: Loopback, backbone: Weights) -> None:
     server.shutdown()
     server.server_close()
     url = server.url("author/darknet53.pth")
     with pytest.raises(DownloadError) as caught:
-        fetch_weights("backbone", home / "weights", read_once)
+        fetch_weights(backbone, home / "weights", read_once)
     assert str(caught.value) == (
         "darknet53.pth cannot be fetched: 127.0.0.1 cannot be reached: Connection refused"
     )

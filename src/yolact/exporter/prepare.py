@@ -1,0 +1,284 @@
+"""The copy of a model that is traced, and what its graph has to reproduce.
+
+The copy computes what the model computes, in a form that ONNX can say and engines run well: batch
+norms are folded into convolutions, weights of quantized models may be rounded anew, and quantizers
+of fewer than 8 bits become a limit and one of 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.ao.nn import qat
+from torch.ao.nn.intrinsic import qat as intrinsic_qat
+from torch.ao.quantization import (
+    FakeQuantize,
+    FakeQuantizeBase,
+    MinMaxObserver,
+    PerChannelMinMaxObserver,
+    disable_observer,
+)
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from yolact.exporter.options import ExportOptions
+from yolact.model.quantized import is_quantized
+from yolact.model.yolact import InferenceModel, Yolact
+from yolact.types import RawOutputs
+
+SEVEN_BITS = (-64, 63)
+"""Two products of such a weight with a uint8 fit into 16 bits: 2 * 255 * 64 < 2**15."""
+_WIDE = ((-128, 127), (0, 255), (0, 127))
+"""Ranges of integers that ONNX knows."""
+_MOST_COMPARED = 8
+"""Images in which detections are compared: each runs once in PyTorch."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is traced, and what its graph is compared with before it replaces anything."""
+
+    network: nn.Module
+    """A copy of the model in evaluation mode, on the CPU, with its batch norms folded."""
+    sample: Tensor
+    """[B, 3, S, S]."""
+    expected: RawOutputs
+    """Of the model for the sample, before anything was folded."""
+    unquantized: RawOutputs | None
+    """Of a quantized model, with its quantization off."""
+    images: tuple[Tensor, ...]
+    """Like the sample, real ones, to compare the detections of a quantized network in."""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the model is quantized."""
+        return self.unquantized is not None
+
+
+def prepare(
+    model: Yolact,
+    sample: Tensor,
+    images: Iterable[Tensor] | None,
+    options: ExportOptions,
+) -> Reference:
+    """Compute what to reproduce, and make the copy to trace; the model stays as it is.
+
+    Args:
+        model: Float, pruned or quantization-aware.
+        sample: [B, 3, S, S] input.
+        images: Network inputs; a few of them become those of the reference.
+        options: Whether the batch norms of a quantized model are folded too, and how its weights
+            are rounded.
+    """
+    network = InferenceModel(deepcopy(model)).cpu().float().eval()
+    quantized = is_quantized(network)
+    network.apply(disable_observer)  # their ranges are not to adapt to what is run here
+    with torch.no_grad():
+        expected: RawOutputs = network(sample)
+        unquantized: RawOutputs | None = None
+        if quantized:
+            with without_quantization(network):
+                unquantized = network(sample)
+    if options.convert_qat or not quantized:
+        fold_quantized_batch_norms(network)
+        fold_batch_norms(network)
+    requantize_weights(network, per_channel=options.per_channel, reduce_range=options.reduce_range)
+    widen_quantizers(network)
+    first = islice(images or (), _MOST_COMPARED)
+    few = tuple(image[:1].repeat(len(sample), 1, 1, 1) for image in first)
+    return Reference(network, sample, expected, unquantized, few)
+
+
+@contextmanager
+def without_quantization(network: nn.Module) -> Iterator[None]:
+    """Let a network compute in floats inside the block."""
+    quantizers = [
+        module
+        for module in network.modules()
+        if isinstance(module, FakeQuantizeBase) and bool(module.fake_quant_enabled[0])
+    ]
+    for module in quantizers:
+        module.disable_fake_quant()
+    try:
+        yield
+    finally:
+        for module in quantizers:
+            module.enable_fake_quant()
+
+
+def fold_batch_norms(model: nn.Module) -> None:
+    """Fold every Conv2d followed by a BatchNorm2d inside one Sequential, in place.
+
+    In evaluation mode BN(conv(x)) = (gamma / std) * conv(x) + (beta - mean * gamma / std), which is
+    a convolution again. A weight that is zero stays exactly zero.
+    """
+    for module in model.modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        for index in range(len(module) - 1):
+            conv, norm = module[index], module[index + 1]
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                module[index] = _positive_zeros(fuse_conv_bn_eval(conv, norm))
+                module[index + 1] = nn.Identity()
+
+
+def fold_quantized_batch_norms(model: nn.Module) -> None:
+    """Turn quantization-aware Conv+BN modules into quantization-aware convolutions, in place.
+
+    During training torch computes BN(conv(x, fake_quant(w * gamma / std)) / (gamma / std)), so
+    that the batch statistics stay those of the unscaled convolution. With frozen statistics the
+    division and the BN cancel: a convolution with the same fake-quantized weight and one bias
+    gives the same result, and is what runtimes have integer kernels for.
+    """
+    for name, child in model.named_children():
+        if isinstance(child, intrinsic_qat.ConvBn2d):
+            setattr(model, name, _folded(child))
+        else:
+            fold_quantized_batch_norms(child)
+
+
+@torch.no_grad()
+def requantize_weights(
+    model: nn.Module, *, per_channel: bool = False, reduce_range: bool = False
+) -> None:
+    """Round weights anew, in place; zeros stay zero.
+
+    Args:
+        model: In evaluation mode, its observers off, its batch norms folded.
+        per_channel: Give each output channel the finest range that holds its weights. The largest
+            weight of all limits how finely a tensor with one range is rounded; most channels have
+            none as large.
+        reduce_range: Use 7 of the 8 bits. CPUs with AVX2 or AVX-512 but without VNNI add pairs of
+            products in 16 bits, where those of full 8 bits may overflow.
+    """
+    for module in model.modules():
+        quantizer = getattr(module, "weight_fake_quant", None)
+        if not isinstance(quantizer, FakeQuantize):
+            continue
+        before = (quantizer.scale.numel() > 1, int(quantizer.quant_min), int(quantizer.quant_max))
+        channels, low, high = before
+        if reduce_range:
+            low, high = max(low, SEVEN_BITS[0]), min(high, SEVEN_BITS[1])
+        wanted = (channels or per_channel, low, high)
+        if wanted != before:
+            weight: Any = module.weight
+            module.weight_fake_quant = _quantizer(weight, quantizer.dtype, *wanted)
+
+
+def widen_quantizers(model: nn.Module) -> None:
+    """Give every fake quantizer of fewer bits a range of 8, in place; outputs stay the same.
+
+    ONNX quantizes to int8 and uint8 only. Rounding a value to one of 16 levels is the same as first
+    limiting it to the range of those levels and then rounding it to one of 256 with the same step.
+    Weights are limited here, activations by a Clip in the graph.
+
+    Args:
+        model: In evaluation mode, with its observers off. Fold what is to be folded before.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if not isinstance(child, FakeQuantize) or _range(child) in _WIDE:
+                continue
+            low, high = _limits(child)
+            _set_range(child)
+            weight = parent.weight if name == "weight_fake_quant" else None
+            if isinstance(weight, Tensor) and not isinstance(parent, intrinsic_qat.ConvBn2d):
+                with torch.no_grad():
+                    weight.copy_(weight.clamp(low, high))
+            else:
+                setattr(parent, name, _Limited(child, low, high))
+
+
+@torch.no_grad()
+def _positive_zeros(conv: nn.Conv2d) -> nn.Conv2d:
+    """Zeros times a negative scale are -0.0: as good to compute with, but not to compress."""
+    conv.weight.add_(0.0)
+    return conv
+
+
+def _folded(fused: intrinsic_qat.ConvBn2d) -> nn.Module:
+    relu = isinstance(fused, intrinsic_qat.ConvBnReLU2d)
+    plain = fused.to_float()  # type: ignore[no-untyped-call]
+    plain.qconfig = fused.qconfig
+    kind: Any = intrinsic_qat.ConvReLU2d if relu else qat.Conv2d
+    conv = kind.from_float(plain)
+    scale, shift = _scale_and_shift(fused)
+    with torch.no_grad():
+        # In the order of operations of the training graph: the last bit decides roundings.
+        conv.weight.copy_(fused.weight * scale.reshape(-1, 1, 1, 1))
+        conv.bias.copy_(shift)
+    conv.weight_fake_quant = fused.weight_fake_quant
+    if hasattr(fused, "activation_post_process"):  # an output observer is attached as a hook
+        conv.activation_post_process = fused.activation_post_process
+        conv._forward_hooks = fused._forward_hooks
+    folded: nn.Module = conv.train(fused.training)
+    return folded
+
+
+def _scale_and_shift(fused: intrinsic_qat.ConvBn2d) -> tuple[Tensor, Tensor]:
+    """Per output channel: BN(y + conv bias) = y * scale + shift."""
+    norm = fused.bn
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale: Tensor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    mean = norm.running_mean if fused.bias is None else norm.running_mean - fused.bias
+    return scale, norm.bias - mean * scale
+
+
+def _quantizer(
+    weight: Tensor, dtype: torch.dtype, channels: bool, low: int, high: int
+) -> FakeQuantize:
+    kind: Any = FakeQuantize  # torch leaves it untyped
+    own: dict[str, Any] = {
+        "observer": MinMaxObserver,
+        "qscheme": torch.per_tensor_symmetric,
+    }
+    if channels:
+        own = {
+            "observer": PerChannelMinMaxObserver,
+            "qscheme": torch.per_channel_symmetric,
+            "ch_axis": 0,
+        }
+    made: FakeQuantize = kind(quant_min=low, quant_max=high, dtype=dtype, **own)
+    made(weight)
+    made.disable_observer()
+    return made.to(weight.device).eval()
+
+
+class _Limited(nn.Module):
+    """A quantizer behind a limit."""
+
+    def __init__(self, quantizer: nn.Module, low: Tensor, high: Tensor) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.limits = low, high
+        self.single = (float(low), float(high)) if low.numel() == 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        limited = x.clamp(*self.limits) if self.single is None else x.clamp(*self.single)
+        quantized: Tensor = self.quantizer(limited)
+        return quantized
+
+
+def _range(quantizer: FakeQuantize) -> tuple[int, int]:
+    return int(quantizer.quant_min), int(quantizer.quant_max)
+
+
+def _limits(quantizer: FakeQuantize) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value it can represent, shaped like what it broadcasts with."""
+    first, last = _range(quantizer)
+    scale, zero = quantizer.scale, quantizer.zero_point
+    low, high = scale * (first - zero), scale * (last - zero)
+    shape = (-1, 1, 1, 1) if scale.numel() > 1 else ()  # several are one per output channel
+    return low.reshape(shape), high.reshape(shape)
+
+
+def _set_range(quantizer: FakeQuantize) -> None:
+    wide = (-128, 127) if _range(quantizer)[0] < 0 else (0, 255)
+    for holder in (quantizer, quantizer.activation_post_process):
+        holder.quant_min, holder.quant_max = wide

@@ -1,0 +1,308 @@
+"""What a run begins with: whose weights, which recipe, at which step.
+
+The start options and the checkpoint that they name decide together. The run that wrote the
+checkpoint goes on exactly, with its recipe (``--resume``); or a new run begins, with the weights of
+a checkpoint (``--ckpt``, or ``--resume`` with another recipe), with those of an ImageNet backbone,
+or with random ones. What needs sparseml, whose import takes seconds, is imported where there is a
+recipe, so that runs without one are spared it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from yolact.checkpoint import Checkpoint, load_checkpoint, parse_checkpoint_name
+from yolact.config import YolactConfig
+from yolact.data.labels import Classes
+from yolact.errors import CheckpointError
+from yolact.loss.criterion import Objective
+from yolact.model.weights import init_weights, load_backbone, load_weights
+from yolact.model.yolact import Yolact
+from yolact.restore import restore_structure
+from yolact.training.settings import StartSettings, TrainSettings
+
+if TYPE_CHECKING:
+    from yolact.sparsify.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+CLASS_LAYERS = ("prediction_layers.0.conf_layer.", "semantic_seg_conv.")
+"""Parameters whose shape depends on the number of classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What the start options and the checkpoint together ask for."""
+
+    start: StartSettings
+    seed: int
+    """Of every random choice; that of the run that goes on."""
+    checkpoint: Checkpoint | None = None
+    """The file that ``start`` names."""
+    exact: bool = False
+    """Whether its run goes on, with optimizer and generators; otherwise a new one begins."""
+    recipe: Recipe | None = None
+    """Of this run."""
+    earlier_recipe: Recipe | None = None
+    """What the weights went through before this run, composed."""
+
+    def knows(self, classes: Classes) -> bool:
+        """Whether the checkpoint was trained on these classes."""
+        return self.checkpoint is not None and _same_classes(self.checkpoint, classes)
+
+    def begins_trained(self, classes: Classes) -> bool:
+        """Whether all layers, those of the classes too, have weights from the checkpoint."""
+        return self.knows(classes) and self.start.backbone is None
+
+    def begins_class_layers_anew(self, classes: Classes) -> bool:
+        """Whether the checkpoint's weights are taken for other classes than theirs."""
+        return self.checkpoint is not None and not self.start.resume and not self.knows(classes)
+
+
+def find_origin(settings: TrainSettings) -> Origin:
+    """Read the recipe and the checkpoint that ``settings`` name.
+
+    Raises:
+        RecipeError: The recipe is missing or wrong.
+        CheckpointError: The checkpoint cannot be read, or holds no recipe to go on with.
+    """
+    start, given = settings.start, None
+    if settings.recipe is not None:
+        from yolact.sparsify.recipe import load_recipe  # loads sparseml
+
+        given = load_recipe(settings.recipe, settings.recipe_args, settings.recipe_label)
+    new = Origin(start=start, seed=settings.seed, recipe=given)
+    if start.checkpoint is None:
+        return new
+    checkpoint = load_checkpoint(start.checkpoint)
+    new = replace(new, checkpoint=checkpoint)
+    if not start.resume:
+        return replace(new, earlier_recipe=_recipe_so_far(checkpoint))
+    state = checkpoint.training
+    stored = _stored(state.stage_recipe if state else checkpoint.recipe, "the recipe")
+    if start.continue_recipe and stored is None:
+        raise CheckpointError(
+            f"{start.checkpoint} holds no recipe to go on with",
+            hint="leave out --cont, or give a --recipe",
+        )
+    same = given is None or start.continue_recipe or given == stored
+    if state is not None and same:
+        return Origin(
+            start=start,
+            seed=state.seed,
+            checkpoint=checkpoint,
+            exact=True,
+            recipe=stored,
+            earlier_recipe=_stored(state.earlier_recipe),
+        )
+    if stored is not None and start.continue_recipe:
+        return replace(new, recipe=stored)
+    if state is not None:
+        logger.info("the recipe is not the checkpoint's: a new run begins from its weights")
+    return replace(new, earlier_recipe=_recipe_so_far(checkpoint))
+
+
+def build_network(origin: Origin, config: YolactConfig, classes: Classes) -> tuple[Yolact, str]:
+    """The network with the weights that a run begins with, and where they come from, in words.
+
+    Args:
+        origin: Whose weights.
+        config: With the number of classes of the data.
+        classes: Of the data.
+
+    Raises:
+        CheckpointError: The weights are those of another network; or the run goes on, but with
+            other classes.
+    """
+    model = Yolact(config.model)
+    init_weights(model)
+    start, checkpoint = origin.start, origin.checkpoint
+    if start.backbone is not None:
+        load_backbone(model, load_checkpoint(start.backbone).model_state)
+        return model, f"backbone {start.backbone}, the rest random"
+    if checkpoint is None:
+        return model, "random weights"
+    _check_belongs(checkpoint, config, start, classes)
+    restore_structure(model, checkpoint)
+    words = f"checkpoint {start.checkpoint}"
+    if not origin.begins_class_layers_anew(classes):
+        load_weights(model, checkpoint.model_state)
+        return model, words
+    load_weights(model, _with_class_layers_of(model, checkpoint.model_state))
+    if checkpoint.quantized:
+        from yolact.sparsify.transfer import learn_ranges  # loads sparseml
+
+        learn_ranges(model, CLASS_LAYERS)
+    return model, f"{words}, class layers new: other classes"
+
+
+def forget_class_layers(origin: Origin, model: Yolact, classes: Classes) -> Origin:
+    """The same origin, whose earlier recipe never pruned class layers if they begin anew."""
+    if origin.earlier_recipe is None or not origin.begins_class_layers_anew(classes):
+        return origin
+    from yolact.sparsify.structure import recipe_names  # both load sparseml
+    from yolact.sparsify.transfer import forget_layers
+
+    names = list(recipe_names(model).values())
+    return replace(origin, earlier_recipe=forget_layers(origin.earlier_recipe, names, CLASS_LAYERS))
+
+
+def first_step(origin: Origin, steps_per_epoch: int) -> int:
+    """Optimizer steps that count as done when the run begins.
+
+    Args:
+        origin: Where it begins.
+        steps_per_epoch: Optimizer steps of one epoch, as the run will have them.
+
+    Raises:
+        CheckpointError: The step is to be read from a file name that has none.
+    """
+    start, checkpoint = origin.start, origin.checkpoint
+    if checkpoint is None:
+        return max(start.start_iter, 0)
+    if origin.exact:
+        return _resumed_step(checkpoint, steps_per_epoch)
+    if start.start_iter == -1:
+        return _step_in_name(start.checkpoint)
+    if start.start_iter == 0 and (start.use_checkpoint_epoch or start.continue_recipe):
+        return (checkpoint.epoch or 0) * steps_per_epoch
+    return start.start_iter
+
+
+def restore(
+    origin: Origin, config: YolactConfig, objective: Objective, optimizer: Optimizer
+) -> None:
+    """Give a run that goes on its optimizer, its generators and what else it trained.
+
+    Settings that are not those the run began with are named in the log, and the optimizer gets
+    the new ones. Nothing happens when a new run begins.
+
+    Args:
+        origin: Where it begins.
+        config: Of the run, as it goes on.
+        objective: Gets what it had learned.
+        optimizer: Holds the parameters of the network and the objective, on their device.
+
+    Raises:
+        CheckpointError: What the checkpoint holds is of another network or optimizer.
+    """
+    checkpoint = origin.checkpoint
+    state = checkpoint.training if checkpoint and origin.exact else None
+    if checkpoint is None or state is None:
+        return
+    try:
+        objective.load_state(state.distillation)
+        optimizer.load_state_dict(state.optimizer)
+        torch.set_rng_state(state.rng["cpu"])
+        device = optimizer.param_groups[0]["params"][0].device
+        if device.type == "cuda" and "cuda" in state.rng:
+            torch.cuda.set_rng_state(state.rng["cuda"], device)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{origin.start.checkpoint} does not say how to go on: {error}",
+            hint="--ckpt instead of --resume begins a new run from its weights",
+        ) from error
+    if checkpoint.config is not None:
+        _apply_changes(checkpoint.config, config, optimizer)
+
+
+def _apply_changes(before: YolactConfig, now: YolactConfig, optimizer: Optimizer) -> None:
+    """Name the settings that are not those the run began with, and let SGD have the new ones."""
+    changes = [
+        f"{key} {getattr(new, key)} instead of {getattr(old, key)}"
+        for part in ("model", "loss", "augment", "optim")
+        for old, new in [(getattr(before, part), getattr(now, part))]
+        for key in vars(old)
+        if getattr(old, key) != getattr(new, key)
+    ]
+    if changes:
+        logger.warning("the run goes on with other settings: %s", ", ".join(changes))
+    for key in ("momentum", "weight_decay"):
+        value = getattr(now.optim, key)
+        if value != getattr(before.optim, key):
+            for group in optimizer.param_groups:
+                group[key] = value
+
+
+def _stored(text: str | None, label: str = "the checkpoint's recipe") -> Recipe | None:
+    """A recipe that a checkpoint holds."""
+    if not text:
+        return None
+    from yolact.sparsify.recipe import Recipe  # loads sparseml
+
+    return Recipe.of_text(text, label)
+
+
+def _recipe_so_far(checkpoint: Checkpoint) -> Recipe | None:
+    """What the weights went through, when their run was stopped before its recipe's end too."""
+    state, steps = checkpoint.training, checkpoint.iteration
+    recipe = _stored(checkpoint.recipe)
+    if recipe is None or state is None or state.stage_recipe is None or steps is None:
+        return recipe
+    from yolact.sparsify.stages import until  # loads sparseml
+
+    return until(recipe, steps, state.steps_per_epoch)
+
+
+def _with_class_layers_of(model: Yolact, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of ``state``, but for those of the class layers: they stay as ``model`` has them."""
+    fresh = {k: v for k, v in model.state_dict().items() if k.startswith(CLASS_LAYERS)}
+    return {k: v for k, v in state.items() if not k.startswith(CLASS_LAYERS)} | fresh
+
+
+def _check_belongs(
+    checkpoint: Checkpoint, config: YolactConfig, start: StartSettings, classes: Classes
+) -> None:
+    checkpoint.require_config(config, start.checkpoint)
+    if start.resume and not _same_classes(checkpoint, classes):
+        raise CheckpointError(
+            f"{start.checkpoint} was trained on other classes ({_class_list(checkpoint)}) "
+            f"than the data has ({_first(classes)})",
+            hint="--ckpt instead of --resume takes all weights but those of the class layers",
+        )
+
+
+def _same_classes(checkpoint: Checkpoint, classes: Classes) -> bool:
+    if checkpoint.classes is not None:
+        return checkpoint.classes.names == classes.names
+    return checkpoint.num_classes == len(classes)
+
+
+def _class_list(checkpoint: Checkpoint) -> str:
+    if checkpoint.classes is None:
+        return f"{checkpoint.num_classes} of them"
+    return _first(checkpoint.classes)
+
+
+def _first(classes: Classes) -> str:
+    """The first few names."""
+    return ", ".join(classes.names[:5]) + ", ..." * (len(classes) > 5)
+
+
+def _resumed_step(checkpoint: Checkpoint, steps_per_epoch: int) -> int:
+    before = checkpoint.training and checkpoint.training.steps_per_epoch
+    if before == steps_per_epoch:
+        return checkpoint.iteration or 0
+    logger.warning(
+        "epochs now have %d steps instead of %d: continuing at the same epoch, not step",
+        *(steps_per_epoch, before),
+    )
+    return round(checkpoint.position * steps_per_epoch)
+
+
+def _step_in_name(path: Path | None) -> int:
+    named = path and parse_checkpoint_name(path)
+    if not named:
+        raise CheckpointError(
+            f"the name of {path} does not end in _<epoch>_<iter>.pth",
+            hint="give the step with --start_iter",
+        )
+    return named[2]
