@@ -31,7 +31,7 @@ from yolact.checkpoint import (
 from yolact.config import YolactConfig
 from yolact.data.labels import COCO_CLASSES, Classes
 from yolact.errors import CheckpointError, YolactError
-from yolact.model.quantized import is_quantized_state
+from yolact.model.weights import is_quantized_state
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 

@@ -167,7 +167,7 @@ def test_nothing_is_compressed_twice(
         counted.append(kind)
         return compressed_size(path, kind)
 
-    monkeypatch.setattr("yolact.exporter.export.compressed_size", count)
+    monkeypatch.setattr("yolact.engines.compress.compressed_size", count)
     assert invoke("--checkpoint", checkpoint, "--compress", "gz").exit_code == 0
     assert counted == ["zst"]
 

@@ -245,7 +245,7 @@ def test_a_graph_that_differs_is_refused_and_the_old_file_survives(
         values = onnx.numpy_helper.to_array(bias) + np.float32(0.5)
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
 
-    monkeypatch.setattr("yolact.exporter.export.run_passes", damage)
+    monkeypatch.setattr("yolact.exporter.passes.run_passes", damage)
     path = tmp_path / "model.onnx"
     path.write_bytes(b"yesterday's")
     message = (

@@ -195,7 +195,7 @@ def test_a_graph_that_detects_something_else_is_refused(
     def other(graph: onnx.ModelProto, config: DetectConfig) -> None:
         detect_inside(graph, replace(config, score_threshold=0.9))
 
-    monkeypatch.setattr("yolact.exporter.write.detect_inside", other)
+    monkeypatch.setattr("yolact.exporter.nms.detect_inside", other)
     with pytest.raises(ExportError, match="finds something else than outside: 0 objects, not") as e:
         export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True))
     assert e.value.hint == "nothing was written; export without --with-nms"

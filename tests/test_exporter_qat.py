@@ -21,7 +21,7 @@ from yolact.exporter.graph import conv_weights
 from yolact.exporter.options import ExportOptions
 from yolact.exporter.passes import to_integers
 from yolact.exporter.prepare import fold_quantized_batch_norms
-from yolact.model.quantized import is_quantized
+from yolact.model.weights import is_quantized
 from yolact.model.yolact import Yolact
 
 
@@ -175,7 +175,7 @@ def test_one_wrong_scale_is_noticed(
         scale.CopyFrom(onnx.numpy_helper.from_array(values, scale.name))
         return count
 
-    monkeypatch.setattr("yolact.exporter.export.to_integers", damage)
+    monkeypatch.setattr("yolact.exporter.passes.to_integers", damage)
     message = r"dB, at least \d+\.\d dB is accepted\); it begins at backbone\.layers\.2\.0\.0$"
     with pytest.raises(ExportError, match=message):
         export(quantized_model(), CLASSES, tmp_path / "m.onnx")

@@ -144,8 +144,8 @@ def test_a_graph_that_misses_detections_is_refused(
         graph.graph.node.append(swap)
         return count
 
-    monkeypatch.setattr("yolact.exporter.export.to_integers", damage)
-    monkeypatch.setattr("yolact.exporter.write.compare", lambda *_: ())
+    monkeypatch.setattr("yolact.exporter.passes.to_integers", damage)
+    monkeypatch.setattr("yolact.exporter.verify.compare", lambda *_: ())
     images = calibration_images(str(tiny_shapes / "images"), 2, SIDE)
     with pytest.raises(ExportError, match=r"^the exported graph finds \d+\.\d % of the \d+ detec"):
         export(decided(quantized_model()), CLASSES, tmp_path / "m.onnx", images=images)

@@ -15,8 +15,7 @@ from torch.ao.quantization import FakeQuantize, QuantWrapper
 
 from yolact.config import ModelConfig, yolact_darknet_small
 from yolact.errors import RecipeError
-from yolact.model.quantized import is_quantized
-from yolact.model.weights import load_weights
+from yolact.model.weights import is_quantized, load_weights
 from yolact.model.yolact import InferenceModel, Yolact
 from yolact.sparsify.driver import GradientSamples, RecipeDriver
 from yolact.sparsify.recipe import Recipe, load_recipe

@@ -16,7 +16,7 @@ from yolact.config import YolactConfig, yolact_darknet53, yolact_darknet_small
 from yolact.errors import RecipeError
 from yolact.exporter.export import export
 from yolact.model.channels import channel_groups, width_of
-from yolact.model.quantized import is_quantized
+from yolact.model.weights import is_quantized
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 from yolact.sparsify.check.forecast import count_macs

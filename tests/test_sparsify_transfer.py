@@ -29,7 +29,7 @@ from yolact.data.loader import EpochBatches
 from yolact.data.transforms import EvalTransform
 from yolact.engines.onnxruntime import OrtEngine
 from yolact.exporter.export import export
-from yolact.model.quantized import is_quantized
+from yolact.model.weights import is_quantized
 from yolact.predict.evaluate import evaluate
 from yolact.predict.pipeline import Selection
 from yolact.restore import build_model
@@ -37,8 +37,7 @@ from yolact.sparsify.document import entries, parse
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.report.report import report, report_path
 from yolact.sparsify.report.sparsity import convolutions, layer_sparsity
-from yolact.sparsify.stages import compose
-from yolact.sparsify.transfer import forget_layers
+from yolact.sparsify.stages import compose, forget_layers
 from yolact.training.loop import TrainResult, train
 from yolact.training.origin import CLASS_LAYERS
 from yolact.training.settings import SaveSettings, StartSettings

@@ -31,7 +31,7 @@ from yolact.checkpoint import load_checkpoint
 from yolact.data.loader import make_loader
 from yolact.errors import ConfigError
 from yolact.loss.criterion import Losses
-from yolact.model.quantized import is_quantized
+from yolact.model.weights import is_quantized
 from yolact.training.loop import train
 from yolact.training.memory import (
     STEPS,

@@ -27,8 +27,7 @@ from yolact.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, RecipeError, StorageError
-from yolact.model.quantized import is_quantized
-from yolact.model.weights import init_weights
+from yolact.model.weights import init_weights, is_quantized
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 from yolact.sparsify.report.sparsity import layer_sparsity

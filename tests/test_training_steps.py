@@ -27,7 +27,7 @@ from yolact.checkpoint import load_checkpoint
 from yolact.data.loader import make_loader
 from yolact.errors import ConfigError
 from yolact.loss.criterion import Losses
-from yolact.model.quantized import is_quantized
+from yolact.model.weights import is_quantized
 from yolact.restore import build_model
 from yolact.sparsify.report.sparsity import layer_sparsity
 from yolact.training.loop import train

@@ -36,8 +36,7 @@ from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.files import atomic_path
-from yolact.model.quantized import is_quantized_state
-from yolact.model.weights import num_classes_of
+from yolact.model.weights import is_quantized_state, num_classes_of
 
 SCHEMA = 1
 _PLAIN = {"epoch": int, "iteration": int, "checkpoint_recipe": str, "best_map": float}

@@ -20,7 +20,7 @@ from training import differences, make_shapes, resume, tiny_settings
 from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.errors import RecipeError
 from yolact.exporter.export import export
-from yolact.model.quantized import is_quantized
+from yolact.model.weights import is_quantized
 from yolact.restore import build_model
 from yolact.training.loop import train
 from yolact.training.settings import SaveSettings

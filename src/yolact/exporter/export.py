@@ -27,7 +27,7 @@ from yolact.exporter.trace import OUTPUTS, label_outputs, sample_images, trace
 from yolact.exporter.verify import Agreement, OutputParity
 from yolact.exporter.write import greedy, write_checked
 from yolact.files import Compression, require_space, require_writable_file
-from yolact.model.quantized import is_quantized, parameter_count, require_quantized
+from yolact.model.weights import is_quantized, parameter_count, require_quantized
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 

@@ -28,7 +28,7 @@ from torch.ao.quantization import (
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from yolact.exporter.options import ExportOptions
-from yolact.model.quantized import is_quantized
+from yolact.model.weights import is_quantized
 from yolact.model.yolact import InferenceModel, Yolact
 from yolact.types import RawOutputs
 

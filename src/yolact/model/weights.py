@@ -1,4 +1,4 @@
-"""A network's weights: drawn anew, or from files of the published layout.
+"""A network's weights: drawn anew or read from files, quantized or not.
 
 Weights that do not fit are refused with the likeliest reason, as far as their names tell it.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase
 
-from yolact.errors import CheckpointError
-from yolact.model.quantized import is_quantized_state
+from yolact.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:  # what reads weights without a network, such as checkpoints, stays small
     from yolact.model.yolact import Yolact
@@ -257,3 +257,35 @@ def _own_shapes(model: nn.Module) -> dict[str, Tensor]:
         for name, value in model.state_dict().items()
         if name in parameters or name.endswith(statistics)
     }
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any module of ``model`` simulates quantization."""
+    return any(isinstance(module, FakeQuantizeBase) for module in model.modules())
+
+
+def require_quantized(model: nn.Module, option: str) -> None:
+    """Refuse an option that is about integers.
+
+    Raises:
+        ConfigError: ``model`` has none; names the ``option``.
+    """
+    if not is_quantized(model):
+        raise ConfigError(
+            f"{option} has no use for a model that is not quantized",
+            hint="add --one-shot yolact.one_shot_int8, or another recipe that quantizes",
+        )
+
+
+def is_quantized_state(names: Iterable[str]) -> bool:
+    """Whether state-dict names are those of a fake-quantized network."""
+    return any(name.endswith(".zero_point") for name in names)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Numbers that training can change, those that are zero included.
+
+    >>> parameter_count(nn.Linear(3, 2))
+    8
+    """
+    return sum(parameter.numel() for parameter in model.parameters())

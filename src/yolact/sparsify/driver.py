@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from yolact.errors import RecipeError
-from yolact.model.quantized import is_quantized
+from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.check.examine import PlannedRun, require_sound
 from yolact.sparsify.check.forecast import count_macs

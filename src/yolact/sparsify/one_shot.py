@@ -32,7 +32,7 @@ from torch.ao.quantization import (
 from tqdm import tqdm
 
 from yolact.errors import CheckpointError, ConfigError, TargetMissedError
-from yolact.model.quantized import is_quantized, parameter_count
+from yolact.model.weights import is_quantized, parameter_count
 from yolact.sparsify.catalog import Kind, facts_of
 from yolact.sparsify.check.examine import require_sound
 from yolact.sparsify.driver import RecipeDriver

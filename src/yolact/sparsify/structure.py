@@ -13,7 +13,7 @@ from torch.ao.nn.intrinsic import ConvBn2d, ConvBnReLU2d, ConvReLU2d
 from torch.ao.quantization import QuantWrapper
 
 from yolact.errors import RecipeError
-from yolact.model.quantized import is_quantized
+from yolact.model.weights import is_quantized
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparseml import LayerPruningModifier, quiet_loggers
 from yolact.sparsify.stages import last_stage_begins

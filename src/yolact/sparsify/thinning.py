@@ -27,7 +27,7 @@ from yolact.model.channels import (
     remove_channels,
     width_of,
 )
-from yolact.model.quantized import is_quantized
+from yolact.model.weights import is_quantized
 from yolact.model.yolact import Yolact
 from yolact.sparsify.document import matches
 from yolact.sparsify.sparseml import (

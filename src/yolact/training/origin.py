@@ -138,7 +138,7 @@ def build_network(origin: Origin, config: YolactConfig, classes: Classes) -> tup
         return model, words
     load_weights(model, _with_class_layers_of(model, checkpoint.model_state))
     if checkpoint.quantized:
-        from yolact.sparsify.transfer import learn_ranges  # loads sparseml
+        from yolact.sparsify.stages import learn_ranges  # loads sparseml
 
         learn_ranges(model, CLASS_LAYERS)
     return model, f"{words}, class layers new: other classes"
@@ -148,8 +148,8 @@ def forget_class_layers(origin: Origin, model: Yolact, classes: Classes) -> Orig
     """The same origin, whose earlier recipe never pruned class layers if they begin anew."""
     if origin.earlier_recipe is None or not origin.begins_class_layers_anew(classes):
         return origin
+    from yolact.sparsify.stages import forget_layers
     from yolact.sparsify.structure import recipe_names  # both load sparseml
-    from yolact.sparsify.transfer import forget_layers
 
     names = list(recipe_names(model).values())
     return replace(origin, earlier_recipe=forget_layers(origin.earlier_recipe, names, CLASS_LAYERS))

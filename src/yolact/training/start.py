@@ -28,7 +28,7 @@ from yolact.distill.teacher import SELF, Teacher, check_wish, copy_as_teacher, l
 from yolact.errors import ConfigError, DataError
 from yolact.host import resolve_device
 from yolact.loss.criterion import Objective, Supervised, YolactLoss
-from yolact.model.quantized import parameter_count
+from yolact.model.weights import parameter_count
 from yolact.model.yolact import Yolact
 from yolact.sparsify.no_recipe import NoRecipe
 from yolact.training.origin import (

@@ -15,13 +15,7 @@ from torch.optim import Optimizer
 from yolact.errors import ConfigError
 from yolact.loss.criterion import BatchLosses, Objective
 from yolact.training.memory import is_out_of_memory
-from yolact.training.split_batch import (
-    Generators,
-    PartWeights,
-    forward_loss,
-    split,
-    watched_priors,
-)
+from yolact.training.split_batch import Generators, PartWeights, forward_loss, split, watched_priors
 from yolact.types import Batch, Target
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase
 
 from yolact.errors import RecipeError
-from yolact.model.quantized import parameter_count
+from yolact.model.weights import parameter_count
 from yolact.sparsify.check.curves import Curves, meta_copy, with_values
 from yolact.sparsify.check.timetable import ModifierRow
 from yolact.sparsify.recipe import Recipe

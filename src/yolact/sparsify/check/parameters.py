@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from yolact.errors import RecipeError
-from yolact.model.quantized import is_quantized
+from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.document import Entry, matches
 from yolact.sparsify.sparseml import OBSPruningModifier, TrainableParamsModifier

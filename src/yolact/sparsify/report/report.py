@@ -34,7 +34,7 @@ from typing import Any
 from torch import nn
 
 from yolact.files import write_text
-from yolact.model.quantized import parameter_count
+from yolact.model.weights import parameter_count
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.report.quantization import (
     Quantizer,
