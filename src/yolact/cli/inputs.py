@@ -9,16 +9,12 @@ from typing import Any, NamedTuple
 
 import click
 
+from yolact.download.options import COCO_FOLDER, SHAPES_FOLDER
 from yolact.download.stubs import Kind, is_stub
 from yolact.errors import CheckpointError, ConfigError
 from yolact.model_files import stub_file
 
-DATA = Path("data/coco")
-"""Where ``sparseml.yolact.download`` puts COCO."""
 RELEASES = "https://huggingface.co/dbolya/yolact-darknet53"
-
-SHAPES = Path("data/shapes")
-"""Where it puts the sample set."""
 
 
 class Layout(NamedTuple):
@@ -34,10 +30,10 @@ class Layout(NamedTuple):
 
 USUAL = "coco2017_dataset"
 LAYOUTS = {
-    USUAL: Layout(DATA, "instances_val2017.json", "instances_train2017.json"),
-    "coco2017_testdev_dataset": Layout(DATA, "image_info_test-dev2017.json", None),
-    "coco2014_dataset": Layout(DATA, "instances_val2014.json", "instances_train2014.json"),
-    "shapes": Layout(SHAPES, "instances_val.json", "instances_train.json"),
+    USUAL: Layout(COCO_FOLDER, "instances_val2017.json", "instances_train2017.json"),
+    "coco2017_testdev_dataset": Layout(COCO_FOLDER, "image_info_test-dev2017.json", None),
+    "coco2014_dataset": Layout(COCO_FOLDER, "instances_val2014.json", "instances_train2014.json"),
+    "shapes": Layout(SHAPES_FOLDER, "instances_val.json", "instances_train.json"),
 }
 """Data sets that ``--dataset`` knows by name."""
 
