@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import subprocess
@@ -27,10 +28,15 @@ def call(name: str, *arguments: object, environment: Mapping[str, str] | None = 
     return process.stdout
 
 
-def table_value(output: str, kind: str) -> float:
-    """The "all" column of the ``box`` or ``mask`` row of the validation table."""
-    row = next(line for line in output.splitlines() if line.split("|")[0].strip() == kind)
-    return float(row.split("|")[1])
+def validate(
+    folder: Path, *arguments: object, environment: Mapping[str, str] | None = None
+) -> tuple[float, float]:
+    """Mask and box mAP in percent, as ``validation`` measures them; its files go to ``folder``."""
+    report = folder / "validation.json"
+    files = ("--ap_data_file", folder / "ap_data.json", "--json", report)
+    call("validation", *arguments, *files, "--no_bar", environment=environment)
+    measured = json.loads(report.read_text())
+    return measured["mask"]["ap"]["all"], measured["box"]["ap"]["all"]
 
 
 def machine(*more: str) -> str:

@@ -17,12 +17,12 @@ import os
 from pathlib import Path
 
 import torch
-from commands import call, machine, table_value
+from commands import call, machine, validate
 from older_cpu import older_cpu
 from torch import Tensor
 
 from yolact.checkpoint import classes_of, load_checkpoint
-from yolact.config import DetectConfig, YolactConfig
+from yolact.config import YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.transforms import EvalTransform
 from yolact.engines.torch import TorchEngine
@@ -34,17 +34,6 @@ NOISE = 1e-6
 """Of pixels in 0..1: a few units in the last place of float32; grey levels are 0.004 apart."""
 FORMATS = {"qdq": ("onnxruntime", "openvino"), "openvino": ("openvino",)}
 """Of the export, and the engines that each is for."""
-
-
-def measure(
-    model: Path, engine: str, data: list[object], folder: Path, environment: dict[str, str]
-) -> tuple[float, float]:
-    """Mask and box mAP of a file in an engine."""
-    output = call(
-        "validation", "--trained_model", model, "--engine", engine, *data, "--no_bar",
-        "--ap_data_file", folder / "ap_data.json", environment=environment,
-    )  # fmt: skip
-    return table_value(output, "mask"), table_value(output, "box")
 
 
 class Noisy(TorchEngine):
@@ -62,7 +51,7 @@ def with_noise(model: Path, info: Path, images: Path, times: int) -> list[tuple[
     engine = Noisy(build_model(loaded, config), classes_of(loaded))
     dataset = CocoInstances(images, info, EvalTransform(config.model.image_size))
     torch.manual_seed(0)
-    found = (evaluate(engine, dataset, detect=DetectConfig()) for _ in range(times))
+    found = (evaluate(engine, dataset) for _ in range(times))
     return [(result.mask["all"], result.box["all"]) for result in found]
 
 
@@ -91,8 +80,12 @@ def main() -> None:
     cpus = {"": dict(os.environ)}
     if options.avx2:
         cpus[", AVX2 only"] = older_cpu(options.folder)
-    first = measure(options.checkpoint, "torch", data, options.folder, cpus[""])
-    rows = [row("PyTorch", [first])]
+
+    def measure(model: Path, engine: str, environment: dict[str, str]) -> tuple[float, float]:
+        chosen = ("--trained_model", model, "--engine", engine, *data)
+        return validate(options.folder, *chosen, environment=environment)
+
+    rows = [row("PyTorch", [measure(options.checkpoint, "torch", cpus[""])])]
     if options.noisy:
         spread = with_noise(options.checkpoint, options.info, options.images, options.noisy)
         rows.append(row(f"PyTorch, {options.noisy} runs with noise", spread))
@@ -105,7 +98,7 @@ def main() -> None:
         )  # fmt: skip
         for engine in engines:
             for note, environment in cpus.items():
-                found = measure(model, engine, data, options.folder, environment)
+                found = measure(model, engine, environment)
                 rows.append(row(f"{engine}, {layout}{note}", [found]))
     head = ["| engine and format | mask mAP | box mAP |", "|:--|--:|--:|"]
     text = "\n".join([*head, *rows, "", f"Measured on {machine('openvino')}."])

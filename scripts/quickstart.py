@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
-from commands import call, machine, table_value
+from commands import call, machine, validate
 
 CONFIG = "yolact_darknet_small_config"
 TILES, TILE = 8, 288
@@ -111,18 +111,15 @@ class Quickstart:
 
     def measure(self, variant: Variant, speed: float, minutes: float) -> Row:
         """Accuracy and size of the ONNX file, which is what would be deployed."""
-        output = call(
-            "validation",
-            *("--trained_model", self.onnx(variant), *self.validation_data(), "--no_bar"),
-            *("--ap_data_file", self.folder / variant.folder / "ap_data.json"),
-        )
+        folder, model = self.folder / variant.folder, self.onnx(variant)
+        mask_map, box_map = validate(folder, "--trained_model", model, *self.validation_data())
         report = json.loads((self.folder / f"benchmark_{variant.folder}.json").read_text())
         return Row(
             name=variant.name,
-            box_map=table_value(output, "box"),
-            mask_map=table_value(output, "mask"),
+            box_map=box_map,
+            mask_map=mask_map,
             compressed_bytes=report["size_on_disk_compressed"],
-            onnx_bytes=self.onnx(variant).stat().st_size,
+            onnx_bytes=model.stat().st_size,
             images_per_second=speed,
             train_minutes=minutes,
         )

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from commands import call, machine, table_value
+from commands import call, machine, validate
 
 CONFIG = "yolact_darknet_small_config"
 EPOCHS = 6
@@ -133,15 +133,12 @@ class Recovery:
         report = json.loads(newest(folder).with_suffix(".report.json").read_text())
         model = folder / f"{variant.name}.onnx"
         call("export_onnx", "--checkpoint", newest(folder), "--name", model, "--compress", "gz")
-        output = call(
-            "validation", "--trained_model", model, *self.held_out(), "--no_bar",
-            "--ap_data_file", folder / "ap_data.json",
-        )  # fmt: skip
+        mask_map, box_map = validate(folder, "--trained_model", model, *self.held_out())
         result = Result(
             variant=variant.name,
             seed=seed,
-            box_map=table_value(output, "box"),
-            mask_map=table_value(output, "mask"),
+            box_map=box_map,
+            mask_map=mask_map,
             zeros=report["sparsity"],
             macs=report["macs"],
             onnx_bytes=model.stat().st_size,

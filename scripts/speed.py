@@ -28,8 +28,7 @@ import numpy as np
 import torch
 from commands import call, machine
 from older_cpu import older_cpu
-from rich.console import Console
-from rich.progress import track
+from tqdm import trange
 
 from yolact.checkpoint import Checkpoint, save_checkpoint
 from yolact.config import named_config
@@ -161,7 +160,7 @@ class Speed:
         times: list[list[float]] = [[] for _ in runs]
         for call_once in calls:
             call_once()
-        for turn in track(range(rounds), description="rounds", console=Console(stderr=True)):
+        for turn in trange(rounds, desc="rounds"):
             order = list(range(len(runs)))
             random.Random(turn).shuffle(order)  # nobody always runs after the same one
             for index in order:

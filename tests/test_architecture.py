@@ -14,10 +14,10 @@ import yolact
 ROOT = Path(str(yolact.__file__)).parent
 
 LAYERS = (
-    *("errors", "files", "host", "types", "setting", "config"),
+    *("errors", "files", "host", "tables", "types", "setting", "config"),
     *("ops", "model", "loss", "data", "checkpoint", "download"),
-    *("sparsify", "restore", "engines", "distill", "predict", "exporter"),
-    *("training", "bench", "cli"),
+    *("sparsify", "restore", "engines", "model_files", "distill", "predict", "exporter"),
+    *("training", "bench", "api", "cli"),
 )
 """Files and folders of src/yolact from the bottom to the top: each may import those before it."""
 
@@ -37,7 +37,7 @@ STANDALONE = "exporter/deployed/run.py"
 
 MOST_LINES = 460
 MOST_FUNCTION_LINES = 125
-MOST_MODULES = 155
+MOST_MODULES = 156
 
 
 @cache
@@ -111,7 +111,7 @@ def longest_chain() -> int:
 
     @cache
     def length(name: str) -> int:
-        return 1 + max(map(length, imports()[name]), default=0)
+        return 1 + max(map(length, imports(loaded=True)[name]), default=0)
 
     return max(map(length, modules()))
 

@@ -11,7 +11,15 @@ import pytest
 from onnx_models import CLASSES, SIDE, save, small_model
 from yolact.bench.benchmark import benchmark, benchmark_pair
 from yolact.bench.options import BenchmarkOptions, parse_input_shapes
-from yolact.bench.timing import PERCENTILES, run_async, run_paired, run_sync, summarize
+from yolact.bench.timing import (
+    PERCENTILES,
+    STAGES,
+    Speed,
+    run_async,
+    run_paired,
+    run_sync,
+    summarize,
+)
 from yolact.errors import ConfigError
 from yolact.exporter.export import export
 from yolact.exporter.options import ExportOptions
@@ -23,6 +31,18 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bench") / "small.onnx"
     export(small_model(), CLASSES, path)
     return path
+
+
+def test_the_printed_stages_to_the_letter() -> None:
+    times = dict(zip(STAGES, (1.0, 86.5, 2.25, 1234.5678), strict=True))
+    assert Speed(times, 2, 7).table() == (
+        "median of 7 batches of 2\n"
+        "preprocess        1.00 ms   0.1 %\n"
+        "network          86.50 ms   6.5 %\n"
+        "detect            2.25 ms   0.2 %\n"
+        "postprocess    1234.57 ms  93.2 %\n"
+        "total          1324.32 ms    1.51 img/s"
+    )
 
 
 def test_statistics_by_hand() -> None:

@@ -15,12 +15,12 @@ from pycocotools import mask as rle
 import yolact.engines
 from conftest import from_shared
 from oracle import ANNOTATIONS, Oracle, write_dataset
-from yolact.cli.annotate import annotate, free_folder
+from yolact.cli.annotate import annotate
 from yolact.config import YolactConfig, yolact_darknet_small
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError
-from yolact.predict.media import Annotator, counts, every
+from yolact.predict.media import Annotator, counts, every, free_folder
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ from click.testing import CliRunner, Result
 
 from loopback import Loopback, serving
 from yolact.cli.download import download
-from yolact.cli.inputs import read_once
 from yolact.download.coco_archives import DATASETS, Archive
 from yolact.download.options import COCO_NAMES
 from yolact.download.stubs import WEIGHTS, Weights
 from yolact.download.unzip import Rules
 from yolact.errors import ConfigError, DataError, DownloadError, StorageError
+from yolact.model_files import read_once
 
 
 def call(*args: str | Path) -> Result:

@@ -11,16 +11,24 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+import yolact
 from conftest import OWN_GOLDEN, from_shared
 from oracle import ANNOTATIONS, Oracle, write_dataset
-from yolact.cli import validation_modes
+from yolact import engines
 from yolact.cli.inputs import split_pair, validation_paths
 from yolact.cli.validation import validation
 from yolact.data.coco import CocoInstances, evaluation_order
 from yolact.data.images import RgbImage
 from yolact.data.labels import Classes
-from yolact.errors import CheckpointError, ConfigError, DataError, TargetMissedError
-from yolact.predict import media as window
+from yolact.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    StorageError,
+    TargetMissedError,
+)
+from yolact.predict import media
+from yolact.predict.results import STATS
 
 
 @pytest.fixture
@@ -36,7 +44,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CocoInstances:
 def engine(dataset: CocoInstances, monkeypatch: pytest.MonkeyPatch) -> Oracle:
     """Every model file is the oracle."""
     oracle = Oracle(dataset)
-    monkeypatch.setattr(validation_modes, "load_engine", lambda *args, **kwargs: oracle)
+    monkeypatch.setattr(engines, "load_engine", lambda *args, **kwargs: oracle)
     return oracle
 
 
@@ -190,6 +198,61 @@ def test_top_k_limits_an_evaluation_only_when_given(engine: Oracle) -> None:
     assert len(json.loads(Path("results/ap_data.json").read_text())["bbox"]) == 2
 
 
+def measured(*arguments: str) -> tuple[Result, Any]:
+    """What the command says, and the JSON it writes."""
+    result = run(*arguments, "--json", "new/measured.json")
+    return result, json.loads(Path("new/measured.json").read_text())
+
+
+def test_all_that_is_measured_is_written_as_json(engine: Oracle) -> None:
+    result, content = measured("--no_bar")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == run().stdout
+    assert (content["schema"], content["model"], content["engine"]) == (1, "model.pth", "oracle")
+    assert (content["version"], content["images"]) == (yolact.__version__, 3)
+    assert list(content["box"]["ap"]) == ["all", *map(str, range(50, 100, 5))]
+    assert content["box"]["ap"]["all"] == pytest.approx(100)
+    assert list(content["mask"]["coco"]) == list(STATS)
+    assert content["mask"]["coco"]["AP50"] == pytest.approx(1)
+    assert content["box"]["coco"]["AP_large"] is None, "nothing is large"
+    assert content["mask"]["per_class"]["owl"]["ap50"] == pytest.approx(100)
+    assert list(content["seconds"]) == ["preprocess", "network", "detect", "encode"]
+    assert all(seconds > 0 for seconds in content["seconds"].values())
+
+
+def test_the_json_says_null_where_nothing_was_measured(engine: Oracle) -> None:
+    _, boxes = measured("--detect")
+    assert boxes["mask"] is None and boxes["box"]["ap"]["50"] == pytest.approx(100)
+    _, saved = measured("--detect", "--resume")
+    assert (saved["model"], saved["engine"], saved["seconds"]) == (None, None, {})
+    assert saved["box"] == boxes["box"]
+    info = Path("data/annotations/instances_val2017.json")
+    info.write_text(json.dumps({**json.loads(info.read_text()), "annotations": []}))
+    _, without = measured("--output_coco_json")
+    assert (without["box"], without["mask"], without["images"]) == (None, None, 3)
+
+
+def test_the_json_is_written_when_a_target_is_missed(engine: Oracle) -> None:
+    result, content = measured("--min_map", "50", "--score_threshold", "0.99")
+    assert result.exit_code == TargetMissedError.exit_code
+    assert content["mask"]["ap"]["all"] == 0
+
+
+def test_a_benchmark_is_written_as_json(engine: Oracle) -> None:
+    result, content = measured("--benchmark", "--num_iterations", "4", "--batch_size", "2")
+    assert result.exit_code == 0, result.output
+    assert (content["engine"], content["batches"], content["batch_size"]) == ("oracle", 4, 2)
+    times = content["milliseconds"]
+    assert list(times) == ["preprocess", "network", "detect", "postprocess", "total"]
+    assert sum(times.values()) == pytest.approx(2 * times["total"])
+    assert content["images_per_second"] == pytest.approx(2000 / times["total"])
+
+
+def test_a_json_file_that_cannot_be_written_is_said_first(engine: Oracle) -> None:
+    result = run("--json", "data/images/0009.png/in_a_file.json")
+    assert result.exit_code == StorageError.exit_code and not engine.calls
+
+
 def test_benchmark_prints_each_stage(engine: Oracle) -> None:
     result = run("--benchmark", "--warm_up_iterations", "1", "--num_iterations", "4")
     assert result.exit_code == 0, result.output
@@ -261,9 +324,9 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> list[RgbImage]:
         shown.append(image)
         return len(shown) < 2
 
-    monkeypatch.setattr(window, "has_display", lambda: True)
-    monkeypatch.setattr(window, "show", show)
-    monkeypatch.setattr(window, "close", lambda: None)
+    monkeypatch.setattr(media, "has_display", lambda: True)
+    monkeypatch.setattr(media, "show", show)
+    monkeypatch.setattr(media, "close", lambda: None)
     return shown
 
 
@@ -342,6 +405,8 @@ def test_a_file_that_is_no_video(engine: Oracle) -> None:
         (["--images", "no:out"], DataError, "no image, video or folder at no"),
         (["--image", "a:b", "--benchmark"], ConfigError, "--image and --benchmark exclude"),
         (["--video_multiframe", "2"], ConfigError, "--video_multiframe has no effect in an eval"),
+        (["--json", "a.json", "--image", "a:b"], ConfigError, "--json has no effect with --image"),
+        (["--json", "a.json", "--display"], ConfigError, "--json has no effect with --display"),
         (["--benchmark", "--resume"], ConfigError, "--resume has no effect with --benchmark"),
         (["--trained_model", "zoo:cv/x/base-none"], CheckpointError, "is not a model that"),
         (

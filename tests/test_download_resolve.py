@@ -18,11 +18,12 @@ import torch
 
 from loopback import Fault, Loopback, serving
 from yolact.checkpoint import Checkpoint, TrainingState, save_checkpoint
-from yolact.cli.inputs import read_once, recipe_source
+from yolact.cli.inputs import recipe_source
 from yolact.download.resolve import resolve
 from yolact.download.sparsezoo import TimeLimits
 from yolact.download.stubs import MODELS, Kind, Weights
 from yolact.errors import CheckpointError, ConfigError, DownloadError, RecipeError, YolactError
+from yolact.model_files import read_once
 from yolact.sparsify.recipe import load_recipe
 from zoo import BASE, PRUNED, QUANT, RECIPE, ROOT, new_user, put, weights
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from loopback import Fault, Loopback, serving
-from yolact.cli.inputs import read_once
 from yolact.download.stubs import WEIGHTS, Weights
 from yolact.download.trusted import fetch_weights
 from yolact.errors import ConfigError, DownloadError, YolactError
+from yolact.model_files import read_once
 from zoo import new_user, put, weights
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import subprocess
 import sys
 import time
@@ -10,8 +12,12 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import yolact
+from onnx_models import CLASSES, save, small_model
+from oracle import write_dataset
+from yolact.cli.export_onnx import export_onnx
 from yolact.cli.main import COMMANDS
 
 HEAVY = ("torch", "sparseml", "sparsezoo", "onnxruntime", "cv2", "numpy")
@@ -109,3 +115,55 @@ def test_entry_modules_run_as_scripts(module: str) -> None:
 
 def test_the_version_is_that_of_the_distribution() -> None:
     assert version("sparseml-yolact") == yolact.__version__
+
+
+def test_names_that_type_checkers_see_are_those_that_resolve() -> None:
+    tree = ast.parse(Path(str(yolact.__file__)).read_text("utf-8"))
+    (seen,) = (node for node in tree.body if isinstance(node, ast.If))
+    names = {f"{found.module}.{found.names[0].name}" for found in imports_of(seen)}
+    resolved = {f"{getattr(yolact, name).__module__}.{name}" for name in yolact.__all__[2:]}
+    assert names == resolved
+
+
+def imports_of(node: ast.AST) -> list[ast.ImportFrom]:
+    return [found for found in ast.walk(node) if isinstance(found, ast.ImportFrom)]
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model, beside a picture and a data set."""
+    folder = tmp_path_factory.mktemp("onnx")
+    checkpoint = save(small_model(), folder / "m.pth")
+    arguments = ["--checkpoint", str(checkpoint), "--name", str(folder / "m.onnx")]
+    done = CliRunner().invoke(export_onnx, arguments)
+    assert done.exit_code == 0, done.output
+    names = dict(zip(CLASSES.ids, CLASSES.names, strict=True))
+    data = write_dataset(folder / "data", [])
+    info = data.images.parent / "annotations" / "instances_val2017.json"
+    content = json.loads(info.read_text())
+    content["categories"] = [{"id": number, "name": name} for number, name in names.items()]
+    info.write_text(json.dumps(content))
+    return folder / "m.onnx"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["annotate", "--model_filepath", "m.onnx", "--source", "data/images", "--save_json"],
+        ["benchmark", "m.onnx", "-t", "0.1", "-w", "0"],
+        ["benchmark", "m.onnx", "--vs", "m.onnx", "-t", "0.1", "-w", "0"],
+        ["validation", "--trained_model", "m.onnx", "--dataset", "data", "--json", "m.json"],
+        ["validation", "--trained_model", "m.onnx", "--dataset", "data", "--benchmark"],
+        ["validation", "--trained_model", "m.onnx", "--images", "data/images:out"],
+    ],
+)
+def test_running_an_onnx_file_loads_no_sparseml(onnx_file: Path, arguments: list[str]) -> None:
+    result = python(
+        "import sys\n"
+        "from yolact.cli.main import main\n"
+        f"try: main({arguments}, prog_name='sparseml.yolact')\n"
+        "finally: print(*({'sparseml', 'sparsezoo', 'onnxruntime'} & set(sys.modules)))\n",
+        cwd=onnx_file.parent,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "onnxruntime"

@@ -12,22 +12,20 @@ from pycocotools.coco import COCO
 
 from conftest import GoldenSet
 from oracle import ANNOTATIONS, Oracle, rectangle, write_dataset
-from yolact.config import DetectConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError
-from yolact.predict.evaluate import (
+from yolact.predict.evaluate import Evaluation, collect, evaluate, match_classes, score
+from yolact.predict.pipeline import Selection
+from yolact.predict.results import (
     THRESHOLDS,
     UNDEFINED,
+    AveragePrecision,
+    CocoResults,
+    annotation_file,
     average_precision,
-    collect,
-    evaluate,
-    match_classes,
-    score,
 )
-from yolact.predict.results import CocoResults, annotation_file
 
-DETECT = DetectConfig()
 CORNER = (0.0, 0.0, 0.2, 0.2)
 Kind = Literal["bbox", "segm"]
 
@@ -81,7 +79,7 @@ def test_entries_are_not_modified(golden: GoldenSet, truth: COCO) -> None:
 
 
 def test_a_model_that_knows_the_truth_is_perfect(dataset: CocoInstances) -> None:
-    found = evaluate(Oracle(dataset), dataset, detect=DETECT, progress=False)
+    found = evaluate(Oracle(dataset), dataset, progress=False)
     assert found.images == 3
     assert found.box["all"] == pytest.approx(100)
     assert found.mask[75] == pytest.approx(100)
@@ -92,9 +90,9 @@ def test_a_model_that_knows_the_truth_is_perfect(dataset: CocoInstances) -> None
 def test_the_batch_size_changes_nothing(
     dataset: CocoInstances, batch_size: int, fixed: int | None
 ) -> None:
-    one_by_one = collect(Oracle(dataset), dataset, detect=DETECT, progress=False)
+    one_by_one = collect(Oracle(dataset), dataset, progress=False)
     engine = Oracle(dataset, batch_size=fixed)
-    batched = collect(engine, dataset, detect=DETECT, batch_size=batch_size, progress=False)
+    batched = collect(engine, dataset, batch_size=batch_size, progress=False)
     assert batched == one_by_one
     if fixed:
         assert set(engine.calls) == {fixed}
@@ -102,10 +100,10 @@ def test_the_batch_size_changes_nothing(
 
 def test_every_image_is_seen_once_and_a_limit_is_kept(dataset: CocoInstances) -> None:
     engine = Oracle(dataset)
-    evaluate(engine, dataset, detect=DETECT, progress=False)
+    evaluate(engine, dataset, progress=False)
     assert sum(engine.calls) == 3
     engine = Oracle(dataset)
-    found = evaluate(engine, dataset, detect=DETECT, image_ids=[11], progress=False)
+    found = evaluate(engine, dataset, image_ids=[11], progress=False)
     assert sum(engine.calls) == found.images == 1
     assert set(found.box_ap.per_class) == {"owl"}
 
@@ -113,8 +111,7 @@ def test_every_image_is_seen_once_and_a_limit_is_kept(dataset: CocoInstances) ->
 def test_detections_on_images_without_annotations_are_wrong(dataset: CocoInstances) -> None:
     engine = Oracle(dataset, extra=[(2, CORNER)])
     (owls,) = (
-        evaluate(engine, dataset, detect=DETECT, image_ids=ids, progress=False).box["all"]
-        for ids in ([3, 11],)
+        evaluate(engine, dataset, image_ids=ids, progress=False).box["all"] for ids in ([3, 11],)
     )
     assert owls < 75  # the one on image 3 outranks the true one of image 11
 
@@ -122,7 +119,7 @@ def test_detections_on_images_without_annotations_are_wrong(dataset: CocoInstanc
 def test_classes_without_ground_truth_do_not_count(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "d", ANNOTATIONS[:1])
     engine = Oracle(data, extra=[(2, CORNER)])
-    found = evaluate(engine, data, detect=DETECT, progress=False)
+    found = evaluate(engine, data, progress=False)
     assert found.box["all"] == pytest.approx(100)
     assert set(found.box_ap.per_class) == {"cat"}
 
@@ -134,18 +131,18 @@ def test_crowds_absorb_detections(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "crowd", [owl, crowd])
     inside = [(2, (0.0, 0.0, 0.2, 0.2)), (2, (0.0, 0.3, 0.2, 0.5))]
     engine = Oracle(data, extra=inside)
-    with_crowd = evaluate(engine, data, detect=DETECT, image_ids=[11], progress=False)
+    with_crowd = evaluate(engine, data, image_ids=[11], progress=False)
     assert with_crowd.mask[50] == pytest.approx(100)
 
 
 def test_no_detections_cost_everything_but_do_not_crash(dataset: CocoInstances) -> None:
-    found = evaluate(Oracle(dataset), dataset, detect=DETECT, score_threshold=0.99, progress=False)
+    found = evaluate(Oracle(dataset), dataset, Selection(score_threshold=0.99), progress=False)
     assert (found.box["all"], found.mask["all"], found.images) == (0, 0, 3)
 
 
 def test_a_data_set_without_objects_has_no_ap(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "empty", [])
-    found = evaluate(Oracle(data), data, detect=DETECT, progress=False)
+    found = evaluate(Oracle(data), data, progress=False)
     assert found.box["all"] == found.mask_ap.stats["AP"] == UNDEFINED  # type: ignore[union-attr]
     assert "   box |     - |" in found.table()
 
@@ -153,21 +150,21 @@ def test_a_data_set_without_objects_has_no_ap(tmp_path: Path) -> None:
 def test_an_object_without_a_mask_is_left_out(tmp_path: Path) -> None:
     hollow = rectangle(4, 11, 7, (0, 0, 10, 10), segmentation=[])
     data = write_dataset(tmp_path / "hollow", [*ANNOTATIONS, hollow])
-    found = evaluate(Oracle(data), data, detect=DETECT, progress=False)
+    found = evaluate(Oracle(data), data, progress=False)
     assert found.mask[50] == pytest.approx(100)
 
 
 def test_measuring_twice_gives_the_same_and_prints_nothing(
     dataset: CocoInstances, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results = collect(Oracle(dataset), dataset, detect=DETECT, progress=False)
+    results = collect(Oracle(dataset), dataset, progress=False)
     first = score(dataset, results)
     assert score(dataset, results) == first
     assert capsys.readouterr().out == ""
 
 
 def test_boxes_alone_can_be_measured(dataset: CocoInstances) -> None:
-    results = collect(Oracle(dataset), dataset, detect=DETECT, masks=False, progress=False)
+    results = collect(Oracle(dataset), dataset, Selection(masks=False), progress=False)
     found = score(dataset, results, masks=False)
     assert results.segm == [] and found.mask == {} and found.mask_ap is None
     assert "mask" not in found.table()
@@ -175,15 +172,13 @@ def test_boxes_alone_can_be_measured(dataset: CocoInstances) -> None:
 
 
 def test_top_k_keeps_the_best(dataset: CocoInstances) -> None:
-    results = collect(
-        Oracle(dataset), dataset, detect=DETECT, top_k=1, image_ids=[9], progress=False
-    )
+    results = collect(Oracle(dataset), dataset, Selection(top_k=1), image_ids=[9], progress=False)
     assert [entry["category_id"] for entry in results.bbox] == [7]
 
 
 def test_classes_are_matched_by_name_not_by_order(dataset: CocoInstances) -> None:
     shuffled = Classes(("owl", "horse", "dog", "cat"), (1, 2, 3, 4))
-    found = evaluate(Oracle(dataset, shuffled), dataset, detect=DETECT, progress=False)
+    found = evaluate(Oracle(dataset, shuffled), dataset, progress=False)
     assert found.box["all"] == pytest.approx(100)
     assert match_classes(shuffled, dataset.classes) == [21, None, 20, 7]
 
@@ -191,15 +186,13 @@ def test_classes_are_matched_by_name_not_by_order(dataset: CocoInstances) -> Non
 def test_classes_the_data_set_does_not_know_are_dropped(dataset: CocoInstances) -> None:
     more = Classes(("owl", "horse", "dog", "cat"), (1, 2, 3, 4))
     engine = Oracle(dataset, more, extra=[(1, CORNER)])
-    results = collect(engine, dataset, detect=DETECT, progress=False)
+    results = collect(engine, dataset, progress=False)
     assert {entry["category_id"] for entry in results.bbox} == {7, 20, 21}
 
 
 def test_a_model_of_other_classes_is_refused(dataset: CocoInstances) -> None:
     with pytest.raises(CheckpointError) as caught:
-        evaluate(
-            Oracle(dataset, Classes(("cat", "car"), (1, 2))), dataset, detect=DETECT, progress=False
-        )
+        evaluate(Oracle(dataset, Classes(("cat", "car"), (1, 2))), dataset, progress=False)
     assert str(caught.value) == (
         "the model knows 2 classes, but not 2 of the data set's 3: dog, owl"
     )
@@ -220,11 +213,11 @@ def test_classes_that_share_a_name_keep_their_ids() -> None:
 
 def test_unknown_images_are_refused(dataset: CocoInstances) -> None:
     with pytest.raises(ConfigError, match="no image 4 in the data set"):
-        evaluate(Oracle(dataset), dataset, detect=DETECT, image_ids=[4], progress=False)
+        evaluate(Oracle(dataset), dataset, image_ids=[4], progress=False)
 
 
 def test_the_table_has_the_references_layout(dataset: CocoInstances) -> None:
-    results = collect(Oracle(dataset), dataset, detect=DETECT, progress=False)
+    results = collect(Oracle(dataset), dataset, progress=False)
     table = score(dataset, results).table().splitlines()
     assert table[0] == (
         "       |  all  |  .50  |  .55  |  .60  |  .65  |  .70  |  .75  |  .80  |  .85  |"
@@ -236,7 +229,7 @@ def test_the_table_has_the_references_layout(dataset: CocoInstances) -> None:
 
 
 def test_saved_results_come_back(dataset: CocoInstances, tmp_path: Path) -> None:
-    results = collect(Oracle(dataset), dataset, detect=DETECT, progress=False)
+    results = collect(Oracle(dataset), dataset, progress=False)
     results.save(tmp_path / "new" / "ap.json")
     assert CocoResults.load(tmp_path / "new" / "ap.json") == results
 
@@ -252,7 +245,7 @@ def test_other_files_are_no_saved_results(tmp_path: Path, text: str | None) -> N
 
 
 def test_an_annotation_file_of_detections_is_coco(dataset: CocoInstances, tmp_path: Path) -> None:
-    results = collect(Oracle(dataset), dataset, detect=DETECT, progress=False)
+    results = collect(Oracle(dataset), dataset, progress=False)
     content: dict[str, Any] = annotation_file(
         dataset.coco.dataset["images"], results, dataset.classes
     )
@@ -263,3 +256,34 @@ def test_an_annotation_file_of_detections_is_coco(dataset: CocoInstances, tmp_pa
         index.createIndex()
     for annotation in index.loadAnns(index.getAnnIds()):
         assert index.annToMask(annotation).sum() == annotation["area"] > 0
+
+
+def precision() -> AveragePrecision:
+    table: dict[str | int, float] = {"all": 41.264, **dict.fromkeys(THRESHOLDS, 5.0), 95: UNDEFINED}
+    per_class = {"cat": (100.0, 99.999), "a long name": (7.126, UNDEFINED)}
+    return AveragePrecision(table, {}, per_class, "")
+
+
+def test_the_printed_tables_to_the_letter() -> None:
+    both = Evaluation(precision(), precision(), 3)
+    assert both.table() == (
+        "       |  all  |  .50  |  .55  |  .60  |  .65  |  .70  |  .75  |  .80  |  .85  |"
+        "  .90  |  .95  |\n"
+        "-------+-------+-------+-------+-------+-------+-------+-------+-------+-------+"
+        "-------+-------+\n"
+        "   box | 41.26 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |"
+        "  5.00 |     - |\n"
+        "  mask | 41.26 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |  5.00 |"
+        "  5.00 |     - |\n"
+        "-------+-------+-------+-------+-------+-------+-------+-------+-------+-------+"
+        "-------+-------+"
+    )
+    assert both.per_class_table() == (
+        " class       | box AP    .50 | mask AP   .50\n"
+        " cat         |  100.0  100.0 |   100.0 100.0\n"
+        " a long name |   7.13      - |    7.13     -"
+    )
+    boxes = Evaluation(precision(), None, 3)
+    assert boxes.per_class_table().splitlines()[1] == (
+        " cat         |  100.0  100.0 |       -     -"
+    )

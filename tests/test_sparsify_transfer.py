@@ -31,6 +31,7 @@ from yolact.engines.onnxruntime import OrtEngine
 from yolact.exporter.export import export
 from yolact.model.weights import is_quantized
 from yolact.predict.evaluate import evaluate
+from yolact.predict.pipeline import Selection
 from yolact.restore import build_model
 from yolact.sparsify.document import entries, parse
 from yolact.sparsify.recipe import load_recipe
@@ -199,7 +200,7 @@ def assert_useful(path: Path, data: Path, out: Path) -> None:
     )
     assert len(classes) == len(validation.classes)
     engine = OrtEngine(result.path)
-    assert evaluate(engine, validation, detect=config.detect, batch_size=1).mask["all"] >= 0
+    assert evaluate(engine, validation, Selection(detect=config.detect)).mask["all"] >= 0
 
 
 def test_a_second_transfer_keeps_the_zeros_of_the_first(

@@ -20,7 +20,8 @@ from training import (
 )
 from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.errors import ConfigError, StorageError
-from yolact.predict.evaluate import AveragePrecision, Evaluation
+from yolact.predict.evaluate import Evaluation
+from yolact.predict.results import AveragePrecision
 from yolact.training import loop as train_module
 from yolact.training.loop import train
 from yolact.training.retention import CheckpointKeeper

@@ -6,7 +6,22 @@ Importing this package loads neither torch nor sparseml; the names below are res
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from yolact.api import Instance as Instance
+    from yolact.api import Model as Model
+    from yolact.api import Result as Result
+    from yolact.api import load as load
+    from yolact.checkpoint import load_checkpoint as load_checkpoint
+    from yolact.config import YolactConfig as YolactConfig
+    from yolact.config import named_config as named_config
+    from yolact.data.coco import CocoInstances as CocoInstances
+    from yolact.engines import load_engine as load_engine
+    from yolact.errors import YolactError as YolactError
+    from yolact.model.yolact import InferenceModel as InferenceModel
+    from yolact.model.yolact import Yolact as Yolact
+    from yolact.predict.postprocess import to_instances as to_instances
 
 __version__ = "0.1.0"
 
@@ -14,6 +29,10 @@ NM_INTEGRATED = True
 """SparseML 1.8's own ``sparseml.yolact.*`` scripts look for this before they call our ``main``s."""
 
 _LAZY = {
+    "load": "yolact.api",
+    "Model": "yolact.api",
+    "Result": "yolact.api",
+    "Instance": "yolact.api",
     "YolactConfig": "yolact.config",
     "named_config": "yolact.config",
     "YolactError": "yolact.errors",

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from statistics import median
+from typing import Any
 
 import numpy as np
 
-from yolact.config import DetectConfig
 from yolact.data.images import RgbImage
 from yolact.engines.base import Engine
-from yolact.predict.pipeline import Stopwatch, find
-from yolact.predict.postprocess import above, first
+from yolact.predict.pipeline import Selection, Stopwatch
+from yolact.tables import columns
 
 Call = Callable[[], object]
 """One inference of one batch."""
@@ -77,15 +77,31 @@ class Speed:
         """Throughput with all stages one after the other."""
         return 1000 * self.batch_size / self.total
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready.
+
+        | key | value |
+        |---|---|
+        | ``batch_size`` | images per batch |
+        | ``batches`` | number of batches measured |
+        | ``milliseconds`` | stage -> median time of a batch, and ``total``, their sum |
+        | ``images_per_second`` | with all stages one after the other |
+        """
+        return {
+            "batch_size": self.batch_size,
+            "batches": self.batches,
+            "milliseconds": {**self.milliseconds, "total": self.total},
+            "images_per_second": self.images_per_second,
+        }
+
     def table(self) -> str:
         """One line per stage, and the sum."""
-        lines = [
-            f"{stage:12} {time:9.2f} ms {100 * time / self.total:5.1f} %"
+        rows = [
+            (stage, f"{time:9.2f} ms {100 * time / self.total:5.1f} %")
             for stage, time in self.milliseconds.items()
         ]
-        total = f"{'total':12} {self.total:9.2f} ms {self.images_per_second:7.2f} img/s"
-        head = f"median of {self.batches} batches of {self.batch_size}"
-        return "\n".join([head, *lines, total])
+        rows.append(("total", f"{self.total:9.2f} ms {self.images_per_second:7.2f} img/s"))
+        return f"median of {self.batches} batches of {self.batch_size}\n{columns(rows, '<<')}"
 
 
 def run_sync(call: Call, *, seconds: float, warmup: float, batch_size: int) -> Latency:
@@ -159,48 +175,41 @@ def summarize(seconds: Sequence[float], *, wall: float, batch_size: int) -> Late
 
 def measure(
     engine: Engine,
-    batches: Iterable[Sequence[RgbImage]],
-    detect: DetectConfig,
+    images: Sequence[RgbImage],
+    selection: Selection,
     *,
+    batch_size: int = 1,
     warm_up: int = 10,
-    score_threshold: float = 0.0,
-    top_k: int | None = None,
-    crop: bool = True,
-    masks: bool = True,
+    batches: int | None = None,
 ) -> Speed:
     """Time the path from decoded images to full-size masks.
 
     Args:
         engine: A loaded model.
-        batches: Batches of one size; the first ``warm_up`` of them are not counted.
-        detect: Thresholds and suppression.
+        images: Taken in turns, as often as it takes.
+        selection: Which objects get a mask.
+        batch_size: Images per call of the engine.
         warm_up: Batches to run before measuring.
-        score_threshold: Above 0, only detections with a higher score get a mask.
-        top_k: Only so many of the best detections get one.
-        crop: Cut masks at their boxes.
-        masks: False leaves masks out.
+        batches: How many to measure; None goes through the images once.
 
     Returns:
         Medians, which a single slow batch does not move.
     """
-    batches = iter(batches)
+    endless, watch = cycle(images), Stopwatch()
 
-    def run(batch: Sequence[RgbImage], watch: Stopwatch) -> None:
-        found = find(engine, batch, detect, watch=watch)
+    def run(watch: Stopwatch) -> None:
+        found = selection.find(engine, list(islice(endless, batch_size)), watch=watch)
         with watch("postprocess"):
             for image in found:
-                kept = above(image.detections, score_threshold)
-                kept = kept if top_k is None else first(kept, top_k)
-                image._replace(detections=kept).instances(crop=crop, masks=masks)
+                selection.instances(image)
 
-    for batch in islice(batches, warm_up):
-        run(batch, Stopwatch())
-    watch, size = Stopwatch(), 1
-    for batch in batches:
-        run(batch, watch)
-        size = len(batch)
+    for _ in range(warm_up):
+        run(Stopwatch())
+    count = batches or max(1, len(images) // batch_size)
+    for _ in range(count):
+        run(watch)
     times = {stage: 1000 * median(watch.seconds[stage]) for stage in STAGES}
-    return Speed(times, size, len(watch.seconds["network"]))
+    return Speed(times, batch_size, count)
 
 
 def _repeat(call: Call, seconds: float, stop: threading.Event | None = None) -> list[float]:

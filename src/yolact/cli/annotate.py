@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from yolact.cli.base import FOLDER, Command, setup_logging
-from yolact.cli.inputs import ENGINE_NAMES, engine_name, model_kinds, model_path
+from yolact.cli.inputs import ENGINE_NAMES, engine_name, model_path
 from yolact.errors import ConfigError
+from yolact.model_files import model_kinds
 
 if TYPE_CHECKING:
-    from yolact.data.labels import Classes
-    from yolact.data.sources import Images, Pictures, Video
+    from yolact.data.sources import Pictures, Video
     from yolact.engines.base import DetectingEngine, Engine
-    from yolact.predict.media import Annotated, Annotator
+    from yolact.predict.media import Annotator
+    from yolact.predict.pipeline import Found
+    from yolact.predict.results import DetectionFile
 
 log = logging.getLogger(__name__)
 
@@ -100,106 +101,74 @@ def annotate(
         raise ConfigError(
             f"--target_fps is {target_fps:g}", hint=f"give frames per second, at least {SLOWEST}"
         )
-    from yolact.data.sources import Images, find_source
+    from yolact.data.sources import Images, Pictures, find_source
     from yolact.files import require_writable
-    from yolact.predict.media import Annotator
+    from yolact.predict.media import Annotator, free_folder
+    from yolact.predict.pipeline import Selection
+    from yolact.predict.results import DetectionFile
 
     found = find_source(source)
     model = _load(model_filepath, engine, model_input_image_shape, num_cores, config, device)
-    annotator = Annotator(engine=model, score_threshold=score_threshold, top_k=top_k)
+    selection = Selection(score_threshold=score_threshold, top_k=top_k)
+    annotator = Annotator(engine=model, selection=selection)
     folder = None
     if not no_save or save_json:
         folder = free_folder(save_dir, name or f"{model.name}-annotations")
         require_writable(save_dir)  # the folder itself appears with its first file
-    pictures = None if no_save else folder
-    run = _Run(annotator, model.classes, folder if save_json else None)
-    read = None
+    file = DetectionFile(model.classes) if save_json else None
+    drawn = None if no_save else folder
+    files = Pictures(found.paths if isinstance(found, Images) else [])
     if isinstance(found, Images):
-        read = run.images(found, pictures)
+        _annotate_pictures(annotator, files, drawn, file)
     else:
-        run.video(found, pictures, target_fps)
-    run.finish()
+        _annotate_video(annotator, found, drawn, file, target_fps)
+    if folder is not None and file is not None:
+        file.save(folder / JSON_NAME)
     if folder is not None and folder.exists():
         click.echo(f"results in {folder}")
-    if read is not None:
-        read.finish()
+    files.finish()
 
 
-class _Run:
-    """One call of the command: what was seen so far, for the JSON file."""
+def _annotate_pictures(
+    annotator: Annotator, pictures: Pictures, folder: Path | None, file: DetectionFile | None
+) -> None:
+    """Annotate images into ``folder``, record them in ``file``, and say what is found."""
+    from yolact.predict.media import PictureOptions, annotate_pictures, counts
 
-    def __init__(self, annotator: Annotator, classes: Classes, json_folder: Path | None) -> None:
-        """Start with nothing seen; None as ``json_folder`` records nothing."""
-        from yolact.predict.results import CocoResults
-
-        self.annotator, self.classes, self.json_folder = annotator, classes, json_folder
-        self.records: list[dict[str, Any]] = []
-        self.results = CocoResults()
-
-    def images(self, source: Images, folder: Path | None) -> Pictures:
-        """Annotate image files one by one; the result knows whether all could be read."""
-        from yolact.data.sources import Pictures
-        from yolact.predict.media import write_image
-
-        pictures = Pictures(source.paths)
-        for number, path, image in pictures:
-            annotated = self.annotator([image])[0]
-            if folder is not None:
-                write_image(folder / f"result-{number}.jpg", annotated.picture)
-            self._record(str(path), annotated)
-            self._say(str(path), annotated)
-        return pictures
-
-    def video(self, source: Video, folder: Path | None, target_fps: float | None) -> None:
-        """Annotate a video, or a camera until q or Ctrl-C."""
-        from yolact.predict import media as window
-        from yolact.predict.media import VideoOptions, annotate_video
-
-        live = source.live and window.has_display()
-        if source.live:
-            log.info("press %s to stop", "q in the window" if live else "Ctrl-C")
-
-        def note(number: int, annotated: Annotated) -> None:
-            self._record(f"frame {number}", annotated)
-
-        done = annotate_video(
-            self.annotator,
-            source,
-            None if folder is None else folder / "results.mp4",
-            VideoOptions(target_fps=target_fps),
-            show=(lambda picture: window.show(picture, 1)) if live else None,
-            on_frame=note,
-        )
-        window.close()
-        click.echo(f"{source.path}: {done} frames")
-
-    def finish(self) -> None:
-        """Write the JSON file, if one was asked for."""
-        if self.json_folder is not None:
-            from yolact.predict.results import annotation_file, write_json
-
-            content = annotation_file(self.records, self.results, self.classes)
-            write_json(self.json_folder / JSON_NAME, content)
-
-    def _say(self, name: str, annotated: Annotated) -> None:
-        from yolact.predict.media import counts
-
-        click.echo(f"{name}: {counts(annotated.found, self.classes.names)}")
-
-    def _record(self, name: str, annotated: Annotated) -> None:
-        if self.json_folder is None:
-            return
-        found, number = annotated.found, len(self.records) + 1
-        height, width = found.size
-        record = {"id": number, "file_name": name, "height": height, "width": width}
-        self.records.append(record)
-        self.results.add(number, found.detections, found.proto, found.size, self.classes.ids)
+    options = PictureOptions(
+        target=None if folder is None else lambda picture: folder / f"result-{picture.number}.jpg"
+    )
+    for name, _, found in annotate_pictures(annotator, pictures, options):
+        if file is not None:
+            file.add(name, found)
+        click.echo(f"{name}: {counts(found, annotator.engine.classes.names)}")
 
 
-def free_folder(parent: Path, name: str) -> Path:
-    """``parent/name``, or with -001, -002, ... behind it the first that does not exist yet."""
-    names = (name if number == 0 else f"{name}-{number:03d}" for number in count())
-    return next(folder for folder in map(parent.joinpath, names) if not folder.exists())
+def _annotate_video(
+    annotator: Annotator,
+    source: Video,
+    folder: Path | None,
+    file: DetectionFile | None,
+    target_fps: float | None,
+) -> None:
+    """Annotate a video, or a camera until q or Ctrl-C; the same as with pictures."""
+    from yolact.predict.media import VideoOptions, annotate_video, has_display
+
+    show = source.live and has_display()
+    if source.live:
+        log.info("press %s to stop", "q in the window" if show else "Ctrl-C")
+    options = VideoOptions(
+        target=None if folder is None else folder / "results.mp4",
+        target_fps=target_fps,
+        show=show,
+    )
+
+    def record(number: int, found: Found) -> None:
+        if file is not None:
+            file.add(f"frame {number}", found)
+
+    done = annotate_video(annotator, source, options, on_frame=record)
+    click.echo(f"{source.path}: {done} frames")
 
 
 def _load(

@@ -10,9 +10,10 @@ import click
 
 from yolact.bench.options import BenchmarkOptions
 from yolact.cli.base import FILE, Command, setup_logging
-from yolact.cli.inputs import local_path, model_kinds
+from yolact.cli.inputs import local_path
 from yolact.cli.options import options, options_of, read
 from yolact.errors import ConfigError
+from yolact.model_files import model_kinds
 
 if TYPE_CHECKING:
     from yolact.bench.benchmark import BenchmarkReport

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yolact.cli.base import Command, setup_logging
-from yolact.cli.inputs import DATA, SHAPES, read_once
 from yolact.cli.options import options, options_of, read
-from yolact.download.options import NONE, DownloadOptions
+from yolact.download.options import COCO_FOLDER, NONE, SHAPES_FOLDER, DownloadOptions
 from yolact.errors import DataError
+from yolact.model_files import read_once
 
 if TYPE_CHECKING:
     from yolact.download.coco_archives import Archive
@@ -39,9 +39,9 @@ def download(**given: Any) -> None:
     if wanted.weights != NONE:
         _weights(wanted.weights, wanted.mirror, wanted.dry_run)
     if wanted.dataset == "shapes":
-        _shapes(wanted, wanted.data_dir or SHAPES)
+        _shapes(wanted, wanted.data_dir or SHAPES_FOLDER)
     elif wanted.dataset != NONE:
-        _coco(wanted, wanted.data_dir or DATA)
+        _coco(wanted, wanted.data_dir or COCO_FOLDER)
 
 
 def _shapes(wanted: DownloadOptions, folder: Path) -> None:
@@ -123,7 +123,7 @@ def _next_command(dataset: str, folder: Path) -> str:
     if dataset == "coco2017-val":
         return f"sparseml.yolact.validation --trained_model MODEL --dataset {folder}"
     train = "sparseml.yolact.train --resume weights/darknet53.pth --backbone"
-    if folder == DATA:
+    if folder == COCO_FOLDER:
         return train
     return (
         f"{train} --train_info {info}/instances_train2017.json --train_images {images} "

@@ -5,22 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
+from yolact.download.options import COCO_FOLDER, SHAPES_FOLDER
 from yolact.download.stubs import Kind, is_stub
 from yolact.errors import CheckpointError, ConfigError
+from yolact.model_files import stub_file
 
-if TYPE_CHECKING:
-    from yolact.download.trusted import Wanted
-
-DATA = Path("data/coco")
-"""Where ``sparseml.yolact.download`` puts COCO."""
 RELEASES = "https://huggingface.co/dbolya/yolact-darknet53"
-
-SHAPES = Path("data/shapes")
-"""Where it puts the sample set."""
 
 
 class Layout(NamedTuple):
@@ -36,10 +30,10 @@ class Layout(NamedTuple):
 
 USUAL = "coco2017_dataset"
 LAYOUTS = {
-    USUAL: Layout(DATA, "instances_val2017.json", "instances_train2017.json"),
-    "coco2017_testdev_dataset": Layout(DATA, "image_info_test-dev2017.json", None),
-    "coco2014_dataset": Layout(DATA, "instances_val2014.json", "instances_train2014.json"),
-    "shapes": Layout(SHAPES, "instances_val.json", "instances_train.json"),
+    USUAL: Layout(COCO_FOLDER, "instances_val2017.json", "instances_train2017.json"),
+    "coco2017_testdev_dataset": Layout(COCO_FOLDER, "image_info_test-dev2017.json", None),
+    "coco2014_dataset": Layout(COCO_FOLDER, "instances_val2014.json", "instances_train2014.json"),
+    "shapes": Layout(SHAPES_FOLDER, "instances_val.json", "instances_train.json"),
 }
 """Data sets that ``--dataset`` knows by name."""
 
@@ -49,13 +43,6 @@ def option(name: str, *, default: bool, help: str) -> Any:
     return click.option(
         name, type=click.BOOL, is_flag=False, default=default, show_default=True, help=help
     )
-
-
-def model_kinds(engine: str | None) -> tuple[Kind, ...]:
-    """What of a model an engine can run: an ONNX file where there is a choice."""
-    if engine == "torch":
-        return (Kind.CHECKPOINT,)
-    return (Kind.ONNX, Kind.CHECKPOINT) if engine is None else (Kind.ONNX,)
 
 
 def local_path(path: Path, *kinds: Kind) -> Path:
@@ -68,7 +55,7 @@ def local_path(path: Path, *kinds: Kind) -> Path:
     Raises:
         CheckpointError: There never was such a model, or its file is gone.
     """
-    return _file_of(str(path), *kinds) if is_stub(str(path)) else path
+    return stub_file(str(path), *kinds) if is_stub(str(path)) else path
 
 
 def recipe_source(text: str) -> tuple[str, str | None]:
@@ -83,34 +70,7 @@ def recipe_source(text: str) -> tuple[str, str | None]:
     """
     if "\n" in text or not is_stub(text):
         return text, None
-    return str(_file_of(text, Kind.RECIPE)), text
-
-
-def _file_of(stub: str, *kinds: Kind) -> Path:
-    from yolact.download.resolve import resolve  # loads what the network needs
-
-    return resolve(stub, *kinds, validate=read_once)
-
-
-def read_once(wanted: Wanted, path: Path) -> None:
-    """Read a fetched file the way its users will; raises what they would."""
-    if wanted.kind is Kind.CHECKPOINT:
-        from yolact.checkpoint import load_checkpoint
-        from yolact.download.trusted import OtherFileError
-
-        if load_checkpoint(path).training is not None and wanted.weights_only:
-            raise OtherFileError(
-                f"{path} is the checkpoint of a run, not the published {wanted.name}",
-                hint="move it away, or name another folder",
-            )
-    elif wanted.kind is Kind.ONNX:
-        from yolact.engines.onnxruntime import OrtEngine
-
-        OrtEngine(path)
-    elif b"\x00" in path.read_bytes() or path.read_text("utf-8", "replace").startswith("<"):
-        raise wanted.kind.error(
-            f"{path} is not a recipe", hint="look into it: a failed download is often a web page"
-        )
+    return str(stub_file(text, Kind.RECIPE)), text
 
 
 def model_path(text: str, save_folder: Path, config_name: str, *kinds: Kind) -> Path:
@@ -126,7 +86,7 @@ def model_path(text: str, save_folder: Path, config_name: str, *kinds: Kind) -> 
         CheckpointError: There is no such checkpoint, or a stub's file is gone.
     """
     if is_stub(text):
-        return _file_of(text, *(kinds or (Kind.CHECKPOINT,)))
+        return stub_file(text, *(kinds or (Kind.CHECKPOINT,)))
     if text.startswith("hf:"):
         raise CheckpointError(
             f"{text} cannot be fetched: stubs begin with zoo:",

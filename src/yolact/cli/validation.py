@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import json
+import logging
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from yolact.cli.base import FILE, FOLDER, Command, setup_logging
-from yolact.cli.inputs import ENGINE_NAMES, option
-from yolact.errors import ConfigError
+from yolact import __version__
+from yolact.cli.base import Command, setup_logging
+from yolact.cli.inputs import split_pair
+from yolact.cli.validation_options import Options, with_options
+from yolact.errors import ConfigError, TargetMissedError
+
+if TYPE_CHECKING:
+    from yolact.data.images import RgbImage
+    from yolact.data.sources import Picture
+    from yolact.predict.evaluate import Evaluation
+
+log = logging.getLogger(__name__)
 
 _USED_BY = {
     "warm_up_iterations": "--benchmark",
@@ -28,6 +41,7 @@ _USED_BY = {
     "resume": "an evaluation",
     "output_coco_json": "an evaluation",
     "output_web_json": "an evaluation",
+    "json": "an evaluation or --benchmark",
 }
 """Options that only some modes read -> those modes, for the message to who uses them elsewhere."""
 _DRAWING = {
@@ -40,191 +54,13 @@ _READS = {
     "images": _DRAWING,
     "video": (_DRAWING | _VIDEO) - {"mask_proto_debug", "display_lincomb"},
     "display": _DRAWING,
-    "benchmark": {"warm_up_iterations", "num_iterations"},
-    "evaluation": {name for name, mode in _USED_BY.items() if mode == "an evaluation"},
+    "benchmark": {"warm_up_iterations", "num_iterations", "json"},
+    "evaluation": {name for name, mode in _USED_BY.items() if mode.startswith("an evaluation")},
 }
 
-_OPTIONS = [
-    click.option(
-        "--trained_model",
-        default="latest",
-        show_default=True,
-        help="A .pth or .onnx file, a zoo: stub, or latest or interrupt for a checkpoint in "
-        "--save_folder.",
-    ),
-    click.option(
-        "--save_folder",
-        type=FOLDER,
-        default="weights/",
-        show_default=True,
-        help="Where latest and interrupt are looked for.",
-    ),
-    click.option(
-        "--config",
-        default="yolact_darknet53_config",
-        show_default=True,
-        help="Configuration of a checkpoint that carries none, and of its name.",
-    ),
-    click.option(
-        "--engine",
-        type=click.Choice(ENGINE_NAMES),
-        help="What runs the model.  [default: by the file's ending]",
-    ),
-    option("--cuda", default=True, help="Use a GPU if there is one."),
-    click.option("--device", help="auto, cpu, cuda or cuda:N; overrides --cuda."),
-    click.option("--num_cores", type=int, help="Threads to use.  [default: all]"),
-    click.option(
-        "--batch_size",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Images per call of the model.",
-    ),
-    click.option(
-        "--validation_info",
-        type=FILE,
-        help="COCO annotation file.  [default: data/coco/annotations/instances_val2017.json]",
-    ),
-    click.option(
-        "--validation_images", type=FOLDER, help="Its images.  [default: data/coco/images]"
-    ),
-    click.option(
-        "--dataset", help="A folder with annotations/ and images/, or a name like coco2017_dataset."
-    ),
-    click.option(
-        "--max_images", default=-1, show_default=True, help="At most so many images; -1 takes all."
-    ),
-    click.option(
-        "--no_sort",
-        is_flag=True,
-        help="Take the first images by id, not a fixed unbiased choice (by a hash of the id).",
-    ),
-    click.option("--shuffle", is_flag=True, help="Take images in random order."),
-    click.option("--seed", type=int, help="Makes --shuffle repeatable."),
-    option("--fast_nms", default=True, help="YOLACT's one-pass suppression; False is greedy."),
-    option(
-        "--cross_class_nms", default=False, help="Let boxes of all classes suppress each other."
-    ),
-    click.option(
-        "--score_threshold",
-        type=click.FloatRange(0, 1),
-        default=0,
-        show_default=True,
-        help="Only detections with a higher score.",
-    ),
-    click.option(
-        "--top_k",
-        type=click.IntRange(1),
-        default=5,
-        show_default=True,
-        help="Draw at most so many detections; an evaluation keeps all unless this is given.",
-    ),
-    click.option(
-        "--no_crop",
-        "crop",
-        is_flag=True,
-        flag_value=False,
-        default=True,
-        help="Do not cut masks at their boxes.",
-    ),
-    click.option("--detect", "boxes_only", is_flag=True, help="Boxes only, no masks."),
-    click.option("--no_bar", is_flag=True, help="Show no progress bar."),
-    click.option(
-        "--ap_data_file",
-        type=FILE,
-        default="results/ap_data.pkl",
-        show_default=True,
-        help="Where detections are kept for --resume: as JSON, with .json for an ending.",
-    ),
-    click.option(
-        "--resume", is_flag=True, help="Run no model; measure the detections in --ap_data_file."
-    ),
-    click.option("--output_coco_json", is_flag=True, help="Also write COCO result files."),
-    click.option(
-        "--bbox_det_file",
-        type=FILE,
-        default="results/bbox_detections.json",
-        show_default=True,
-        help="Boxes of --output_coco_json.",
-    ),
-    click.option(
-        "--mask_det_file",
-        type=FILE,
-        default="results/mask_detections.json",
-        show_default=True,
-        help="Masks of --output_coco_json.",
-    ),
-    click.option(
-        "--output_web_json", is_flag=True, help="Also write a file for upstream's web viewer."
-    ),
-    click.option(
-        "--web_det_path",
-        type=FOLDER,
-        default="web/dets/",
-        show_default=True,
-        help="Folder of --output_web_json.",
-    ),
-    click.option("--per_class", is_flag=True, help="Also print the AP of each class."),
-    click.option(
-        "--min_map",
-        type=float,
-        help="End with exit code 9 if mask AP (all, in percent) is lower; box AP with --detect.",
-    ),
-    click.option("--benchmark", is_flag=True, help="Measure speed instead of AP."),
-    click.option(
-        "--warm_up_iterations",
-        type=click.IntRange(0),
-        default=10,
-        show_default=True,
-        help="Batches of --benchmark that do not count.",
-    ),
-    click.option(
-        "--num_iterations",
-        type=click.IntRange(0),
-        default=0,
-        show_default=True,
-        help="Batches of --benchmark; 0 goes through the images once.",
-    ),
-    click.option("--image", metavar="IN[:OUT]", help="Annotate an image; show it without an OUT."),
-    click.option("--images", metavar="IN:OUT", help="Annotate a folder of images into another."),
-    click.option(
-        "--video",
-        metavar="IN[:OUT]",
-        help="Annotate a video (or a camera's number); show or write it.",
-    ),
-    click.option("--display", is_flag=True, help="Show annotated images of the data set."),
-    option("--display_masks", default=True, help="Draw masks."),
-    option("--display_bboxes", default=True, help="Draw boxes."),
-    option("--display_text", default=True, help="Draw class names."),
-    option("--display_scores", default=True, help="Draw scores beside the names."),
-    option(
-        "--display_lincomb",
-        default=False,
-        help="Also write a picture of how the best mask is combined from prototypes.",
-    ),
-    click.option(
-        "--mask_proto_debug", is_flag=True, help="Also write a picture and an .npy of prototypes."
-    ),
-    click.option("--display_fps", is_flag=True, help="Write the speed on the frames of a video."),
-    click.option(
-        "--emulate_playback",
-        is_flag=True,
-        help="Let a written video drop the frames that real time would have dropped.",
-    ),
-    click.option(
-        "--video_multiframe",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Frames of a video per call of the model.",
-    ),
-]
-
-
-def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for decorate in reversed(_OPTIONS):
-        command = decorate(command)
-    return command
+_SCHEMA = 1
+_KEPT_IN_MEMORY = 64
+"""Images of a benchmark: reading files is not part of what is measured."""
 
 
 @click.command(
@@ -233,7 +69,7 @@ def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     epilog="Example: sparseml.yolact.validation --trained_model weights/yolact_darknet53_54.pth "
     "prints box and mask AP at IoU .50 to .95 and COCO's twelve numbers.",
 )
-@_with_options
+@with_options
 @click.pass_context
 def validation(ctx: click.Context, /, **values: Any) -> None:
     """Measure box and mask AP of a model, or run it on images and videos.
@@ -246,26 +82,31 @@ def validation(ctx: click.Context, /, **values: Any) -> None:
         for name in values
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
-    mode = _mode(values)
+    options = Options(given=frozenset(given), **values)
+    mode = _mode(options)
     defaults = {parameter.name: parameter.default for parameter in ctx.command.params}
     _refuse_unused(mode, {name for name in given if values[name] != defaults[name]})
-    from yolact.cli import validation_modes as modes
-
-    settings = modes.Settings.read(values, given)
+    options.check()
     run = {
-        "image": modes.annotate_image,
-        "images": modes.annotate_folder,
-        "video": modes.annotate_movie,
-        "display": modes.display_dataset,
-        "benchmark": modes.benchmark,
-        "evaluation": modes.evaluate,
+        "image": _annotate_image,
+        "images": _annotate_folder,
+        "video": _annotate_video,
+        "display": _display,
+        "benchmark": _benchmark,
+        "evaluation": _evaluate,
     }
-    run[mode](settings)
+    run[mode](options)
 
 
-def _mode(values: dict[str, Any]) -> str:
-    modes = [name for name in ("image", "images", "video") if values[name] is not None]
-    modes += [name for name in ("display", "benchmark") if values[name]]
+def _mode(options: Options) -> str:
+    asked = {
+        "image": options.image is not None,
+        "images": options.images is not None,
+        "video": options.video is not None,
+        "display": options.display,
+        "benchmark": options.benchmark,
+    }
+    modes = [name for name, chosen in asked.items() if chosen]
     if len(modes) > 1:
         named = " and ".join(f"--{name}" for name in modes)
         raise ConfigError(f"{named} exclude each other", hint="give one of them")
@@ -278,3 +119,186 @@ def _refuse_unused(mode: str, given: set[str]) -> None:
         raise ConfigError(
             f"--{name} has no effect {here}", hint=f"it belongs to {_USED_BY[name]}; leave it out"
         )
+
+
+def _evaluate(options: Options) -> None:
+    from yolact.files import require_writable_file
+    from yolact.predict.evaluate import run_evaluation
+
+    wanted = options.evaluation
+    dataset = options.data(annotated=not wanted.outputs)
+    if options.json is not None:
+        require_writable_file(options.json)
+    report = run_evaluation(options.load, dataset, wanted)
+    _write_json(options, report.to_dict())
+    if report.evaluation is None:
+        log.warning("%s has no annotations: there is no AP to measure", options.paths.info)
+        return
+    _print(report.evaluation, per_class=options.per_class)
+    _check_target(report.evaluation, options.min_map)
+
+
+def _print(evaluation: Evaluation, *, per_class: bool) -> None:
+    click.echo(f"\n{evaluation.table()}\n")
+    for name, measured in (("box", evaluation.box_ap), ("mask", evaluation.mask_ap)):
+        if measured is not None:
+            click.echo(f"{name} ({evaluation.images} images)\n{measured.summary}\n")
+    if per_class:
+        click.echo(f"{evaluation.per_class_table()}\n")
+
+
+def _check_target(evaluation: Evaluation, target: float | None) -> None:
+    name, reached = (
+        ("mask", evaluation.mask["all"]) if evaluation.mask else ("box", evaluation.box["all"])
+    )
+    if target is not None and reached < target:
+        raise TargetMissedError(
+            f"{name} AP is {reached:.2f} %, below --min_map {target:g}",
+            hint="train longer, or lower the target",
+        )
+
+
+def _benchmark(options: Options) -> None:
+    from yolact.bench.timing import measure
+    from yolact.files import require_writable_file
+
+    if options.json is not None:
+        require_writable_file(options.json)
+    engine = options.load()
+    speed = measure(
+        engine,
+        _benchmark_images(options),
+        options.selection,
+        batch_size=engine.batch_size or options.batch_size,
+        warm_up=options.warm_up_iterations,
+        batches=options.num_iterations or None,
+    )
+    click.echo(f"engine {engine.name}\n{speed.table()}")
+    _write_json(options, {"engine": engine.name, **speed.to_dict()})
+
+
+def _benchmark_images(options: Options) -> list[RgbImage]:
+    from yolact.data.sources import data_set_pictures, noise_images
+
+    asked = options.given & {"validation_info", "validation_images", "dataset"}
+    if not asked and not options.paths.info.is_file():
+        log.info("no data set at %s: random images are measured", options.paths.info)
+        return noise_images(8, options.seed or 0)
+    pictures = data_set_pictures(options.data(annotated=False), options.order)
+    return [picture.image for picture in islice(pictures, _KEPT_IN_MEMORY)]
+
+
+def _write_json(options: Options, measured: dict[str, Any]) -> None:
+    """Write what was measured, where ``--json`` asks for it.
+
+    | key | value |
+    |---|---|
+    | ``schema`` | 1 |
+    | ``version`` | of this package |
+    | ``model`` | the model's file, or null where saved detections were measured |
+    | ``engine`` | its name, or null likewise |
+
+    and those of :meth:`yolact.predict.evaluate.EvaluationReport.to_dict`, or with ``--benchmark``
+    those of :meth:`yolact.bench.timing.Speed.to_dict`.
+    """
+    from yolact.files import write_text
+
+    if options.json is not None:
+        model = None if options.model is None else str(options.model)
+        content = {"schema": _SCHEMA, "version": __version__, "model": model, **measured}
+        write_text(options.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _display(options: Options) -> None:
+    from yolact.data.sources import data_set_pictures
+    from yolact.predict.media import require_display
+
+    require_display("--display")
+    pictures = data_set_pictures(options.data(annotated=False), options.order)
+    _annotate(options, pictures, None, hint="any key shows the next image, q ends")
+
+
+def _annotate_image(options: Options) -> None:
+    from yolact.data.images import read_rgb
+    from yolact.data.sources import Picture
+    from yolact.predict.draw import require_picture_file
+    from yolact.predict.media import require_display
+
+    source, out = split_pair(str(options.image))
+    if out is None:
+        require_display("--image without an output")
+    else:
+        require_picture_file(Path(out))
+    picture = Picture(0, source, read_rgb(Path(source)))
+    _annotate(options, [picture], None if out is None else lambda _: Path(out))
+
+
+def _annotate_folder(options: Options) -> None:
+    from yolact.data.sources import Images, Pictures, find_source
+    from yolact.files import require_writable
+
+    source, out = split_pair(str(options.images))
+    if out is None:
+        raise ConfigError(
+            f"--images {options.images} names no output", hint="give two folders: IN:OUT"
+        )
+    found = find_source(source)
+    if not isinstance(found, Images):
+        raise ConfigError(f"--images {source} is a video", hint="use --video IN:OUT")
+    folder = Path(out)
+    require_writable(folder)
+    pictures = Pictures(found.paths)
+    _annotate(options, pictures, lambda picture: folder / f"{Path(picture.name).stem}.png")
+    pictures.finish()
+
+
+def _annotate(
+    options: Options,
+    pictures: Iterable[Picture],
+    target: Callable[[Picture], Path] | None,
+    *,
+    hint: str = "",
+) -> None:
+    """Draw on pictures, and say what is found; show those that have no target."""
+    from yolact.predict.media import PictureOptions, annotate_pictures, counts
+
+    annotator = options.annotator()
+    if hint:
+        log.info(hint)
+    wanted = PictureOptions(
+        target=target,
+        show=target is None,
+        batch_size=1 if target is None else options.batch_size,
+        prototypes=options.mask_proto_debug,
+        combination=options.display_lincomb,
+    )
+    for name, written, found in annotate_pictures(annotator, pictures, wanted):
+        where = name if written is None else f"{name} -> {written}"
+        click.echo(f"{where}: {counts(found, annotator.engine.classes.names)}")
+
+
+def _annotate_video(options: Options) -> None:
+    from yolact.data.sources import Video
+    from yolact.predict.media import (
+        VideoOptions,
+        annotate_video,
+        require_display,
+        require_video_file,
+    )
+
+    source, out = split_pair(str(options.video))
+    if out is None:
+        require_display("--video without an output")
+    else:
+        require_video_file(Path(out))
+    wanted = VideoOptions(
+        target=None if out is None else Path(out),
+        show=out is None,
+        frames_at_once=options.video_multiframe,
+        show_fps=options.display_fps,
+        emulate_playback=options.emulate_playback,
+        progress=not options.no_bar,
+    )
+    video = Video(int(source) if source.isdigit() else Path(source))
+    done = annotate_video(options.annotator(), video, wanted)
+    click.echo(f"{source}{'' if out is None else f' -> {out}'}: {done} frames")

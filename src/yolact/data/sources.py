@@ -1,4 +1,4 @@
-"""Where pictures come from: an image, a folder, a pattern, a video file or a camera."""
+"""Where pictures come from: image files, a data set, a video file or a camera."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import glob
 import logging
 import math
 import os
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from yolact.data.coco import CocoInstances, evaluation_order
 from yolact.data.images import RgbImage, read_rgb
 from yolact.errors import DataError
 
@@ -78,11 +80,12 @@ def _some_images(paths: list[Path], text: str) -> Images:
 
 
 class Picture(NamedTuple):
-    """One image file that could be read."""
+    """One image that could be read."""
 
     number: int
     """Its place in the list, from 0."""
-    path: Path
+    name: str
+    """The path of its file, or its id in a data set."""
     image: RgbImage
 
 
@@ -108,7 +111,7 @@ class Pictures:
                 log.warning("skipped: %s", error)
                 self.failed += 1
             else:
-                yield Picture(number, path, image)
+                yield Picture(number, str(path), image)
 
     def finish(self) -> None:
         """Say whether all could be read, after everything else was done.
@@ -121,6 +124,46 @@ class Pictures:
                 f"{self.failed} of {len(self.paths)} images could not be read",
                 hint="their names are listed above",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOrder:
+    """Which images of a data set are used, and in which order."""
+
+    most: int | None = None
+    """At most so many; None for all."""
+    by_id: bool = False
+    """The first ones by id, not those of :func:`yolact.data.coco.evaluation_order`."""
+    shuffle: bool = False
+    """In random order."""
+    seed: int | None = None
+    """Makes the random order repeatable."""
+
+    def of(self, image_ids: Sequence[int]) -> list[int]:
+        """The ones to use of ``image_ids``, which are in the order of their ids."""
+        ids = list(image_ids)
+        if self.shuffle:
+            random.Random(self.seed).shuffle(ids)
+        elif not self.by_id:
+            ids = evaluation_order(ids)
+        return ids[: self.most]
+
+
+def data_set_pictures(dataset: CocoInstances, order: ImageOrder) -> Iterator[Picture]:
+    """The images of a data set, each decoded when it is asked for; named by their ids.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
+    for number, image_id in enumerate(order.of(dataset.image_ids)):
+        yield Picture(number, str(image_id), dataset.image(index_of[image_id]))
+
+
+def noise_images(count: int, seed: int) -> list[RgbImage]:
+    """Random pixels, 640 wide and 480 high, to measure speed where there are no images."""
+    noise = np.random.default_rng(seed)
+    return [noise.integers(0, 256, (480, 640, 3), np.uint8) for _ in range(count)]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from yolact.setting import LARGEST_SEED, setting
 
 COCO_NAMES = ("coco2017", "coco2017-val", "coco2017-test")
 SHAPES, NONE = "shapes", "none"
+COCO_FOLDER, SHAPES_FOLDER = Path("data/coco"), Path("data/shapes")
+"""Where each data set is put unless another folder is named."""
 _OF_SHAPES = ("seed", "train_size", "val_size")
 _OF_COCO = ("test", "mirror", "keep_archives", "workers", "verify")
 

@@ -45,6 +45,8 @@ OUTPUT_MEANINGS = {
 """Of every output that an exported file may have, by name."""
 DETECTED = ("boxes", "scores", "classes", "masks")
 """Outputs of a graph with detection inside, in order; see :mod:`yolact.exporter.nms`."""
+DEPLOYED = "model.onnx"
+"""Name of the file in a folder that ``export_onnx --deployment`` has written."""
 EXPORT_AGAIN = "export the model again with sparseml.yolact.export_onnx"
 _RANKS = (3, 3, 3, 2, 4)
 """Axes of the outputs, in the order of :class:`RawOutputs`."""

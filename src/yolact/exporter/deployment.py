@@ -14,7 +14,13 @@ import onnx
 
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
-from yolact.engines.onnx_file import DETECTED, INPUT_MEANING, OUTPUT_MEANINGS, ModelMetadata
+from yolact.engines.onnx_file import (
+    DEPLOYED,
+    DETECTED,
+    INPUT_MEANING,
+    OUTPUT_MEANINGS,
+    ModelMetadata,
+)
 from yolact.engines.onnxruntime import run_graph
 from yolact.errors import StorageError
 from yolact.exporter.trace import sample_images
@@ -23,7 +29,7 @@ from yolact.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
 
 FOLDER = "deployment"
 MODEL, CONFIG, LABELS, SAMPLE, SCRIPT = FILES = (
-    "model.onnx",
+    DEPLOYED,
     "config.json",
     "labels.txt",
     "sample.npz",

@@ -1,4 +1,4 @@
-"""Pictures of what the model sees: instances on an image, prototypes, mask assembly.
+"""Pictures of what the model sees: instances on an image, prototypes, mask assembly; their files.
 
 Images are [height, width, 3] uint8 RGB; nothing here changes its arguments.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from yolact.data.images import RgbImage
+from yolact.errors import StorageError
+from yolact.files import atomic_path, require_writable_file
 from yolact.types import Detections, Instances
 
 Color = tuple[int, int, int]
@@ -137,6 +140,39 @@ def lincomb_sheet(proto: Tensor, detections: Detections, index: int = 0) -> RgbI
     order = strength.argsort(descending=True).tolist()
     tiles = [_signed(terms[k] / largest) for k in order]
     return _sheet([*tiles, _grey(torch.sigmoid(terms.sum(0)), stretch=False)], columns=8)
+
+
+def require_picture_file(path: Path) -> None:
+    """Check that :func:`write_image` can write to ``path``; makes its folder.
+
+    Raises:
+        StorageError: It cannot.
+    """
+    if not cv2.haveImageWriter(str(path)):
+        raise _no_picture(path)
+    require_writable_file(path)
+
+
+def write_image(path: Path, image: RgbImage) -> None:
+    """Write RGB pixels as the file type of ``path``'s ending, in one step.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    try:
+        encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error as error:
+        raise _no_picture(path) from error
+    if not encoded:
+        raise _no_picture(path)
+    with atomic_path(path) as temporary:  # imwrite would keep a full disk to itself
+        temporary.write_bytes(data.tobytes())
+
+
+def _no_picture(path: Path) -> StorageError:
+    return StorageError(
+        f"cannot write an image as {path.name}", hint="use a name that ends in .png or .jpg"
+    )
 
 
 def _rect(box: Sequence[int]) -> Rect:

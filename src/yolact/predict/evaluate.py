@@ -1,36 +1,163 @@
-"""Evaluation: an engine's detections on a data set, and their average precision.
-
-Average precision as pycocotools computes it, for boxes or masks.
-"""
+"""Evaluation: what a model finds on a data set, how good that is, and how long it took."""
 
 from __future__ import annotations
 
-import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from yolact.config import DetectConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.images import RgbImage
 from yolact.data.labels import Classes
+from yolact.data.sources import ImageOrder
 from yolact.engines.base import Engine
 from yolact.errors import CheckpointError, ConfigError
-from yolact.predict.pipeline import find
-from yolact.predict.postprocess import above, first
-from yolact.predict.results import CocoResults
-from yolact.types import Detections
+from yolact.files import require_writable_file
+from yolact.predict.pipeline import Selection, Stopwatch
+from yolact.predict.results import (
+    UNDEFINED,
+    AveragePrecision,
+    CocoResults,
+    average_precision,
+    write_json,
+    write_viewer,
+)
+from yolact.tables import columns
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What an evaluation looks at, and which files it writes."""
+
+    selection: Selection
+    """Which detections count; without masks only boxes are measured."""
+    detections: Path
+    """JSON file that keeps the detections."""
+    resume: bool = False
+    """Run no model, but measure those."""
+    order: ImageOrder = field(default_factory=ImageOrder)
+    batch_size: int = 1
+    progress: bool = True
+    """Show a bar on a terminal."""
+    bbox_file: Path | None = None
+    """COCO result file of the boxes; None writes none."""
+    mask_file: Path | None = None
+    """The same of the masks."""
+    viewer_file: Path | None = None
+    """File for upstream's web viewer; None writes none."""
+    viewer_title: str = ""
+    """Name of the configuration that it shows."""
+
+    @property
+    def outputs(self) -> list[Path]:
+        """Every result file that is asked for."""
+        files = (self.bbox_file, self.mask_file, self.viewer_file)
+        return [path for path in files if path is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """An evaluation, and what it took."""
+
+    evaluation: Evaluation | None
+    """None for a data set without ground truth."""
+    images: int
+    """Images looked at."""
+    engine: str | None = None
+    """Name of what ran the model; None where saved detections were measured."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of all images together, by stage: preprocess, network, detect, and encode for masks."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; null stands for what there was no ground truth for.
+
+        | key | value |
+        |---|---|
+        | ``engine`` | name, or null where saved detections were measured |
+        | ``images`` | number of images looked at |
+        | ``box``, ``mask`` | a measure of each (see below), or null where it was not asked for |
+        | ``seconds`` | stage -> time of all images together |
+
+        A measure has ``ap``, percent by IoU threshold (``all``, ``50`` to ``95``), ``coco``, the
+        twelve numbers of COCO by name, 0..1, and ``per_class``, name -> ``ap`` and ``ap50`` in
+        percent of each class that has ground truth.
+        """
+        found = self.evaluation
+        return {
+            "engine": self.engine,
+            "images": self.images,
+            "box": None if found is None else _measure(found.box_ap),
+            "mask": None if found is None or found.mask_ap is None else _measure(found.mask_ap),
+            "seconds": dict(self.seconds),
+        }
+
+
+def run_evaluation(
+    load: Callable[[], Engine], dataset: CocoInstances, options: EvaluationOptions
+) -> EvaluationReport:
+    """Measure a model on a data set and write the files that are asked for.
+
+    Args:
+        load: Loads the model; not called to measure saved detections.
+        dataset: With or without ground truth.
+        options: What to look at and to write.
+
+    Raises:
+        CheckpointError: The data set has classes that the model does not know.
+        DataError: An image, or the file of saved detections, cannot be read.
+        StorageError: A file cannot be written.
+    """
+    watch, engine = Stopwatch(), None
+    if options.resume:
+        results = CocoResults.load(options.detections)
+    else:
+        engine = load()
+        match_classes(engine.classes, dataset.classes)
+        for path in (options.detections, *options.outputs):
+            require_writable_file(path)
+        results = collect(
+            engine,
+            dataset,
+            options.selection,
+            batch_size=options.batch_size,
+            image_ids=options.order.of(dataset.image_ids),
+            progress=options.progress,
+            watch=watch,
+        )
+        results.save(options.detections)
+        log.info("detections saved to %s", options.detections)
+    _write_results(results, dataset, options)
+    evaluation = None
+    if dataset.coco.anns:
+        evaluation = score(dataset, results, masks=options.selection.masks)
+    return EvaluationReport(
+        evaluation=evaluation,
+        images=len(results.image_ids),
+        engine=None if engine is None else engine.name,
+        seconds={stage: sum(times) for stage, times in watch.seconds.items()},
+    )
+
+
+def _write_results(
+    results: CocoResults, dataset: CocoInstances, options: EvaluationOptions
+) -> None:
+    if options.bbox_file is not None:
+        write_json(options.bbox_file, results.bbox)
+        log.info("boxes written to %s", options.bbox_file)
+    if options.mask_file is not None and options.selection.masks:
+        write_json(options.mask_file, results.segm)
+        log.info("masks written to %s", options.mask_file)
+    if options.viewer_file is not None:
+        title = {"name": options.viewer_title}
+        write_viewer(options.viewer_file, results, dataset.classes, title)
+        log.info("viewer file written to %s", options.viewer_file)
 
 
 @dataclass(frozen=True)
@@ -57,42 +184,34 @@ class Evaluation:
         """The table of the reference: a row for boxes and one for masks, in percent."""
         rows = [("box", self.box)] + ([("mask", self.mask)] if self.mask_ap else [])
         names = [f".{key} " if isinstance(key, int) else f"{key} " for key in self.box]
-        line = "-------+" * (len(names) + 1)
-        cells = [_row(kind, *(_cell(value) for value in row.values())) for kind, row in rows]
-        return "\n".join([_row("", *names), line, *cells, line])
+        cells = [["", *names], *([kind, *map(_cell, row.values())] for kind, row in rows)]
+        text = columns(cells, ">" * len(cells[0]), between=" | ", edges=(" ", " |"), narrowest=5)
+        head, *lines = text.splitlines()
+        rule = "-------+" * len(cells[0])
+        return "\n".join([head, rule, *lines, rule])
 
     def per_class_table(self) -> str:
         """AP and AP at .50 of every class with ground truth, in percent."""
-        width = max([5, *(len(name) for name in self.box_ap.per_class)])
-        lines = [f" {'class':{width}} | box AP    .50 | mask AP   .50"]
+        rows = [("class", "box AP    .50", "mask AP   .50")]
         for name, box in self.box_ap.per_class.items():
             mask = self.mask_ap.per_class[name] if self.mask_ap else (UNDEFINED, UNDEFINED)
-            b, b50, m, m50 = (_cell(value) for value in (*box, *mask))
-            lines.append(f" {name:{width}} | {b:>6} {b50:>6} | {m:>7} {m50:>5}")
-        return "\n".join(lines)
+            b, b50, m, m50 = map(_cell, (*box, *mask))
+            rows.append((name, f"{b:>6} {b50:>6}", f"{m:>7} {m50:>5}"))
+        return columns(rows, "<<<", between=" | ", edges=(" ", ""))
 
 
 def evaluate(
     engine: Engine,
     dataset: CocoInstances,
+    selection: Selection | None = None,
     *,
-    detect: DetectConfig,
     batch_size: int = 1,
     image_ids: Sequence[int] | None = None,
     progress: bool = True,
-    score_threshold: float = 0.0,
-    crop: bool = True,
 ) -> Evaluation:
     """Measure a model on a data set. See :func:`collect` for the arguments and errors."""
     results = collect(
-        engine,
-        dataset,
-        detect=detect,
-        batch_size=batch_size,
-        image_ids=image_ids,
-        progress=progress,
-        score_threshold=score_threshold,
-        crop=crop,
+        engine, dataset, selection, batch_size=batch_size, image_ids=image_ids, progress=progress
     )
     return score(dataset, results)
 
@@ -114,15 +233,12 @@ def score(dataset: CocoInstances, results: CocoResults, *, masks: bool = True) -
 def collect(
     engine: Engine,
     dataset: CocoInstances,
+    selection: Selection | None = None,
     *,
-    detect: DetectConfig,
     batch_size: int = 1,
     image_ids: Sequence[int] | None = None,
     progress: bool = True,
-    score_threshold: float = 0.0,
-    top_k: int | None = None,
-    crop: bool = True,
-    masks: bool = True,
+    watch: Stopwatch | None = None,
 ) -> CocoResults:
     """Run a model over a data set and keep its detections as COCO result entries.
 
@@ -131,14 +247,11 @@ def collect(
     Args:
         engine: Its classes are matched with the data set's by name.
         dataset: Images are read from it as they are; its transform is not used.
-        detect: Thresholds and suppression.
+        selection: Which detections count; None takes all.
         batch_size: Images per call; an engine of a fixed batch size keeps its own.
         image_ids: Which images, in this order; None means all.
         progress: Show a bar on a terminal.
-        score_threshold: Above 0, only detections with a higher score count.
-        top_k: At most so many detections per image, the best ones.
-        crop: Cut masks at their boxes.
-        masks: False leaves masks out.
+        watch: Gets the stages of :func:`yolact.predict.pipeline.find` and ``encode``.
 
     Raises:
         CheckpointError: The data set has classes that the model does not know.
@@ -146,23 +259,18 @@ def collect(
         DataError: An image cannot be read.
     """
     ids = list(dataset.image_ids if image_ids is None else image_ids)
-    category_ids = match_classes(engine.classes, dataset.classes)
-    known = torch.tensor([category is not None for category in category_ids])
-    results = CocoResults()
+    categories = dict(enumerate(match_classes(engine.classes, dataset.classes)))
+    known = {label: category for label, category in categories.items() if category is not None}
+    selection = replace(selection or Selection(), labels=frozenset(known))
+    watch, results = watch or Stopwatch(), CocoResults()
     bar = tqdm(total=len(ids), unit="img", disable=None if progress else True)
     with bar:
         for names, images in _batches(dataset, ids, engine.batch_size or batch_size):
-            for image_id, found in zip(names, find(engine, images, detect), strict=True):
-                kept = _of_known_classes(above(found.detections, score_threshold), known)
-                kept = kept if top_k is None else first(kept, top_k)
-                results.add(
-                    image_id,
-                    kept,
-                    found.proto if masks else None,
-                    found.size,
-                    [category or 0 for category in category_ids],
-                    crop=crop,
-                )
+            found = selection.find(engine, images, watch=watch)
+            with watch("encode"):
+                for image_id, (kept, proto, size) in zip(names, found, strict=True):
+                    seen = proto if selection.masks else None
+                    results.add(image_id, kept, seen, size, known, crop=selection.crop)
             bar.update(len(names))
     return results
 
@@ -194,13 +302,6 @@ def match_classes(model: Classes, dataset: Classes) -> list[int | None]:
     return [id_of.get(name) for name in model.names]
 
 
-def _of_known_classes(detections: Detections, known: torch.Tensor) -> Detections:
-    if known.all():
-        return detections
-    keep = known.to(detections.labels.device)[detections.labels]
-    return Detections(*(values[keep] for values in detections))
-
-
 def _batches(
     dataset: CocoInstances, image_ids: Sequence[int], batch_size: int
 ) -> Iterator[tuple[list[int], list[RgbImage]]]:
@@ -226,107 +327,22 @@ def _batches(
             yield group, images
 
 
-def _row(*cells: str) -> str:
-    return "".join(f" {cell:>5} |" for cell in cells)
-
-
 def _cell(percent: float) -> str:
     if percent == UNDEFINED:
         return "-"
     return f"{percent:.2f}" if round(percent, 2) < 100 else f"{percent:.1f}"
 
 
-THRESHOLDS = tuple(range(50, 100, 5))
-"""IoU thresholds of the table, in percent."""
-STATS = (
-    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
-    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
-)
-"""COCO's twelve numbers, https://cocodataset.org/#detection-eval."""
-UNDEFINED = -1.0
-"""COCO's value where there is no ground truth to measure against."""
-
-
-@dataclass(frozen=True)
-class AveragePrecision:
-    """How well detections fit the ground truth, by box or by mask."""
-
-    table: dict[str | int, float]
-    """Percent at each of :data:`THRESHOLDS`, and ``all``, their mean; classes without ground
-    truth do not count. :data:`UNDEFINED` when no image has any object."""
-    stats: dict[str, float]
-    """:data:`STATS`, 0..1, or :data:`UNDEFINED`."""
-    per_class: dict[str, tuple[float, float]]
-    """(AP, AP at .50) in percent of each class that has ground truth, in the file's order."""
-    summary: str
-    """COCO's twelve lines of text."""
-
-
-def average_precision(
-    ground_truth: COCO,
-    entries: Sequence[dict[str, Any]],
-    kind: Literal["bbox", "segm"],
-    image_ids: Sequence[int],
-) -> AveragePrecision:
-    """Measure detections with pycocotools.
-
-    Args:
-        ground_truth: Annotations; crowds absorb detections instead of counting them as wrong.
-        entries: COCO result entries, 100 per image and class at most count; not modified.
-        kind: Compare boxes or masks.
-        image_ids: Images to look at, with or without annotations and detections.
-    """
-    with redirect_stdout(io.StringIO()):  # pycocotools prints, and stdout carries results only
-        ground_truth = _measurable(ground_truth)
-        evaluator = COCOeval(ground_truth, _results(ground_truth, entries), kind)
-        evaluator.params.imgIds = list(image_ids)
-        evaluator.evaluate()
-        evaluator.accumulate()
-    with redirect_stdout(io.StringIO()) as text:
-        evaluator.summarize()
-    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # thresholds, recalls, classes
-    return AveragePrecision(
-        table=_table(precision),
-        stats=dict(zip(STATS, (float(value) for value in evaluator.stats), strict=True)),
-        per_class={
-            ground_truth.cats[category]["name"]: (_percent(values), _percent(values[0]))
-            for category, values in zip(
-                evaluator.params.catIds, np.moveaxis(precision, 2, 0), strict=True
-            )
-            if (values > UNDEFINED).any()
+def _measure(measured: AveragePrecision) -> dict[str, Any]:
+    return {
+        "ap": {str(threshold): _defined(value) for threshold, value in measured.table.items()},
+        "coco": {name: _defined(value) for name, value in measured.stats.items()},
+        "per_class": {
+            name: {"ap": _defined(ap), "ap50": _defined(ap50)}
+            for name, (ap, ap50) in measured.per_class.items()
         },
-        summary=text.getvalue().rstrip("\n"),
-    )
+    }
 
 
-def _measurable(ground_truth: COCO) -> COCO:
-    """``ground_truth`` without annotations that have no mask at all, which pycocotools rejects."""
-    annotations = ground_truth.dataset["annotations"]
-    usable = [annotation for annotation in annotations if annotation.get("segmentation")]
-    if len(usable) == len(annotations):
-        return ground_truth
-    return _indexed(ground_truth, usable)
-
-
-def _results(ground_truth: COCO, entries: Sequence[dict[str, Any]]) -> COCO:
-    if entries:
-        return ground_truth.loadRes([dict(entry) for entry in entries])  # it adds fields
-    return _indexed(ground_truth, [])
-
-
-def _indexed(like: COCO, annotations: list[Any]) -> COCO:
-    """An index of other annotations of the same images and categories."""
-    index = COCO()
-    index.dataset = {**like.dataset, "annotations": annotations}
-    index.createIndex()
-    return index
-
-
-def _table(precision: np.ndarray[Any, Any]) -> dict[str | int, float]:
-    rows = [_percent(row) for row in precision]
-    return {"all": float(np.mean(rows)), **dict(zip(THRESHOLDS, rows, strict=True))}
-
-
-def _percent(precision: np.ndarray[Any, Any]) -> float:
-    defined = precision[precision > UNDEFINED]
-    return float(100 * defined.mean()) if defined.size else UNDEFINED
+def _defined(value: float) -> float | None:
+    return None if value == UNDEFINED else value

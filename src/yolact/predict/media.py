@@ -1,12 +1,11 @@
-"""Images and videos in, pictures of their instances out; shared by two commands.
+"""Pictures and videos in, the same with their instances drawn on out: files, or a window.
 
-A window on the screen, where there is one.
+What ``sparseml.yolact.annotate`` and the modes of ``sparseml.yolact.validation`` that draw share.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import os
 import platform
@@ -16,24 +15,34 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
-from yolact.config import DetectConfig
 from yolact.data.images import RgbImage
-from yolact.data.sources import VIDEO_ENDINGS, Video, open_video
+from yolact.data.sources import VIDEO_ENDINGS, Picture, Video, open_video
 from yolact.engines.base import DetectingEngine, Engine
 from yolact.errors import ConfigError, DataError, StorageError
 from yolact.files import atomic_path, require_writable_file
-from yolact.predict.draw import Style, draw_caption, draw_instances
-from yolact.predict.pipeline import Found, Stopwatch, find
-from yolact.predict.postprocess import above, first
+from yolact.predict.draw import (
+    Style,
+    draw_caption,
+    draw_instances,
+    lincomb_sheet,
+    prototype_sheet,
+    write_image,
+)
+from yolact.predict.pipeline import Found, Selection
 
-log = logging.getLogger(__name__)
+SCRATCH = Path("results")
+"""Where pictures of prototypes go when the annotated image itself is only shown."""
+
+
+_T = TypeVar("_T")
 
 
 class Annotated(NamedTuple):
@@ -50,38 +59,23 @@ class Annotator:
     """A model and how its detections are chosen and drawn."""
 
     engine: Engine | DetectingEngine
-    detect: DetectConfig = field(default_factory=DetectConfig)
+    selection: Selection = field(default_factory=lambda: Selection(score_threshold=0.3))
     style: Style = field(default_factory=Style)
-    score_threshold: float = 0.3
-    """Above 0, only detections with a higher score."""
-    top_k: int | None = None
-    """At most so many detections per image, the best ones."""
-    crop: bool = True
-    """Cut masks at their boxes."""
-    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def __call__(self, images: Sequence[RgbImage]) -> list[Annotated]:
         """Annotate images of any size, as many at a time as the engine takes."""
         size = self.engine.batch_size or len(images)
         return [
-            annotated
-            for start in range(0, len(images), size)
-            for annotated in self._batch(images[start : start + size])
+            self._drawn(image, found)
+            for batch in groups(images, size)
+            for image, found in zip(batch, self.selection.find(self.engine, batch), strict=True)
         ]
 
-    def _batch(self, images: Sequence[RgbImage]) -> Iterator[Annotated]:
-        found = find(self.engine, images, self.detect, watch=self.watch)
-        for image, whole in zip(images, found, strict=True):
-            detections = above(whole.detections, self.score_threshold)
-            if self.top_k is not None:
-                detections = first(detections, self.top_k)
-            chosen = whole._replace(detections=detections)
-            with self.watch("postprocess"):
-                instances = chosen.instances(crop=self.crop, masks=self.style.masks)
-            with self.watch("draw"):
-                names = self.engine.classes.names
-                picture = draw_instances(image, instances, names, self.style)
-            yield Annotated(picture, chosen)
+    def _drawn(self, image: RgbImage, found: Found) -> Annotated:
+        masks = self.style.masks and self.selection.masks
+        instances = found.instances(crop=self.selection.crop, masks=masks)
+        names = self.engine.classes.names
+        return Annotated(draw_instances(image, instances, names, self.style), found)
 
 
 def counts(found: Found, names: Sequence[str]) -> str:
@@ -90,21 +84,150 @@ def counts(found: Found, names: Sequence[str]) -> str:
     return ", ".join(f"{n} {names[label]}" for label, n in labels.most_common()) or "nothing"
 
 
-def require_picture_file(path: Path) -> None:
-    """Check that :func:`write_image` can write to ``path``; makes its folder.
+def free_folder(parent: Path, name: str) -> Path:
+    """``parent/name``, or with -001, -002, ... behind it the first that does not exist yet."""
+    names = (name if number == 0 else f"{name}-{number:03d}" for number in count())
+    return next(folder for folder in map(parent.joinpath, names) if not folder.exists())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """What becomes of annotated pictures."""
+
+    target: Callable[[Picture], Path] | None = None
+    """Where each is written; None writes none."""
+    show: bool = False
+    """Show each in a window until a key is pressed; q ends."""
+    batch_size: int = 1
+    """Pictures per call of the model; one of a fixed batch size keeps its own."""
+    prototypes: bool = False
+    """Also write a picture and an .npy file of the prototypes."""
+    combination: bool = False
+    """Also write a picture of how the best mask is combined from prototypes."""
+
+
+class PictureResult(NamedTuple):
+    """What became of one picture."""
+
+    name: str
+    target: Path | None
+    """Where it was written, if it was."""
+    found: Found
+
+
+def annotate_pictures(
+    annotator: Annotator, pictures: Iterable[Picture], options: PictureOptions
+) -> Iterator[PictureResult]:
+    """Annotate pictures one after the other, as the results are asked for.
 
     Raises:
-        StorageError: It cannot.
+        ConfigError: A picture is to be shown, and this build of OpenCV has no windows.
+        DataError: A picture cannot be read.
+        StorageError: A picture cannot be written.
     """
-    if not cv2.haveImageWriter(str(path)):
-        raise _no_picture(path)
-    require_writable_file(path)
+    size = annotator.engine.batch_size or options.batch_size
+    for batch in groups(pictures, size):
+        results = annotator([picture.image for picture in batch])
+        for picture, annotated in zip(batch, results, strict=True):
+            target = None if options.target is None else options.target(picture)
+            if target is not None:
+                write_image(target, annotated.picture)
+            _explain(annotated.found, target or SCRATCH / Path(picture.name).name, options)
+            yield PictureResult(picture.name, target, annotated.found)
+            if options.show and not show(annotated.picture):
+                close()
+                return
+    if options.show:
+        close()
 
 
-def _no_picture(path: Path) -> StorageError:
-    return StorageError(
-        f"cannot write an image as {path.name}", hint="use a name that ends in .png or .jpg"
-    )
+def _explain(found: Found, picture: Path, options: PictureOptions) -> None:
+    """Write what was asked for about the prototypes, beside ``picture``."""
+    if options.prototypes:
+        write_image(_beside(picture, "prototypes.png"), prototype_sheet(found.proto))
+        with atomic_path(_beside(picture, "prototypes.npy")) as temporary:
+            np.save(temporary, found.proto.cpu().numpy())
+    if options.combination and len(found.detections.scores):
+        sheet = lincomb_sheet(found.proto, found.detections)
+        write_image(_beside(picture, "lincomb.png"), sheet)
+
+
+def _beside(picture: Path, what: str) -> Path:
+    return picture.with_name(f"{picture.stem}_{what}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """How a video is read, annotated and written or shown."""
+
+    target: Path | None = None
+    """The .mp4 file to write; None writes none."""
+    show: bool = False
+    """Show each frame in a window; q ends."""
+    target_fps: float | None = None
+    """Frames per second of the result, by leaving frames out; None keeps the video's."""
+    frames_at_once: int = 1
+    """Frames per call of the model."""
+    show_fps: bool = False
+    """Write the speed on the frames."""
+    emulate_playback: bool = False
+    """Keep only the frames that annotating in real time would have had time for."""
+    progress: bool = True
+    """Show a bar on a terminal."""
+
+
+def annotate_video(
+    annotator: Annotator,
+    video: Video,
+    options: VideoOptions,
+    *,
+    on_frame: Callable[[int, Found], None] | None = None,
+) -> int:
+    """Annotate a video or camera frame by frame.
+
+    Ctrl-C, and q in the window, end it early; what was written so far is kept. Ctrl-C is passed on
+    unless the source is a camera, which has no other end.
+
+    Args:
+        annotator: Model and style.
+        video: The source.
+        options: Where to, speed and sampling.
+        on_frame: Gets the frame's number in the result and what was found.
+
+    Returns:
+        Number of frames annotated.
+
+    Raises:
+        ConfigError: It is to be shown, and this build of OpenCV has no windows.
+        DataError: The video cannot be opened.
+        StorageError: The target cannot be written.
+    """
+    done, interrupted = 0, False
+    with open_video(video) as reader:
+        step = max(1.0, reader.fps / options.target_fps) if options.target_fps else 1.0
+        total = math.ceil(reader.frames / step) if reader.frames else None
+        bar = tqdm(total=total, unit="frame", disable=None if options.progress else True)
+        with bar, _writer(options.target, reader.fps / step) as write:
+            try:
+                for annotated in _frames(annotator, every(reader, step), options, reader.fps):
+                    if on_frame is not None:
+                        on_frame(done, annotated.found)
+                    write(annotated.picture)
+                    done += 1
+                    bar.update()
+                    if options.show and not show(annotated.picture, 1):
+                        break
+            except KeyboardInterrupt:
+                interrupted = True
+            if not done and not interrupted:
+                raise DataError(
+                    f"video {video.path} has no frames", hint="the file may be empty or damaged"
+                )
+    if options.show:
+        close()
+    if interrupted and not video.live:
+        raise KeyboardInterrupt
+    return done
 
 
 def require_video_file(path: Path) -> None:
@@ -120,93 +243,6 @@ def require_video_file(path: Path) -> None:
 
 def _no_video(path: Path) -> StorageError:
     return StorageError(f"cannot write a video as {path.name}", hint="use a name that ends in .mp4")
-
-
-def write_image(path: Path, image: RgbImage) -> None:
-    """Write RGB pixels as the file type of ``path``'s ending, in one step.
-
-    Raises:
-        StorageError: The file cannot be written.
-    """
-    try:
-        encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    except cv2.error as error:
-        raise _no_picture(path) from error
-    if not encoded:
-        raise _no_picture(path)
-    with atomic_path(path) as temporary:  # imwrite would keep a full disk to itself
-        temporary.write_bytes(data.tobytes())
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoOptions:
-    """How a video is read, annotated and written."""
-
-    target_fps: float | None = None
-    """Frames per second of the result, by leaving frames out; None keeps the video's."""
-    frames_at_once: int = 1
-    """Frames per call of the model."""
-    show_fps: bool = False
-    """Write the speed on the frames."""
-    emulate_playback: bool = False
-    """Keep only the frames that annotating in real time would have had time for."""
-
-
-def annotate_video(
-    annotator: Annotator,
-    video: Video,
-    out: Path | None,
-    options: VideoOptions,
-    *,
-    show: Callable[[RgbImage], bool] | None = None,
-    on_frame: Callable[[int, Annotated], None] | None = None,
-    progress: bool = True,
-) -> int:
-    """Annotate a video or camera frame by frame.
-
-    Ctrl-C and ``show`` returning False end it early; what was written so far is kept. Ctrl-C is
-    passed on unless the source is a camera, which has no other end.
-
-    Args:
-        annotator: Model and style.
-        video: The source.
-        out: An .mp4 file to write, or None.
-        options: Speed and sampling.
-        show: Gets every frame; False stops.
-        on_frame: Gets the frame's number in the result and what was found.
-        progress: Show a bar on a terminal.
-
-    Returns:
-        Number of frames annotated.
-
-    Raises:
-        DataError: The video cannot be opened.
-        StorageError: ``out`` cannot be written.
-    """
-    done, interrupted = 0, False
-    with open_video(video) as reader:
-        step = max(1.0, reader.fps / options.target_fps) if options.target_fps else 1.0
-        total = math.ceil(reader.frames / step) if reader.frames else None
-        bar = tqdm(total=total, unit="frame", disable=None if progress else True)
-        with bar, _writer(out, reader.fps / step) as write:
-            try:
-                for annotated in _frames(annotator, every(reader, step), options, reader.fps):
-                    if on_frame is not None:
-                        on_frame(done, annotated)
-                    write(annotated.picture)
-                    done += 1
-                    bar.update()
-                    if show is not None and not show(annotated.picture):
-                        break
-            except KeyboardInterrupt:
-                interrupted = True
-            if not done and not interrupted:
-                raise DataError(
-                    f"video {video.path} has no frames", hint="the file may be empty or damaged"
-                )
-    if interrupted and not video.live:
-        raise KeyboardInterrupt
-    return done
 
 
 def every(frames: Iterable[RgbImage], step: float) -> Iterator[RgbImage]:
@@ -280,6 +316,13 @@ def _require_room(out: Path) -> None:
 
 _ROOM = 1 << 16
 """Bytes; a disk with less is full, as far as videos are concerned."""
+
+
+def groups(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """The items in lists of ``size``, the last one of what is left."""
+    rest = iter(items)
+    while group := list(islice(rest, size)):
+        yield group
 
 
 _QUIT = (ord("q"), 27)

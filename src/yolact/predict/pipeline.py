@@ -16,8 +16,9 @@ from yolact.config import DetectConfig
 from yolact.data.images import RgbImage
 from yolact.data.transforms import preprocess
 from yolact.engines.base import DetectingEngine, Engine
+from yolact.errors import ConfigError
 from yolact.predict.detect import detect
-from yolact.predict.postprocess import pixel_boxes, to_instances
+from yolact.predict.postprocess import above, first, pixel_boxes, to_instances
 from yolact.types import Detections, Instances
 
 
@@ -42,6 +43,58 @@ class Found(NamedTuple):
         boxes, scores, labels, *_ = self.detections
         nothing = scores.new_zeros((), dtype=torch.bool).expand(len(scores), *self.size)
         return Instances(pixel_boxes(boxes, self.size), scores, labels, nothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which of the objects that a model sees count, and what their masks are like."""
+
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    """Thresholds and suppression, for models that do not detect inside their graph."""
+    score_threshold: float = 0.0
+    """Above 0, only objects with a higher score."""
+    labels: frozenset[int] | None = None
+    """Only objects of these class indices; None for all."""
+    top_k: int | None = None
+    """At most so many objects per image, the best ones."""
+    crop: bool = True
+    """Cut masks at their boxes."""
+    masks: bool = True
+    """False leaves masks out."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing.
+
+        Raises:
+            ConfigError: The threshold is not in 0..1, or ``top_k`` is below 1.
+        """
+        if not 0 <= self.score_threshold <= 1:
+            raise ConfigError(f"score_threshold is {self.score_threshold}", hint="use 0 to 1")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k is {self.top_k}", hint="use 1 or more, or None for all")
+
+    def find(
+        self,
+        engine: Engine | DetectingEngine,
+        images: Sequence[RgbImage],
+        *,
+        watch: Stopwatch | None = None,
+    ) -> list[Found]:
+        """The objects of one batch that count; see :func:`find`."""
+        found = find(engine, images, self.detect, watch=watch)
+        return [image._replace(detections=self._best(image.detections)) for image in found]
+
+    def instances(self, found: Found) -> Instances:
+        """The objects of an image at its own resolution; all masks are empty without masks."""
+        return found.instances(crop=self.crop, masks=self.masks)
+
+    def _best(self, detections: Detections) -> Detections:
+        kept = above(detections, self.score_threshold)
+        if self.labels is not None:
+            wanted = torch.tensor(sorted(self.labels), device=kept.labels.device)
+            keep = torch.isin(kept.labels, wanted)
+            kept = Detections(*(values[keep] for values in kept))
+        return kept if self.top_k is None else first(kept, self.top_k)
 
 
 @dataclass(frozen=True)

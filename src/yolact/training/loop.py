@@ -33,6 +33,7 @@ from yolact.engines.torch import TorchEngine
 from yolact.errors import DataError, StorageError
 from yolact.files import require_space, require_writable
 from yolact.predict.evaluate import Evaluation, evaluate
+from yolact.predict.pipeline import Selection
 from yolact.training.logs import StepRecord, TrainLog, ValidationRecord, step_line
 from yolact.training.memory import QuantizationMemory
 from yolact.training.retention import CheckpointKeeper
@@ -272,7 +273,7 @@ class Trainer:
                 evaluation = evaluate(
                     TorchEngine(run.model, run.classes, device=str(run.device)),
                     run.validation_data,
-                    detect=run.config.detect,
+                    Selection(detect=run.config.detect),
                     batch_size=run.settings.batch_size,
                     image_ids=ids,
                 )

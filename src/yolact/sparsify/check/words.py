@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ from yolact.sparsify.check.parameters import Problem
 from yolact.sparsify.check.plot import group_label
 from yolact.sparsify.check.timetable import ModifierRow
 from yolact.sparsify.variables import Variable
+from yolact.tables import columns
 
 _SCHEMA = 1
 _NAMES = 12
@@ -86,7 +87,7 @@ def _variables(variables: Sequence[Variable]) -> str:
         [v.name, _plain(v.value), "" if v.written == v.value else f"from {_plain(v.written)}"]
         for v in variables
     ]
-    return _table(["variable", "value", ""], rows, "<<<") if rows else ""
+    return columns([["variable", "value", ""], *rows], "<<<") if rows else ""
 
 
 def _modifiers(rows: Sequence[ModifierRow], verbose: bool) -> str:
@@ -106,7 +107,7 @@ def _modifiers(rows: Sequence[ModifierRow], verbose: bool) -> str:
         if verbose:
             cells += [["", f"  {name}", "", "", "", "", ""] for name in row.parameters]
     header = ["", "modifier", "begins", "ends", "every", "parameters", ""]
-    return _table(header, cells, "><>>>><")
+    return columns([header, *cells], "><>>>><")
 
 
 def _what(row: ModifierRow) -> str:
@@ -158,7 +159,7 @@ def _groups(outlook: Outlook) -> str:
         for group in outlook.curves.groups
     ]
     header = ["", "group", "layers", "weights", "pruned", ""]
-    return _table(header, cells, "><>>><") if cells else ""
+    return columns([header, *cells], "><>>><") if cells else ""
 
 
 def _forecast(forecast: Forecast) -> str:
@@ -171,9 +172,9 @@ def _forecast(forecast: Forecast) -> str:
         "file",
         "file, gzip (estimate)",
     ]
-    columns = [_totals(totals) for totals in (forecast.before, forecast.after)]
-    cells = [list(row) for row in zip(labels, *columns, strict=True)]
-    return _table([f"at {forecast.image_size} px", "before", "after"], cells, "<>>")
+    totals = [_totals(totals) for totals in (forecast.before, forecast.after)]
+    header = [f"at {forecast.image_size} px", "before", "after"]
+    return columns([header, *zip(labels, *totals, strict=True)], "<>>")
 
 
 def _totals(totals: Totals) -> list[str]:
@@ -198,19 +199,6 @@ def _scaled(number: float) -> str:
         if number >= factor:
             return f"{number / factor:.1f} {letter}"
     return f"{number / 1e3:.1f} k"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], aligned: str) -> str:
-    """Columns two spaces apart, left- or right-aligned by ``<`` and ``>``."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(_line(cells, widths, aligned).rstrip() for cells in lines)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], aligned: str) -> str:
-    return "  ".join(
-        f"{cell:{side}{width}}" for cell, width, side in zip(cells, widths, aligned, strict=True)
-    )
 
 
 def _plain(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from yolact.sparsify.report.quantization import Quantizer
 from yolact.sparsify.report.report import LayerReport, ModelReport
+from yolact.tables import columns
 
 _HEAD = ("parameter", "shape", "sparsity", "target", "mask", "weights", "inputs", "batch norm", "")
 _NUMBERS = (2, 3)
@@ -16,14 +17,9 @@ def table(result: ModelReport) -> str:
     """Every convolution, then :func:`summary`; columns nothing stands in are left out."""
     rows = [_HEAD, *(_row(layer) for layer in result.layers)]
     used = [i for i in range(len(_HEAD)) if i < 3 or any(row[i] for row in rows[1:])]
-    widths = {i: max(len(row[i]) for row in rows) for i in used}
-    lines = [
-        "  ".join(
-            f"{row[i]:>{widths[i]}}" if i in _NUMBERS else f"{row[i]:<{widths[i]}}" for i in used
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, "", summary(result)])
+    aligned = "".join(">" if i in _NUMBERS else "<" for i in used)
+    text = columns(([row[i] for i in used] for row in rows), aligned)
+    return f"{text}\n\n{summary(result)}"
 
 
 def summary(result: ModelReport) -> str:
