@@ -30,7 +30,6 @@ IMPORTED_AS = {
 
 NOT_IMPORTED = {
     "protobuf": "sparseml needs 3, and onnx alone would take a newer one",
-    "rich": "scripts/speed.py prints with it; delete this line when src imports it",
     "setuptools": "sparseml imports pkg_resources, which setuptools 81 removed",
     "tensorboard": "torch.utils.tensorboard, which training logs to, imports it",
 }
