@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import from_shared
+from conftest import PUBLISHED as FACTS
 from yolact.config import named_config
 from yolact.model.yolact import Yolact
 from yolact.sparsify.check.examine import PlannedRun, examine
@@ -47,13 +47,13 @@ def test_the_package_has_these_recipes() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_hyperparameters_are_the_published_ones(name: str) -> None:
-    published = json.loads(from_shared("spec/recipes.json").read_text())[name]
+    published = json.loads((FACTS / "recipes.json").read_text())[name]
     ours = parse(read_source(name)[0], name)
     assert ours.keys() - {"weight_ranges"} == published.keys()
     for key, value in published.items():
         if key.endswith("modifiers"):
             found = [{"modifier": entry.name, **entry.fields} for entry in ours[key]]
-            for entry in found:  # by default as without; tests/test_onnx_requantize.py
+            for entry in found:  # by default as without; tests/test_exporter_prepare.py
                 entry.pop("scheme", None)
             assert found == value, key
         else:
