@@ -11,7 +11,6 @@ from pycocotools import mask as rle
 
 from conftest import Golden, GoldenSet
 from yolact.data.labels import COCO_CLASSES
-from yolact.predict import postprocess
 from yolact.predict.postprocess import above, first, mask_chunks, pixel_boxes, to_instances
 from yolact.predict.results import CocoResults, coco_box, encode_masks
 from yolact.types import Detections
@@ -97,11 +96,10 @@ def test_no_detections_are_no_instances() -> None:
     assert [tuple(v.shape) for v in found] == [(0, 4), (0,), (0,), (0, 40, 50)]
 
 
-def test_masks_in_chunks_are_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_in_chunks_are_the_same_masks() -> None:
     detections, proto = some_detections(7)
     whole = to_instances(detections, proto, (40, 50)).masks
-    monkeypatch.setattr(postprocess, "_CHUNK_PIXELS", 2 * 40 * 50)
-    chunks = list(mask_chunks(detections, proto, (40, 50)))
+    chunks = list(mask_chunks(detections, proto, (40, 50), pixels=2 * 40 * 50))
     assert [len(chunk) for chunk in chunks] == [2, 2, 2, 1]
     assert torch.equal(torch.cat(chunks), whole)
 

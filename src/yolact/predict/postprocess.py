@@ -11,7 +11,7 @@ from torch import Tensor
 from yolact.ops.masks import crop_mask, mask_logits
 from yolact.types import Detections, Instances
 
-_CHUNK_PIXELS = 2**24
+CHUNK_PIXELS = 2**24
 """Mask pixels that are enlarged at once: 64 MiB of float32, whatever the image's size."""
 
 
@@ -62,7 +62,12 @@ def first(detections: Detections, count: int) -> Detections:
 
 @torch.no_grad()
 def mask_chunks(
-    detections: Detections, proto: Tensor, size: tuple[int, int], *, crop: bool = True
+    detections: Detections,
+    proto: Tensor,
+    size: tuple[int, int],
+    *,
+    crop: bool = True,
+    pixels: int = CHUNK_PIXELS,
 ) -> Iterator[Tensor]:
     """Masks at image size, a few detections at a time, so that memory stays bounded.
 
@@ -71,12 +76,13 @@ def mask_chunks(
         proto: [h, w, k] prototypes of the image.
         size: (height, width) in pixels.
         crop: Cut each mask at its box.
+        pixels: Of all masks at a time; at least one mask is made.
 
     Yields:
         [m, height, width] bool for the next m detections.
     """
     small = low_masks(detections, proto, crop=crop)
-    step = max(1, _CHUNK_PIXELS // max(1, size[0] * size[1]))
+    step = max(1, pixels // max(1, size[0] * size[1]))
     for masks in torch.split(small, step):
         if len(masks):
             yield F.interpolate(masks[None], size, mode="bilinear", align_corners=False)[0] > 0.5
