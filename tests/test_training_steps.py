@@ -29,7 +29,7 @@ from yolact.errors import ConfigError
 from yolact.loss.criterion import Losses
 from yolact.model.weights import is_quantized
 from yolact.restore import build_model
-from yolact.sparsify.report.sparsity import layer_sparsity
+from yolact.sparsify.sparsity import layer_sparsity
 from yolact.training.loop import train
 from yolact.training.settings import SaveSettings
 from yolact.training.split_batch import split

@@ -28,17 +28,17 @@ from yolact.sparsify.check.forecast import count_macs
 from yolact.sparsify.distillation import distillation_schedule
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.replay import adopt_structure, replay
-from yolact.sparsify.report.report import ModelReport, report, save_report
-from yolact.sparsify.report.sparsity import overall_sparsity
+from yolact.sparsify.report import ModelReport, report, save_report
 from yolact.sparsify.sparseml import (
     BasePruningModifier,
     ConstantPruningModifier,
     ScheduledModifierManager,
     SparsificationLoggingModifier,
+    lift_masks,
     log_loggers,
     quiet_loggers,
 )
-from yolact.sparsify.sparseml.patch_pruning import lift_masks
+from yolact.sparsify.sparsity import overall_sparsity
 from yolact.sparsify.stages import compose, last_epoch
 from yolact.sparsify.structure import fit_errors, training_mode
 

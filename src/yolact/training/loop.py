@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from typing_extensions import Never
 
     from yolact.sparsify.recipe import Recipe
-    from yolact.sparsify.report.report import ModelReport
+    from yolact.sparsify.report import ModelReport
 
 logger = logging.getLogger(__name__)
 

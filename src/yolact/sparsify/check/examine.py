@@ -22,7 +22,7 @@ from yolact.sparsify.check.parameters import (
 )
 from yolact.sparsify.check.timetable import ModifierRow, clashes, rows_of, run_end
 from yolact.sparsify.recipe import Recipe, read_document
-from yolact.sparsify.report.sparsity import convolutions, layer_sparsity
+from yolact.sparsify.sparsity import convolutions, layer_sparsity
 from yolact.sparsify.structure import rehearse
 from yolact.sparsify.variables import Variable, listing, override, resolve
 

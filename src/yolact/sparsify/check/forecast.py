@@ -22,10 +22,9 @@ from yolact.model.weights import parameter_count
 from yolact.sparsify.check.curves import Curves, meta_copy, with_values
 from yolact.sparsify.check.timetable import ModifierRow
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.report.sparsity import convolutions
 from yolact.sparsify.sparseml import get_mask_creator_default
+from yolact.sparsify.sparsity import Mask, convolutions, targets_by_parameter
 from yolact.sparsify.structure import apply_structure
-from yolact.sparsify.targets import Mask, targets_by_parameter
 
 _SAMPLE = 1 << 14
 """Weights that are compressed of each layer; the rest is taken to be like them."""

@@ -17,10 +17,9 @@ from torch import nn
 from yolact.errors import RecipeError
 from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import facts_of
-from yolact.sparsify.document import Entry, matches
+from yolact.sparsify.document import Entry, matches, nm_of
 from yolact.sparsify.sparseml import OBSPruningModifier, TrainableParamsModifier
 from yolact.sparsify.structure import recipe_names
-from yolact.sparsify.targets import nm_of
 
 PRUNABLE = "__ALL_PRUNABLE__"
 
