@@ -154,15 +154,7 @@ def _subclasses(kind: Any) -> Iterator[Any]:
 
 
 def _refuse_values(modifier: Any, label: str) -> None:
-    """Refuse what sparseml accepts and then ignores, or fails on in the middle of training.
-
-    Args:
-        modifier: As sparseml constructed it.
-        label: What messages call the recipe.
-
-    Raises:
-        RecipeError: It has some.
-    """
+    """Refuse what sparseml accepts and then ignores, or fails on in the middle of training."""
     name = type(modifier).__name__
     for problem, hint in (
         _masks(modifier),

@@ -226,7 +226,7 @@ class Trainer:
         ended = self.iteration >= run.plan.total_steps and not memory.done
         record = memory.record(self.iteration) if complete or ended else None
         if record is not None:
-            self.log.memory(record)
+            self.log.write(record)
             logger.info("%s", record.line())
 
     def _set_lr(self, lr: float) -> None:
@@ -246,7 +246,7 @@ class Trainer:
             elapsed=elapsed,
             sparsity=run.driver.sparsity(run.model) if sparse else None,
         )
-        self.log.step(record)
+        self.log.write(record)
         for name, value in losses.items():
             self._recent.setdefault(name, deque(maxlen=100)).append(value)
         means = {name: sum(values) / len(values) for name, values in self._recent.items()}
@@ -286,7 +286,7 @@ class Trainer:
             box=evaluation.box,
             mask=evaluation.mask,
         )
-        self.log.validation(record)
+        self.log.write(record)
         if not final:
             logger.info("epoch %d\n%s", record.epoch, evaluation.table())
         self._keep_if_best(evaluation.mask["all"])

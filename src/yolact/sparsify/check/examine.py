@@ -216,22 +216,18 @@ def _alone(row: ModifierRow, parameters: Parameters, model: nn.Module) -> Iterat
 def _values(row: ModifierRow) -> Iterator[Problem]:
     for name, value in _sparsities(row):
         if not 0 <= value < 1:
-            yield Problem(
+            yield row.problem(
                 "error",
                 f"{name} {value:g} is not a fraction from 0 to below 1",
                 "0.9 means that nine of ten weights become zero",
-                row.name,
-                row.number,
             )
     first = row.fields.get("init_sparsity")
     for name, value in _sparsities(row):
         if name == "final_sparsity" and isinstance(first, int | float) and value < first:
-            yield Problem(
+            yield row.problem(
                 "error",
                 f"final_sparsity {value:g} is below init_sparsity {first:g}",
                 "pruning only ever takes weights away: lower init_sparsity",
-                row.name,
-                row.number,
             )
 
 
@@ -247,22 +243,18 @@ def _learns(row: ModifierRow) -> bool:
 
 
 def _needs_training(row: ModifierRow) -> Problem:
-    return Problem(
+    return row.problem(
         "error",
         f"!{row.name} learns from training what to prune, and there is none in one shot",
         "use !GMPruningModifier, or train with sparseml.yolact.train --recipe",
-        row.name,
-        row.number,
     )
 
 
 def _no_teacher(row: ModifierRow) -> Problem:
-    return Problem(
+    return row.problem(
         "warning",
         "needs a teacher",
         "give train the teacher's checkpoint with --distill_teacher",
-        row.name,
-        row.number,
     )
 
 
