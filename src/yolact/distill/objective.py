@@ -114,10 +114,6 @@ class Distillation(nn.Module):
         """Let the next step be the one that begins at ``epoch``."""
         self.active = self.schedule.at(epoch)
 
-    def count_positives(self, priors: Tensor, targets: Sequence[Target]) -> list[int]:
-        """As :meth:`yolact.loss.criterion.YolactLoss.count_positives` does."""
-        return self.criterion.count_positives(priors, targets)
-
     @property
     def own_parameters(self) -> list[nn.Parameter]:
         """The linear maps between the channels of student and teacher."""
@@ -138,13 +134,7 @@ class Distillation(nn.Module):
     def forward(
         self, model: nn.Module, images: Tensor, targets: Sequence[Target]
     ) -> DistilledLosses:
-        """Run the student, and the teacher if it is due.
-
-        Args:
-            model: The student in training mode.
-            images: [B, 3, S, S] float32 RGB, 0..1.
-            targets: B of them.
-        """
+        """Run the student, and the teacher if it is due; the student is in training mode."""
         pairs = [self._pairs_of(w) for w in self.active if isinstance(w, LayerDistillation)]
         with watched(model, {name for pair in pairs for name in pair.student}) as features:
             outputs: NetworkOutputs = model(images)
@@ -162,21 +152,16 @@ class Distillation(nn.Module):
                     compared, normalize=what.normalize, epsilon=what.epsilon
                 )
             else:
-                cost = self._of_outputs(what, outputs, answers)
+                cost = distillation_loss(
+                    outputs,
+                    answers,
+                    self.criterion.config,
+                    temperature=what.temperature,
+                    terms=what.terms,
+                )
                 learned = (1 - what.hardness) * learned + what.hardness * cost
                 share *= 1 - what.hardness
         return DistilledLosses._make([*(share * term for term in task), learned])
-
-    def _of_outputs(
-        self, what: OutputDistillation, outputs: NetworkOutputs, answers: NetworkOutputs
-    ) -> Tensor:
-        return distillation_loss(
-            outputs,
-            answers,
-            self.criterion.config,
-            temperature=what.temperature,
-            terms=what.terms,
-        )
 
     def _pairs_of(self, what: LayerDistillation) -> LayerPairs:
         index = next(i for i, layers in enumerate(self.schedule.layers) if layers is what)
@@ -215,11 +200,7 @@ def feature_layers(config: ModelConfig, wanted: Sequence[str] | None) -> list[st
 
 @contextmanager
 def watched(model: nn.Module, names: Collection[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect the outputs of modules while ``model`` runs inside the ``with`` block.
-
-    Args:
-        model: Of one device.
-        names: Of its modules.
+    """Collect the outputs of some modules while ``model`` runs inside the ``with`` block.
 
     Yields:
         Name -> outputs, one for every time the module ran.

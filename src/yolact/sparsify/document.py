@@ -59,11 +59,7 @@ _Dumper.add_representer(
 
 
 def parse(text: str, label: str) -> Document:
-    """Read a recipe.
-
-    Args:
-        text: YAML.
-        label: What messages call it.
+    """Read a recipe from YAML; messages call it ``label``.
 
     Raises:
         RecipeError: It is not YAML, or is not a mapping.

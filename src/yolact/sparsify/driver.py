@@ -5,7 +5,7 @@ The training loop owns the clock and asks :class:`RecipeDriver`, which holds the
 initialized in :meth:`~RecipeDriver.start`, asked in :meth:`~RecipeDriver.before_forward`,
 :meth:`~RecipeDriver.before_step` and :meth:`~RecipeDriver.after_step` of every step, and finalized
 in :meth:`~RecipeDriver.finish`. A run without a recipe has a
-:class:`yolact.sparsify.no_recipe.NoRecipe` instead.
+:class:`yolact.training.start.NoRecipe` instead.
 """
 
 from __future__ import annotations

@@ -39,7 +39,6 @@ from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparsity import (
     convolutions,
-    overall_sparsity,
     sparsity_targets,
     targets_by_parameter,
 )
@@ -66,8 +65,6 @@ class OneShot:
     """Before and after; fewer where channels were removed."""
     pruned: int
     """Layers that the recipe has a sparsity for."""
-    sparsity: float
-    """Share of zeros among the convolution weights, 0..1."""
     calibrated: int
     """Quantizers whose range was found."""
     images: int
@@ -133,7 +130,6 @@ def apply_at_once(
         recipe=compose(checkpoint_recipe, recipe),
         parameters=(parameters, parameter_count(model)),
         pruned=len(targets_by_parameter(list(convolutions(model)), recipe.entries, math.inf)),
-        sparsity=overall_sparsity(model),
         calibrated=calibrated,
         images=0 if images is None else len(images),
     )

@@ -201,7 +201,8 @@ class Trainer:
         run.driver.before_forward(run.model, run.optimizer, clock)
         run.objective.set_epoch(clock)
         if not run.driver.controls_lr:
-            self._set_lr(run.optim.lr_at(self.iteration))
+            for group in run.optimizer.param_groups:
+                group["lr"] = run.optim.lr_at(self.iteration)
         losses = self.stepper.gradients(batches)
         run.driver.before_step(run.model, run.optimizer, clock)
         self.stepper.apply(self.iteration, losses, batches)
@@ -228,10 +229,6 @@ class Trainer:
         if record is not None:
             self.log.write(record)
             logger.info("%s", record.line())
-
-    def _set_lr(self, lr: float) -> None:
-        for group in self.run.optimizer.param_groups:
-            group["lr"] = lr
 
     def _report(
         self, epoch: int, losses: Mapping[str, float], elapsed: float, bar: tqdm[Never]

@@ -166,7 +166,8 @@ class Stepper:
             with watched_priors(self.model) as priors:
                 losses = self._losses(images[part], targets[part])
             if weights is None:
-                weights = PartWeights(self.objective.count_positives(priors[0], targets))
+                criterion = self.objective.criterion
+                weights = PartWeights(criterion.count_positives(priors[0], targets))
             yield weights.weighted(losses, part)
 
     def _losses(self, images: Tensor, targets: Sequence[Target]) -> BatchLosses:

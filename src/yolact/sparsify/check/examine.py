@@ -16,7 +16,6 @@ from yolact.sparsify.check.parameters import (
     Parameters,
     Problem,
     from_error,
-    layer_problems,
     misfits,
     raise_errors,
 )
@@ -116,12 +115,8 @@ def examine(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> RecipeR
 def require_sound(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> tuple[Problem, ...]:
     """Refuse a recipe that will not work, with everything that is wrong with it.
 
-    Whoever gives a recipe to a :class:`yolact.sparsify.driver.RecipeDriver` asks this first.
-
-    Args:
-        recipe: As loaded.
-        model: What the run begins with; it is not changed.
-        run: As for :func:`examine`.
+    Whoever gives a recipe to a :class:`yolact.sparsify.driver.RecipeDriver` asks this first. The
+    model is not changed; ``run`` is as for :func:`examine`.
 
     Returns:
         What is probably not meant.
@@ -142,10 +137,7 @@ def read_draft(
 ) -> Draft:
     """Read a recipe as far as possible.
 
-    Args:
-        source: As for :func:`yolact.sparsify.recipe.load_recipe`.
-        recipe_args: Values for the recipe's variables.
-        label: As for it, too.
+    Everything given is as for :func:`yolact.sparsify.recipe.load_recipe`.
 
     Raises:
         RecipeError: Nothing can be listed: the recipe is missing, is not YAML, or its variables
@@ -208,8 +200,7 @@ def look_ahead(
 
 def _alone(row: ModifierRow, parameters: Parameters, model: nn.Module) -> Iterator[Problem]:
     """What is wrong with a modifier whatever the others do."""
-    yield from misfits(row.entry, row.number, parameters)
-    yield from layer_problems(row.entry, row.number, model)
+    yield from misfits(row.entry, row.number, parameters, model)
     yield from _values(row)
 
 

@@ -230,7 +230,6 @@ def _look(meta: nn.Module, image_size: int) -> dict[str, _Look]:
 
 def _layer(name: str, look: _Look, fate: _Fate, weight: Tensor) -> LayerForecast:
     bias = 4 * look.shape[0]  # batch norms are folded into one number for each channel
-    count = math.prod(look.shape)
     return LayerForecast(
         name=name,
         shape=look.shape,
@@ -238,8 +237,8 @@ def _layer(name: str, look: _Look, fate: _Fate, weight: Tensor) -> LayerForecast
         int8=look.int8,
         macs=look.macs,
         group=fate.group,
-        size=count * (1 if look.int8 else 4) + bias,
-        compressed=count * _compressed_bytes(look, fate, weight) + bias,
+        size=math.prod(look.shape) * (1 if look.int8 else 4) + bias,
+        compressed=_compressed_bytes(look, fate, weight) + bias,
     )
 
 
@@ -258,7 +257,7 @@ def _totals(layers: Sequence[LayerForecast], network: nn.Module) -> Totals:
 
 
 def _compressed_bytes(look: _Look, fate: _Fate, weight: Tensor) -> float:
-    """Estimated bytes of each number of a weight under gzip."""
+    """Estimated bytes of a weight under gzip."""
     sample = _sample(look.shape, weight)
     largest = float(sample.abs().max())
     sample = sample * _mask(fate, sample) + 0.0  # exports have no -0.0
@@ -267,7 +266,7 @@ def _compressed_bytes(look: _Look, fate: _Fate, weight: Tensor) -> float:
         sample = (sample / scale).round().to(torch.int8)
     packer = zlib.compressobj(level=_GZIP_LEVEL)
     packed = len(packer.compress(sample.numpy().tobytes())) + len(packer.flush())
-    return packed / sample.numel()
+    return packed * math.prod(look.shape) / sample.numel()
 
 
 def _sample(shape: tuple[int, ...], weight: Tensor) -> Tensor:

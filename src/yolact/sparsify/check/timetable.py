@@ -109,9 +109,7 @@ class RunEnd:
 def run_end(rows: Sequence[ModifierRow], epochs: float | None) -> RunEnd | None:
     """The end of a run, or None when nothing tells.
 
-    Args:
-        rows: All modifiers of the recipe.
-        epochs: Length by the command line, used when the recipe sets none.
+    ``epochs``, its length by the command line, counts when the recipe sets none.
     """
     ends = [row.end for row in rows if row.kind == "length" and row.end is not None]
     if ends:
@@ -122,9 +120,7 @@ def run_end(rows: Sequence[ModifierRow], epochs: float | None) -> RunEnd | None:
 def clashes(rows: Sequence[ModifierRow], end: RunEnd | None) -> Iterator[Problem]:
     """Everything about the epochs of a recipe that will not work or is probably not meant.
 
-    Args:
-        rows: Its modifiers.
-        end: Of the run; None leaves out what depends on it.
+    Without the end of the run, what depends on it is left out.
     """
     if rows and end is None and not any(row.kind == "length" for row in rows):
         yield Problem(
