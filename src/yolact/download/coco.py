@@ -10,12 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolact.download.coco_archives import DATASETS, MIRRORS, Archive
+from yolact.download.coco_archives import DATASETS, MIRRORS, Archive, DataFolder, receipt_for
 from yolact.download.file import fetch
 from yolact.download.http import Patience
 from yolact.download.offline import require_online
 from yolact.download.part import Part, alone
-from yolact.download.receipts import DataFolder, receipt_for
 from yolact.download.unzip import flush_disks, unpack
 from yolact.errors import DownloadError, StorageError
 from yolact.files import storage_errors

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.config import DetectConfig, YolactConfig
-from yolact.data.calibration import CalibrationImages, calibration_images
 from yolact.data.labels import Classes
+from yolact.data.sources import CalibrationImages, calibration_images
 from yolact.engines.compress import FORMATS, QUICK, compress_file, compressed_size
 from yolact.engines.onnx_file import DETECTED, OUTPUT_MEANINGS, ModelMetadata
 from yolact.errors import ConfigError

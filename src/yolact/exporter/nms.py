@@ -13,10 +13,7 @@ from onnx import TensorProto, helper
 from yolact.config import DetectConfig
 from yolact.engines.onnx_file import DETECTED
 from yolact.exporter.graph import Array, Graph
-from yolact.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
-
-_CONVENTION_PIXELS = 550
-"""Image side at which :func:`yolact.ops.nms.greedy_nms` counts both edge pixels of a box."""
+from yolact.ops.boxes import CENTER_VARIANCE, INCLUSIVE_SIDE, SIZE_VARIANCE
 
 _DECODE = """
     prior_center, prior_size = Split <axis = 1> (priors, {two_twos})
@@ -178,7 +175,7 @@ def _constants(
         "half": 0.5,
         "center_variance": CENTER_VARIANCE,
         "size_variance": SIZE_VARIANCE,
-        "pixels": _CONVENTION_PIXELS,
+        "pixels": INCLUSIVE_SIDE,
         "far_side": [0, 0, 1, 1],
         "iou": [iou],
         "threshold": [config.score_threshold],
