@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopback import PAGE, Fault, Loopback, serving
+from yolact.download.connections import Effort
 from yolact.download.file import Digest, Fetched, Source, accept, digest_of, fetch
 from yolact.download.http import Answer, Patience
 from yolact.download.part import Origin, Part, clamp, cut, gaps, total, union
@@ -52,11 +53,8 @@ def unknown(server: Loopback) -> Source:
 
 
 def get(source: Source, folder: Path, **options: Any) -> Fetched:
-    return fetch(
-        source,
-        folder / "file.zip",
-        **{"patience": QUICK, "piece": PIECE, "connections": 1, **options},
-    )
+    effort = Effort(**{"patience": QUICK, "piece": PIECE, "connections": 1, **options})
+    return fetch(source, folder / "file.zip", effort)
 
 
 def names(folder: Path) -> set[str]:

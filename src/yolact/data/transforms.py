@@ -170,9 +170,9 @@ def select(objects: Objects, keep: Tensor) -> Objects:
     return {key: tv_tensors.wrap(value[keep], like=value) for key, value in objects.items()}
 
 
-def longer_than(boxes: Tensor, limit: float = SMALLEST_SIDE) -> Tensor:
-    """[n] bool: which xyxy boxes are wider and higher than ``limit``, in the boxes' own unit."""
-    return ((boxes[:, 2:] - boxes[:, :2]) > limit).all(1)
+def longer_than(boxes: Tensor) -> Tensor:
+    """[n] bool: which xyxy boxes are wider and higher than :data:`SMALLEST_SIDE`."""
+    return ((boxes[:, 2:] - boxes[:, :2]) > SMALLEST_SIDE).all(1)
 
 
 def stretch(inpt: Tensor, size: int) -> Tensor:
@@ -205,15 +205,17 @@ def preprocess(image: NDArray[np.uint8], size: int | tuple[int, int]) -> Tensor:
     return (torch.from_numpy(resized).permute(2, 0, 1) / 255).contiguous()
 
 
-class PhotometricDistort(v2.Transform):  # type: ignore[misc]
-    """Random brightness, contrast, saturation and hue of a float image in 0..255, unclipped."""
-
-    _transformed_types = (tv_tensors.Image,)
-
+class _Random(v2.Transform):  # type: ignore[misc]
     def __init__(self, dice: Dice | None = None) -> None:
         """Draw from ``dice``, by default torch's default generator."""
         super().__init__()
         self.dice = dice or Dice()
+
+
+class PhotometricDistort(_Random):
+    """Random brightness, contrast, saturation and hue of a float image in 0..255, unclipped."""
+
+    _transformed_types = (tv_tensors.Image,)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Flip a coin for each property and one for the place of the contrast."""
@@ -234,15 +236,10 @@ class PhotometricDistort(v2.Transform):  # type: ignore[misc]
         return self.dice.uniform(low, high) if self.dice.coin() else None
 
 
-class RandomExpand(v2.Transform):  # type: ignore[misc]
+class RandomExpand(_Random):
     """Place the image on a canvas 1 to 4 times its size, half of the time."""
 
     _transformed_types = (tv_tensors.Image, tv_tensors.Mask, tv_tensors.BoundingBoxes)
-
-    def __init__(self, dice: Dice | None = None) -> None:
-        """Draw from ``dice``, by default torch's default generator."""
-        super().__init__()
-        self.dice = dice or Dice()
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the canvas, or None to leave the image alone."""
@@ -260,7 +257,7 @@ class RandomExpand(v2.Transform):  # type: ignore[misc]
         return inpt if canvas is None else expand(inpt, canvas)
 
 
-class RandomCrop(v2.Transform):  # type: ignore[misc]
+class RandomCrop(_Random):
     """Cut out a random rectangle that holds an object's centre, five times out of six.
 
     SSD also asks for a minimum IoU with an object. The published models were trained by code in
@@ -271,11 +268,6 @@ class RandomCrop(v2.Transform):  # type: ignore[misc]
     MODES = 6
     """No crop, four minimum IoUs, any crop: of these only the first makes a difference."""
     TRIES = 50
-
-    def __init__(self, dice: Dice | None = None) -> None:
-        """Draw from ``dice``, by default torch's default generator."""
-        super().__init__()
-        self.dice = dice or Dice()
 
     def forward(self, image: Tensor, objects: Objects) -> tuple[Tensor, Objects]:
         """Crop, or return both as they are."""

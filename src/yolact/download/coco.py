@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolact.download.coco_archives import DATASETS, MIRRORS, Archive, DataFolder, receipt_for
+from yolact.download.connections import Effort
 from yolact.download.file import fetch
 from yolact.download.http import Patience
 from yolact.download.offline import require_online
@@ -117,12 +118,7 @@ def _fetch_all(missing: Sequence[Archive], state: DataFolder, options: Options) 
             for archive in missing:
                 source = archive.source(options.mirrors)
                 log.info("fetching %s", archive.name)
-                fetch(
-                    source,
-                    state.zip(archive),
-                    patience=options.patience,
-                    connections=options.workers,
-                )
+                fetch(source, state.zip(archive), Effort(options.patience, options.workers))
                 jobs.append(pool.submit(_unpack, archive, state, options, stop))
                 _raise_of(job for job in jobs if job.done())
             _raise_of(jobs)

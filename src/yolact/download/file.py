@@ -9,12 +9,11 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from tqdm import tqdm
 
 from yolact.download.connections import Effort, pull
-from yolact.download.http import Answer, Patience
+from yolact.download.http import Answer
 from yolact.download.offline import require_network
 from yolact.download.part import Origin, Part, alone
 from yolact.errors import ConfigError, DownloadError
@@ -22,10 +21,12 @@ from yolact.files import require_space, storage_errors
 
 log = logging.getLogger(__name__)
 
-_PIECE = 16 << 20
+_USUAL = Effort()
 _UNSTATED = "sha256"
 """What is computed of a file whose digest nobody states."""
 _BLOCK = 1 << 20
+_new_hash = partial(hashlib.new, usedforsecurity=False)
+"""MD5 is there to find damage, not to keep forgers out."""
 _AGAIN = "run the command again; if it happens again, try another network"
 
 
@@ -81,14 +82,7 @@ class Fetched:
     """Where it came from; None when it was there already."""
 
 
-def fetch(
-    source: Source,
-    target: Path,
-    *,
-    patience: Patience | None = None,
-    connections: int = 4,
-    piece: int = _PIECE,
-) -> Fetched:
+def fetch(source: Source, target: Path, effort: Effort = _USUAL) -> Fetched:
     """Download a file to ``target``, verify it, and only then give it that name.
 
     What arrives is kept in ``<name>.part``, and what is known of it in ``<name>.part.json``; the
@@ -99,16 +93,13 @@ def fetch(
     Args:
         source: Where the file is and what is known of it.
         target: Its path; folders are made.
-        patience: When to give up; the default suits home connections.
-        connections: Parts of the file that are fetched at the same time.
-        piece: Bytes in one request, where the server sends parts.
+        effort: How many connections there are, and when to give up.
 
     Raises:
         DownloadError: There is no network or the user forbids it, no address delivers the file
             whole, it is not what it should be, or another process is downloading to ``target``.
         StorageError: ``target`` cannot be written, or the disk is too full.
     """
-    effort = Effort(patience or Patience(), max(1, connections), piece)
     lock = target.with_name(f".{target.name}.lock")
     with storage_errors(target), alone(lock, target):
         fetched = _existing(source, target) or _fetch(source, target, effort)
@@ -164,21 +155,6 @@ def require_web_address(url: str) -> None:
             f"{url!r} is not an address to download from",
             hint="give one that starts with https:// or http://",
         )
-
-
-class _Hash(Protocol):
-    """The part of :mod:`hashlib`'s objects that is used here."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take more bytes in."""
-
-    def hexdigest(self) -> str:
-        """The hash of all bytes so far, in hexadecimal digits."""
-
-
-def _new_hash(algorithm: str) -> _Hash:
-    """An empty hash; MD5 is there to find damage, not to keep forgers out."""
-    return hashlib.new(algorithm, usedforsecurity=False)
 
 
 def _existing(source: Source, target: Path) -> Fetched | None:

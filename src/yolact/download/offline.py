@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from yolact.errors import DownloadError
@@ -20,10 +20,9 @@ _NO = ("", "0", "false", "no", "off", "n", "f")
 _PORTS = {"http": 80, "https": 443}
 
 
-def is_offline(environment: Mapping[str, str] | None = None) -> bool:
+def is_offline() -> bool:
     """Whether the user forbids the network: ``--offline``, or ``YOLACT_OFFLINE=1``."""
-    values = os.environ if environment is None else environment
-    return values.get(OFFLINE, "").strip().lower() not in _NO
+    return os.environ.get(OFFLINE, "").strip().lower() not in _NO
 
 
 def require_online(what: str, offline: bool | None = None) -> None:

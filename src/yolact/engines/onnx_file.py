@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -81,30 +81,24 @@ class ModelMetadata:
 
     def to_props(self) -> dict[str, str]:
         """Keys and values for ``metadata_props``; structured values are JSON."""
-        props = {"preprocessing": PREPROCESSING}
+        props = {
+            "preprocessing": PREPROCESSING,
+            "image_size": self.image_size and json.dumps(self.image_size),
+            "recipe": self.recipe,
+            "sparsity": None if self.sparsity is None else f"{self.sparsity:.6f}",
+            "one_shot": self.one_shot,
+            "quantization": self.quantization,
+            "outputs": None if self.outputs is None else json.dumps(dict(self.outputs)),
+            "tools": None if self.tools is None else json.dumps(dict(self.tools)),
+            "version": self.version,
+        }
         if self.classes is not None:
             props["classes"] = json.dumps(self.classes.names, ensure_ascii=False)
             props["category_ids"] = json.dumps(self.classes.ids)
         if self.config is not None:
             props["config_name"] = self.config.name
             props["config"] = json.dumps(self.config.to_dict())
-        if self.image_size is not None:
-            props["image_size"] = json.dumps(self.image_size)
-        if self.recipe is not None:
-            props["recipe"] = self.recipe
-        if self.sparsity is not None:
-            props["sparsity"] = f"{self.sparsity:.6f}"
-        if self.one_shot is not None:
-            props["one_shot"] = self.one_shot
-        if self.quantization is not None:
-            props["quantization"] = self.quantization
-        if self.outputs is not None:
-            props["outputs"] = json.dumps(dict(self.outputs))
-        if self.tools is not None:
-            props["tools"] = json.dumps(dict(self.tools))
-        if self.version is not None:
-            props["version"] = self.version
-        return props
+        return {key: value for key, value in props.items() if value is not None}
 
     @classmethod
     def from_props(cls, props: Mapping[str, str]) -> ModelMetadata:
@@ -137,20 +131,15 @@ class DetectsInside(CheckpointError):
     """The file puts out detections, and is one of ours otherwise."""
 
 
-class Port(Protocol):
-    """An input or output of a graph, as ONNX Runtime describes it."""
+class Port(NamedTuple):
+    """An input or output of a graph."""
 
-    @property
-    def name(self) -> str:
-        """In the file."""
-
-    @property
-    def type(self) -> str:
-        """``tensor(float)`` for float32."""
-
-    @property
-    def shape(self) -> Sequence[int | str | None]:
-        """Numbers where an axis is fixed."""
+    name: str
+    """In the file."""
+    type: str
+    """In ONNX Runtime's words: ``tensor(float)`` for float32."""
+    shape: Sequence[int | str | None]
+    """Numbers where an axis is fixed."""
 
 
 class OnnxModel(ABC):

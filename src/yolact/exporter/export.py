@@ -202,7 +202,7 @@ def _write(
 ) -> ExportReport:
     sparsity = graph_sparsity(graph)
     raw_shapes = tuple(_shape(output) for output in graph.graph.output)
-    parity, found, finished = write_checked(graph, path, reference, options, detect)
+    found = write_checked(graph, path, reference, options, detect)
     written = {kind: compress_file(path, kind) for kind in options.compress}
     return ExportReport(
         path=path,
@@ -214,9 +214,9 @@ def _write(
         sparsity=sparsity,
         input_shape=_shape(graph.graph.input[0]),
         output_shapes=raw_shapes,
-        outputs=finished.outputs or parity,
-        agreement=found,
-        detections=finished.detections,
+        outputs=found.outputs,
+        agreement=found.agreement,
+        detections=found.detections,
         detected={o.name: _shape(o) for o in graph.graph.output} if options.with_nms else {},
     )
 

@@ -234,17 +234,9 @@ def _quantizer(
     weight: Tensor, dtype: torch.dtype, channels: bool, low: int, high: int
 ) -> FakeQuantize:
     kind: Any = FakeQuantize  # torch leaves it untyped
-    own: dict[str, Any] = {
-        "observer": MinMaxObserver,
-        "qscheme": torch.per_tensor_symmetric,
-    }
-    if channels:
-        own = {
-            "observer": PerChannelMinMaxObserver,
-            "qscheme": torch.per_channel_symmetric,
-            "ch_axis": 0,
-        }
-    made: FakeQuantize = kind(quant_min=low, quant_max=high, dtype=dtype, **own)
+    observer = PerChannelMinMaxObserver if channels else MinMaxObserver  # of the first axis
+    scheme = torch.per_channel_symmetric if channels else torch.per_tensor_symmetric
+    made: FakeQuantize = kind(observer, quant_min=low, quant_max=high, dtype=dtype, qscheme=scheme)
     made(weight)
     made.disable_observer()
     return made.to(weight.device).eval()

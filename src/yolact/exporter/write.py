@@ -43,12 +43,13 @@ _CLOSE = 1e-4
 
 
 @dataclass(frozen=True)
-class Finished:
-    """How the finished graph compares."""
+class Comparison:
+    """How a graph that was written compares with PyTorch."""
 
-    outputs: tuple[OutputParity, ...] | None
-    """Raw outputs against PyTorch's, where the finish changed them."""
-    detections: int | None
+    outputs: tuple[OutputParity, ...]
+    agreement: Agreement | None = None
+    """Of the detections of a quantized network in the images that there are."""
+    detections: int | None = None
     """How many objects the graph finds in the sample, all of them those that PyTorch code finds
     in its raw outputs; None without detection inside."""
 
@@ -59,7 +60,7 @@ def write_checked(
     reference: Reference,
     options: ExportOptions,
     detect: DetectConfig,
-) -> tuple[tuple[OutputParity, ...], Agreement | None, Finished]:
+) -> Comparison:
     """Write ``graph`` to ``path`` in one step, after comparing what it computes.
 
     Args:
@@ -68,10 +69,6 @@ def write_checked(
         reference: What to compare with.
         options: What is done to the graph after its raw outputs were compared, in place.
         detect: How detections are found that are compared.
-
-    Returns:
-        How close the outputs are; how many detections are found again, of a quantized network with
-        images; and what was found after that.
 
     Raises:
         ExportError: It does not agree, or is no valid ONNX; the first wrong layer is named.
@@ -83,42 +80,37 @@ def write_checked(
         parity = compare(reference.expected, engine(reference.sample), reference.unquantized)
         if not all(output.passed for output in parity):
             require_parity(parity, _first_wrong(graph, reference, reference.sample))
-        found = _agreement(graph, engine, reference, detect)
-        finished = Finished(None, None)
+        done = Comparison(parity, _agreement(graph, engine, reference, detect))
         if options.half or options.pack_blocks or options.with_nms:
-            finished = finish(graph, options, detect, reference.sample, reference.expected)
+            done = _finish(graph, options, detect, reference, done)
             _save_valid(graph, temporary)
-    return parity, found, finished
+    return done
 
 
-def finish(
+def greedy(config: DetectConfig) -> DetectConfig:
+    """The settings that detection inside a graph follows: classic suppression, class by class."""
+    return replace(config, fast_nms=False, cross_class_nms=False)
+
+
+def _finish(
     graph: onnx.ModelProto,
     options: ExportOptions,
     config: DetectConfig,
-    images: Tensor,
-    expected: RawOutputs,
-) -> Finished:
-    """Edit ``graph`` in place, and compare what it computes.
+    reference: Reference,
+    done: Comparison,
+) -> Comparison:
+    """Do what ``options`` say to ``graph``, and compare anew what that changes.
 
-    Args:
-        graph: Exported, with raw outputs.
-        options: What to do: half, pack_blocks and with_nms, in this order.
-        config: Thresholds for detection inside.
-        images: [B, 3, S, S] sample.
-        expected: PyTorch's outputs for it.
-
-    Raises:
-        ExportError: The result differs by more than 16 bits or float rounding explain; where blocks
-            are packed, by more than float rounding.
+    What 16 bits change is compared with PyTorch, all else with the graph right before.
     """
-    outputs = None
+    images = reference.sample
     if options.half:
         store_weights_as_half(graph)
-        halved = compare(expected, _outputs(graph, images))
-        outputs = tuple(replace(output, floor=HALF_SQNR) for output in halved)
-        require_parity(outputs)
+        halved = compare(reference.expected, _outputs(graph, images))
+        done = replace(done, outputs=tuple(replace(out, floor=HALF_SQNR) for out in halved))
+        require_parity(done.outputs)
     if not (options.pack_blocks or options.with_nms):
-        return Finished(outputs, None)
+        return done
     raw = _outputs(graph, images)
     if options.pack_blocks:
         store_blocks_together(graph)
@@ -126,14 +118,9 @@ def finish(
         require_parity(compare(raw, packed))
         raw = packed
     if not options.with_nms:
-        return Finished(outputs, None)
+        return done
     detect_inside(graph, config)
-    return Finished(outputs, _compare_detections(graph, config, images, raw))
-
-
-def greedy(config: DetectConfig) -> DetectConfig:
-    """The settings that detection inside a graph follows: classic suppression, class by class."""
-    return replace(config, fast_nms=False, cross_class_nms=False)
+    return replace(done, detections=_compare_detections(graph, config, images, raw))
 
 
 def _save_valid(graph: onnx.ModelProto, path: Path) -> None:

@@ -102,9 +102,7 @@ def intersection_over_first(a: Tensor, b: Tensor) -> Tensor:
     return intersection(a, b) / own.clamp(min=torch.finfo(own.dtype).tiny)
 
 
-def pixel_span(
-    first: Tensor, second: Tensor, size: int, *, padding: int = 0, truncate: bool = False
-) -> tuple[Tensor, Tensor]:
+def pixel_span(first: Tensor, second: Tensor, size: int, padding: int) -> tuple[Tensor, Tensor]:
     """Scale two relative coordinates of one axis to pixels, in ascending order.
 
     Args:
@@ -112,14 +110,11 @@ def pixel_span(
         second: [n] those of the opposite edge.
         size: Width or height in pixels.
         padding: Pixels added on both sides, before clamping to the image.
-        truncate: Cut to int64 (towards zero), before ordering and padding.
 
     Returns:
         (low, high), each [n] within 0..size, with ``low <= high`` for boxes that touch the image.
     """
     first, second = first * size, second * size
-    if truncate:
-        first, second = first.long(), second.long()
     low = torch.minimum(first, second) - padding
     high = torch.maximum(first, second) + padding
     return low.clamp(min=0), high.clamp(max=size)
