@@ -114,25 +114,15 @@ class Canvas:
     top: int
     left: int
 
-    @classmethod
-    def drawn(cls, size: tuple[int, int], ratio: float, left: float, top: float) -> Canvas:
-        """Canvas ``ratio`` times the image's (height, width); every number is truncated."""
-        return cls(int(size[0] * ratio), int(size[1] * ratio), int(top), int(left))
-
-    def padding(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) pixels around an image of (height, width) ``size``."""
-        right, bottom = self.width - self.left - size[1], self.height - self.top - size[0]
-        return self.left, self.top, right, bottom
-
 
 def expand(inpt: Tensor, canvas: Canvas) -> Tensor:
     """Place an image, its masks or its boxes on a larger canvas of :data:`MEAN_COLOR`."""
     height, width = functional.get_size(inpt)
-    padding = canvas.padding((height, width))
+    left, top = canvas.left, canvas.top
+    right, bottom = canvas.width - left - width, canvas.height - top - height
     if not isinstance(inpt, tv_tensors.Image):
-        padded: Tensor = functional.pad(inpt, list(padding))
+        padded: Tensor = functional.pad(inpt, [left, top, right, bottom])
         return padded
-    left, top, right, bottom = padding
     border = (top, bottom, left, right, cv2.BORDER_CONSTANT)
     painted = cv2.copyMakeBorder(_hwc(inpt), *border, value=MEAN_COLOR)
     return _image_like(inpt, np.asarray(painted, np.float32))
@@ -247,9 +237,9 @@ class RandomExpand(_Random):
             return {"canvas": None}
         height, width = functional.get_size(flat_inputs[0])
         ratio = self.dice.uniform(1, 4)
-        left = self.dice.uniform(0, width * ratio - width)
-        top = self.dice.uniform(0, height * ratio - height)
-        return {"canvas": Canvas.drawn((height, width), ratio, left, top)}
+        left = int(self.dice.uniform(0, width * ratio - width))
+        top = int(self.dice.uniform(0, height * ratio - height))
+        return {"canvas": Canvas(int(height * ratio), int(width * ratio), top, left)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Expand one input."""

@@ -63,7 +63,9 @@ def download(
         if not missing:
             return []
         with alone(state.records / "lock", folder):
-            _require_leave(missing, state)
+            for path in map(state.zip, missing):
+                if not path.is_file():  # else it can be unpacked offline
+                    require_online(path.name)
             _require_space(missing, state)
             _fetch_all(missing, state, options)
     return missing
@@ -90,13 +92,6 @@ def free_space(folder: Path) -> int:
     """Bytes free where ``folder`` is or will be."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
-
-
-def _require_leave(missing: Sequence[Archive], state: DataFolder) -> None:
-    """Archives that lie in the folder already can be unpacked offline; others need a fetch."""
-    for path in map(state.zip, missing):
-        if not path.is_file():
-            require_online(path.name)
 
 
 def _require_space(missing: Sequence[Archive], state: DataFolder) -> None:

@@ -193,16 +193,6 @@ class DataFolder:
             for name, size in zip(receipt.names[some], receipt.sizes[some], strict=True)
         )
 
-    def misfits(self, archive: Archive, receipt: Receipt) -> Iterator[tuple[Unpacked, str]]:
-        """Files that are missing or of another size, and which of it."""
-        sizes = _file_sizes(self.place(archive))
-        for file in receipt.files:
-            size = sizes.get(file.name)
-            if size is None:
-                yield file, "is missing"
-            elif size != file.size:
-                yield file, f"has {size} bytes instead of {file.size}"
-
     def loose_bytes(self, folder: str) -> int:
         """Bytes of the files in ``images`` or ``annotations`` that are on no receipt."""
         receipts = [_read(path)[1] for path in self.records.glob("*.json")]
@@ -260,7 +250,9 @@ def check_sense(archives: Sequence[Archive], folder: Path, *, sample: int = 32) 
         if receipt and archive.folder == "images"
     }
     for split, images in names.items():
-        _decode_some(folder / "images", images[:: max(1, len(images) // sample)], split)
+        some = images[:: max(1, len(images) // sample)]
+        for name in tqdm(some, f"decoding some of {split}", disable=None):
+            read_rgb(folder / "images" / name)
     for archive, receipt in receipts.items():
         for name in receipt.names if receipt and archive.folder == "annotations" else ():
             path = state.place(archive) / name
@@ -273,13 +265,10 @@ def _read(path: Path) -> tuple[str, Receipt | None]:
         content = json.loads(path.read_bytes())
         md5, kept = str(content.pop("md5")), bool(content.pop("kept"))
         receipt = Receipt(**{name: tuple(column) for name, column in content.items()}, kept=kept)
-        return (md5, receipt) if _is_sound(receipt) else ("", None)
+        sound = 0 < len(receipt.names) == len(receipt.sizes) == len(receipt.crcs)
+        return (md5, receipt) if sound else ("", None)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return "", None
-
-
-def _is_sound(receipt: Receipt) -> bool:
-    return 0 < len(receipt.names) == len(receipt.sizes) == len(receipt.crcs)
 
 
 def _size(path: Path) -> int | None:
@@ -305,11 +294,17 @@ def _wrong_in(archive: Archive, state: DataFolder, workers: int) -> Iterator[str
         yield f"{archive.name}: not downloaded, or not completely"
         return
     place = state.place(archive)
-    misfits = dict(state.misfits(archive, receipt))
-    for file, reason in misfits.items():
-        yield f"{place / file.name}: {reason}"
-    rest = [file for file in receipt.files if file not in misfits]
-    for file in _damaged(rest, place, archive.name, workers):
+    sizes = _file_sizes(place)
+    complete: list[Unpacked] = []
+    for file in receipt.files:
+        size = sizes.get(file.name)
+        if size is None:
+            yield f"{place / file.name}: is missing"
+        elif size != file.size:
+            yield f"{place / file.name}: has {size} bytes instead of {file.size}"
+        else:
+            complete.append(file)
+    for file in _damaged(complete, place, archive.name, workers):
         yield f"{place / file.name}: its content differs"
 
 
@@ -322,11 +317,6 @@ def _damaged(files: Sequence[Unpacked], place: Path, name: str, workers: int) ->
         for file, found in zip(files, crcs, strict=True):
             if found != file.crc:
                 yield file
-
-
-def _decode_some(folder: Path, names: Sequence[str], split: str) -> None:
-    for name in tqdm(names, f"decoding some of {split}", disable=None):
-        read_rgb(folder / name)
 
 
 def _require_images(path: Path, there: set[str] | None) -> None:

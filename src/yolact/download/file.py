@@ -69,20 +69,7 @@ class Source:
             require_web_address(url)
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A file that is now at its place and verified."""
-
-    path: Path
-    size: int
-    """In bytes."""
-    digest: Digest
-    """Of the kind that its source states; SHA-256 where it states none."""
-    url: str | None
-    """Where it came from; None when it was there already."""
-
-
-def fetch(source: Source, target: Path, effort: Effort = _USUAL) -> Fetched:
+def fetch(source: Source, target: Path, effort: Effort = _USUAL) -> str | None:
     """Download a file to ``target``, verify it, and only then give it that name.
 
     What arrives is kept in ``<name>.part``, and what is known of it in ``<name>.part.json``; the
@@ -95,6 +82,9 @@ def fetch(source: Source, target: Path, effort: Effort = _USUAL) -> Fetched:
         target: Its path; folders are made.
         effort: How many connections there are, and when to give up.
 
+    Returns:
+        The address that it came from; None when it was there already.
+
     Raises:
         DownloadError: There is no network or the user forbids it, no address delivers the file
             whole, it is not what it should be, or another process is downloading to ``target``.
@@ -102,9 +92,9 @@ def fetch(source: Source, target: Path, effort: Effort = _USUAL) -> Fetched:
     """
     lock = target.with_name(f".{target.name}.lock")
     with storage_errors(target), alone(lock, target):
-        fetched = _existing(source, target) or _fetch(source, target, effort)
+        url = None if _is_there(source, target) else _fetch(source, target, effort)
         lock.unlink(missing_ok=True)  # whoever holds the removed file finds the target whole
-        return fetched
+        return url
 
 
 def accept(source: Source, part: Part, target: Path, answer: Answer) -> None:
@@ -157,31 +147,29 @@ def require_web_address(url: str) -> None:
         )
 
 
-def _existing(source: Source, target: Path) -> Fetched | None:
-    if not target.is_file():
-        return None
-    size = target.stat().st_size
-    digest = digest_of(target, source.digest.algorithm if source.digest else _UNSTATED)
-    if source.size not in (None, size) or source.digest not in (None, digest):
-        return None
+def _is_there(source: Source, target: Path) -> bool:
+    """Whether ``target`` is the source already; removes what is left of a download of it."""
+    if not target.is_file() or source.size not in (None, target.stat().st_size):
+        return False
+    if source.digest and digest_of(target, source.digest.algorithm) != source.digest:
+        return False
     Part(target).discard()
-    return Fetched(target, size, digest, None)
+    return True
 
 
-def _fetch(source: Source, target: Path, effort: Effort) -> Fetched:
+def _fetch(source: Source, target: Path, effort: Effort) -> str:
     require_network(target.name, source.urls, effort.patience.connect)
     part = Part(target)
     reasons: list[DownloadError] = []
     for url in source.urls:
         try:
-            digest = _from(url, source, part, target, effort)
+            _complete(part, url, source, target, effort)
         except DownloadError as error:
             log.info("%s", error)
             reasons.append(error)
             continue
-        size = part.received
         part.become(target)
-        return Fetched(target, size, digest, url)
+        return url
     if len(reasons) == 1:
         raise reasons[0]
     raise DownloadError(
@@ -190,7 +178,7 @@ def _fetch(source: Source, target: Path, effort: Effort) -> Fetched:
     )
 
 
-def _from(url: str, source: Source, part: Part, target: Path, effort: Effort) -> Digest:
+def _complete(part: Part, url: str, source: Source, target: Path, effort: Effort) -> None:
     """Complete and verify the part from one address; damage from earlier gets a second chance."""
     _prepare(part, url, source)
     while True:
@@ -202,7 +190,7 @@ def _from(url: str, source: Source, part: Part, target: Path, effort: Effort) ->
             digest = reading.finish()
         wrong = _what_is_wrong(url, source, part, digest)
         if wrong is None:
-            return digest
+            return
         part.start_over()
         if not resumed:
             part.discard()

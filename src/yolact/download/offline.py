@@ -25,17 +25,13 @@ def is_offline() -> bool:
     return os.environ.get(OFFLINE, "").strip().lower() not in _NO
 
 
-def require_online(what: str, offline: bool | None = None) -> None:
-    """Refuse to fetch ``what`` when the user forbids the network.
-
-    Args:
-        what: What messages call it.
-        offline: Whether the user does; None asks :func:`is_offline`.
+def require_online(what: str, *, forbidden: bool = False) -> None:
+    """Refuse to fetch ``what`` when the network is ``forbidden``, by the caller or the user.
 
     Raises:
-        DownloadError: The user does.
+        DownloadError: It is; the message calls the file ``what``.
     """
-    if is_offline() if offline is None else offline:
+    if forbidden or is_offline():
         raise DownloadError(
             f"{what} is not on this machine, and --offline forbids fetching it",
             hint=f"leave out --offline (and unset {OFFLINE})",

@@ -71,8 +71,8 @@ class OrtDetector(OnnxModel):
     """Runs a file that was exported with detection inside.
 
     Args:
-        model: Path of the file (``.onnx``, or that compressed: .gz, .xz, .zst).
-        num_cores: Threads one inference may use; None lets ONNX Runtime decide.
+        model: Path of the file, as for :class:`OrtEngine`.
+        num_cores: Likewise.
 
     Raises:
         CheckpointError: The file is missing or damaged, or does not say what its classes are.

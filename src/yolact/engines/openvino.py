@@ -27,8 +27,8 @@ class OpenVinoEngine(OnnxEngine):
     A float model is computed in float32, also where the CPU would be faster in bfloat16.
 
     Args:
-        model: Path of the file (``.onnx``, or that compressed: .gz, .xz, .zst), or its bytes.
-        num_cores: Threads one inference may use; None lets OpenVINO decide.
+        model: As :class:`yolact.engines.onnxruntime.OrtEngine` takes it.
+        num_cores: Likewise.
 
     Raises:
         CheckpointError: The file is missing, damaged, or not a YOLACT graph.

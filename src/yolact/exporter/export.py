@@ -71,11 +71,6 @@ class ExportReport:
     deployment: Path | None = None
     """The folder written beside the file."""
 
-    @property
-    def compressed(self) -> int:
-        """Bytes of the file after gzip."""
-        return self.packed["gz"]
-
 
 def export_checkpoint(job: ExportJob) -> ExportReport:
     """Export a checkpoint, after applying a recipe to it where one is asked for.

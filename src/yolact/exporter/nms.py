@@ -112,7 +112,7 @@ def detect_inside(model: onnx.ModelProto, config: DetectConfig) -> None:
     height, width = sizes["proto"][1:3]
     count = min(config.max_detections, sizes["priors"][0] * (sizes["conf"][2] - 1))
     for name, value in _constants(config, count, height, width, sizes["mask"][2]).items():
-        graph.add_constant(_constant_name(name), value)
+        graph.add_constant(f"detect/constant_{name}", value)
     graph.replace_nodes([*graph.nodes(), *_nodes(model)])
     shapes: dict[str, list[int | str]] = {
         "boxes": [batch, count, 4],
@@ -146,10 +146,6 @@ class _Named(dict[str, str]):
 
     def __missing__(self, key: str) -> str:
         return f"constant_{key}"
-
-
-def _constant_name(name: str) -> str:
-    return f"detect/constant_{name}"
 
 
 def _constants(

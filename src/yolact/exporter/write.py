@@ -5,7 +5,6 @@ Its raw outputs are compared first; then it is finished: smaller weights, detect
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from torch import Tensor
 from yolact.config import DetectConfig
 from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.errors import ExportError
-from yolact.exporter.graph import Array
 from yolact.exporter.nms import detect_inside
 from yolact.exporter.options import ExportOptions
 from yolact.exporter.passes.store import store_blocks_together, store_weights_as_half
-from yolact.exporter.prepare import Reference, without_quantization
+from yolact.exporter.prepare import Reference
 from yolact.exporter.verify import (
     Agreement,
     OutputParity,
@@ -79,7 +77,7 @@ def write_checked(
         engine = OrtEngine(temporary)
         parity = compare(reference.expected, engine(reference.sample), reference.unquantized)
         if not all(output.passed for output in parity):
-            require_parity(parity, _first_wrong(graph, reference, reference.sample))
+            require_parity(parity, first_wrong_layer(graph, reference, reference.sample))
         done = Comparison(parity, _agreement(graph, engine, reference, detect))
         if options.half or options.pack_blocks or options.with_nms:
             done = _finish(graph, options, detect, reference, done)
@@ -143,16 +141,8 @@ def _agreement(
     pairs = ((reference.network(images), engine(images)) for images in reference.images)
     found = agreement(pairs, detect)
     if not found.passed:
-        require_agreement(found, _first_wrong(graph, reference, reference.images[0]))
+        require_agreement(found, first_wrong_layer(graph, reference, reference.images[0]))
     return found
-
-
-def _first_wrong(graph: onnx.ModelProto, reference: Reference, images: Tensor) -> str | None:
-    if reference.unquantized is None:
-        return first_wrong_layer(graph, reference.network, images, None)
-    unquantized = deepcopy(reference.network)
-    with without_quantization(unquantized):
-        return first_wrong_layer(graph, reference.network, images, unquantized)
 
 
 def _outputs(graph: onnx.ModelProto, images: Tensor) -> RawOutputs:
@@ -169,7 +159,8 @@ def _compare_detections(
         wanted = [found.scores, found.boxes, low_masks(found, raw.proto[index])]
         got = [torch.from_numpy(inside[name][index]) for name in ("scores", "boxes", "masks")]
         same = count == int((got[0] > 0).sum()) and all(
-            _close(a.numpy(), b[:count].numpy()) for a, b in zip(wanted, got, strict=True)
+            np.allclose(a.numpy(), b[:count].numpy(), rtol=_CLOSE, atol=_CLOSE)
+            for a, b in zip(wanted, got, strict=True)
         )
         if not same or not np.array_equal(found.labels, inside["classes"][index][:count]):
             raise ExportError(
@@ -179,7 +170,3 @@ def _compare_detections(
             )
         total += count
     return total
-
-
-def _close(expected: Array, actual: Array) -> bool:
-    return bool(np.allclose(expected, actual, rtol=_CLOSE, atol=_CLOSE))

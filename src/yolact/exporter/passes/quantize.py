@@ -63,9 +63,9 @@ def store_weights_as_int8(model: onnx.ModelProto) -> None:
         if weight is None or scale is None or zero is None:
             continue
         name = f"{quantize.input[0]}_int{'8' if zero.dtype == np.int8 else '8u'}"
-        dequantize.input[0] = graph.add_constant(
-            name, quantize_linear(weight, scale, zero, _axis(quantize))
-        )
+        axis = next((int(a.i) for a in quantize.attribute if a.name == "axis"), 1)
+        stored = quantize_linear(weight, scale, zero, axis)
+        dequantize.input[0] = graph.add_constant(name, stored)
     graph.commit()
 
 
@@ -181,10 +181,6 @@ def quantize_linear(x: Array, scale: Array, zero_point: Array, axis: int = 1) ->
     limits = np.iinfo(zero_point.dtype)
     rounded = np.rint(x / scale) + zero_point.astype(np.float32)
     return np.clip(rounded, limits.min, limits.max).astype(zero_point.dtype).reshape(x.shape)
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
 
 
 def _strip(graph: Graph) -> None:
