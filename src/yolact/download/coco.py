@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolact.download.coco_archives import DATASETS, MIRRORS, Archive, DataFolder, receipt_for
+from yolact.download.coco_archives import DATASETS, MIRRORS, Archive, DataFolder, Receipt
 from yolact.download.connections import Effort
 from yolact.download.file import fetch
 from yolact.download.http import Patience
@@ -137,7 +137,8 @@ def _unpack(archive: Archive, state: DataFolder, options: Options, stop: threadi
             hint="remove it and run the command again",
         )
     flush_disks()
-    state.sign(archive, receipt_for(files, kept=options.keep_archives))
+    names, sizes, crcs = zip(*files, strict=True)
+    state.sign(archive, Receipt(names, sizes, crcs, options.keep_archives))
     if not options.keep_archives:
         path.unlink()
 

@@ -142,12 +142,6 @@ class Receipt:
         return map(Unpacked, self.names, self.sizes, self.crcs)
 
 
-def receipt_for(files: Sequence[Unpacked], *, kept: bool) -> Receipt:
-    """The receipt of files that were just unpacked."""
-    names, sizes, crcs = zip(*files, strict=True)
-    return Receipt(names, sizes, crcs, kept)
-
-
 @dataclass(frozen=True)
 class DataFolder:
     """A data folder as it is when it is first asked; make another object after changes."""

@@ -123,8 +123,7 @@ class ModelMetadata:
             )
         except (ValueError, TypeError, AttributeError, YolactError) as error:
             raise CheckpointError(
-                f"the file's metadata is damaged: {error}",
-                hint=EXPORT_AGAIN,
+                f"the file's metadata is damaged: {error}", hint=EXPORT_AGAIN
             ) from error
 
 
