@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from yolact.download import coco as download
 from yolact.download.coco_archives import Archive
-from yolact.download.file import fetch
+from yolact.download.connections import Effort
 from yolact.download.http import Patience
 from yolact.download.unzip import Rules
 
@@ -62,7 +62,7 @@ def run(folder: str, mirror: str, started: Connection) -> None:
     options = download.Options((mirror,), workers=2, patience=patience)
     with (
         patch.object(zipfile.ZipFile, "open", slowly),
-        patch.object(download, "fetch", partial(fetch, piece=30_000)),
+        patch.object(download, "Effort", partial(Effort, piece=30_000)),
         patch.object(download, "flush_disks"),  # it would wait for other processes' files
     ):
         download.download(archives, Path(folder), options)

@@ -32,7 +32,7 @@ DOORS = {
 }
 """The only place that may import each of these packages."""
 
-STANDALONE = "exporter/deployed/run.py"
+STANDALONE = "exporter/deployed_run.py"
 """Copied beside exported models; it must run where this package is not installed."""
 
 MOST_LINES = 460

@@ -248,7 +248,7 @@ def test_verify_lists_what_is_wrong_and_fails(server: Loopback, tmp_path: Path) 
 
 def test_a_long_list_of_findings_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "yolact.download.receipts.verify", lambda *_, **__: [f"{n}" for n in range(25)]
+        "yolact.download.coco_archives.verify", lambda *_, **__: [f"{n}" for n in range(25)]
     )
     result = call("--verify", "--data_dir", tmp_path)
     assert result.stdout.splitlines()[-2:] == ["19", "and 5 more"]

@@ -66,11 +66,6 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-def test_without_shuffling_the_order_is_the_datasets() -> None:
-    sampler = EpochBatches(5, 2, shuffle=False)
-    assert list(sampler) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)]]
-
-
 def test_no_images_make_no_batches() -> None:
     assert len(EpochBatches(0, 4)) == 0 and list(EpochBatches(0, 4)) == []
 

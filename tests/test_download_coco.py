@@ -19,9 +19,16 @@ import pytest
 
 from loopback import Fault, Loopback, serving
 from yolact.download.coco import Options, bytes_needed, download
-from yolact.download.coco_archives import DATASETS, MIRRORS, Archive, mirrors_with
+from yolact.download.coco_archives import (
+    DATASETS,
+    MIRRORS,
+    Archive,
+    DataFolder,
+    check_sense,
+    mirrors_with,
+    verify,
+)
 from yolact.download.http import Patience
-from yolact.download.receipts import DataFolder, check_sense, verify
 from yolact.download.unzip import Rules
 from yolact.errors import ConfigError, DataError, DownloadError, StorageError
 

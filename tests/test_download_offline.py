@@ -35,9 +35,12 @@ def server() -> Iterator[Loopback]:
     ("value", "expected"),
     [("1", True), ("TRUE", True), ("yes", True), ("", False), ("0", False), ("No", False)],
 )
-def test_the_variable_is_read_as_people_write_it(value: str, expected: bool) -> None:
-    assert is_offline({"YOLACT_OFFLINE": value}) is expected
-    assert is_offline({}) is False
+def test_the_variable_is_read_as_people_write_it(
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: bool
+) -> None:
+    assert is_offline() is False
+    monkeypatch.setenv("YOLACT_OFFLINE", value)
+    assert is_offline() is expected
 
 
 def test_offline_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

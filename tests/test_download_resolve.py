@@ -12,6 +12,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -53,8 +54,9 @@ def write_map(home: Path, content: dict[str, Any]) -> Path:
     return put(home / "config" / "sparseml-yolact" / "mirrors.yaml", json.dumps(content))
 
 
-def find(text: str, *kinds: Kind, **more: Any) -> Path:
-    return resolve(text, *kinds, validate=read_once, **more)
+def find(text: str, *kinds: Kind, offline: bool = False, **more: Any) -> Path:
+    with patch.dict("os.environ", {"YOLACT_OFFLINE": "1"} if offline else {}):
+        return resolve(text, *kinds, validate=read_once, **more)
 
 
 def failure(text: str, *kinds: Kind, **more: Any) -> YolactError:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from onnx_models import CLASSES, SIDE, quantized_model
-from yolact.data.calibration import calibration_images
+from yolact.data.sources import calibration_images
 from yolact.errors import ExportError
 from yolact.exporter.export import export
 from yolact.exporter.passes import to_integers

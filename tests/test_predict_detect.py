@@ -13,8 +13,7 @@ from torch import Tensor
 
 from conftest import Golden, GoldenSet, golden_weight
 from yolact.config import DetectConfig, ModelConfig
-from yolact.ops.boxes import iou
-from yolact.ops.nms import fast_nms, greedy_nms
+from yolact.ops.boxes import fast_nms, greedy_nms, iou
 from yolact.predict.detect import detect
 from yolact.types import Detections, RawOutputs
 

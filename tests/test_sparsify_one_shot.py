@@ -18,8 +18,8 @@ from torch.ao.quantization import FakeQuantize
 
 from onnx_models import CLASSES, QUANTIZATION, noise, outputs_of, prune, small_model
 from yolact.config import named_config
-from yolact.data.calibration import calibration_images, spread
 from yolact.data.images import read_rgb
+from yolact.data.sources import calibration_images, spread
 from yolact.data.transforms import preprocess
 from yolact.errors import CheckpointError, ConfigError, DataError, RecipeError, TargetMissedError
 from yolact.exporter.export import export

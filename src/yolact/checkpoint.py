@@ -202,7 +202,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             plain values, or was written by a newer version of this tool.
     """
     content = _read(path)
-    state = content.get("model_state_dict", content)
+    state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not _all_tensors(state):
         raise CheckpointError(
             f"{path} holds no model weights",
@@ -230,7 +230,7 @@ def classes_of(checkpoint: Checkpoint) -> Classes:
     return checkpoint.classes or Classes.assumed(checkpoint.num_classes)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(
             f"checkpoint not found: {path}", hint="check the path, or train a model first"
@@ -239,7 +239,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of plain tensors and values",
@@ -251,12 +251,6 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path} cannot be read as a checkpoint: {reason}",
             hint="the file may be truncated; copy or download it again",
         ) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path} holds no model weights",
-            hint="expected a state_dict or a dict with model_state_dict",
-        )
-    return content
 
 
 def _require_torch_file(path: Path) -> None:

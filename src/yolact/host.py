@@ -70,9 +70,8 @@ def physical_cores(system: Path = _SYSTEM) -> list[list[int]]:
 def numa_cpus(system: Path = _SYSTEM) -> list[int]:
     """Available CPUs of the memory node that has most of them; all, where nodes are unknown."""
     usable = set(available_cpus())
-    nodes = []
-    for node in sorted(system.glob("node/node[0-9]*/cpulist")):
-        nodes.append(sorted(usable & set(parse_cpu_list(node.read_text()))))
+    lists = sorted(system.glob("node/node[0-9]*/cpulist"))
+    nodes = [sorted(usable & set(parse_cpu_list(path.read_text()))) for path in lists]
     return max(nodes, key=len, default=[]) or sorted(usable)
 
 

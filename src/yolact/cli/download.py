@@ -15,8 +15,7 @@ from yolact.errors import DataError
 from yolact.model_files import read_once
 
 if TYPE_CHECKING:
-    from yolact.download.coco_archives import Archive
-    from yolact.download.receipts import DataFolder
+    from yolact.download.coco_archives import Archive, DataFolder
 
 _WEIGHTS = Path("weights")
 _LISTED = 20
@@ -72,8 +71,7 @@ def _weights(name: str, mirror: str | None, dry_run: bool) -> None:
 
 
 def _coco(wanted: DownloadOptions, folder: Path) -> None:
-    from yolact.download.coco_archives import DATASETS, mirrors_with
-    from yolact.download.receipts import DataFolder
+    from yolact.download.coco_archives import DATASETS, DataFolder, mirrors_with
 
     archives = DATASETS[wanted.dataset]
     if wanted.test:
@@ -95,7 +93,7 @@ def _download(
     options = Options(mirrors, wanted.keep_archives, wanted.connections)
     fetched = download(archives, folder, options)
     if fetched:
-        from yolact.download.receipts import check_sense
+        from yolact.download.coco_archives import check_sense
 
         check_sense(fetched, folder)
     _summarize(archives, folder, f"{len(fetched)} of {len(archives)} archives fetched")
@@ -148,7 +146,7 @@ def _announce(archives: Sequence[Archive], state: DataFolder, mirrors: tuple[str
 
 
 def _verify(archives: Sequence[Archive], folder: Path, workers: int) -> None:
-    from yolact.download.receipts import check_sense, verify
+    from yolact.download.coco_archives import check_sense, verify
 
     wrong = verify(archives, folder, workers=workers)
     for line in wrong[:_LISTED]:

@@ -74,7 +74,6 @@ class CocoInstances(Dataset[Sample]):
         require_image_files(images, data["images"])
         self.images, self.transform, self.seed = images, transform, seed
         self.classes = classes_of(data["categories"])
-        self.epoch = 0
         listed = sorted(data["images"], key=lambda image: int(image["id"]))
         self.image_ids: list[int] = [image["id"] for image in listed]
         self._categories = data["categories"]
@@ -88,12 +87,12 @@ class CocoInstances(Dataset[Sample]):
         return len(self.image_ids)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The transformed sample at an index, in the current epoch or in that of (epoch, index).
+        """The transformed sample at an index, as in epoch 0, or at (epoch, index).
 
         Raises:
             DataError: The image or one of its masks cannot be decoded.
         """
-        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self._images[index]
         image = tv_tensors.Image(torch.from_numpy(self.image(index)).permute(2, 0, 1))
         with _seeded(self.seed, epoch, index):
@@ -104,10 +103,6 @@ class CocoInstances(Dataset[Sample]):
             record["id"],
             (record["height"], record["width"]),
         )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the random transforms of the samples that are asked for by index alone."""
-        self.epoch = epoch
 
     def image(self, index: int) -> RgbImage:
         """The image at ``index``, [height, width, 3] uint8 RGB, without decoding any mask.

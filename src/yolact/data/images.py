@@ -43,7 +43,8 @@ def read_rgb(path: Path, size: tuple[int, int] | None = None) -> RgbImage:
     Raises:
         DataError: The file is missing, truncated or no image, or it has another size.
     """
-    data = _read_bytes(path)
+    with _readable(path):
+        data = path.read_bytes()
     _require_whole(path, data)
     image = _decode(path, data, cv2.IMREAD_COLOR)
     if size is None or image.shape[:2] == size:
@@ -66,13 +67,8 @@ def damaged(paths: Sequence[Path]) -> list[DataError]:
     """
     readers = ThreadPoolExecutor(_READERS)
     try:
-        found = tqdm(
-            readers.map(_damage, paths),
-            total=len(paths),
-            desc="checking images",
-            disable=None,
-            delay=2,
-        )
+        errors = readers.map(_damage, paths)
+        found = tqdm(errors, "checking images", len(paths), disable=None, delay=2)
         return [error for error in found if error is not None]
     finally:
         readers.shutdown(cancel_futures=True)  # on Ctrl-C, do not look at the rest
@@ -95,11 +91,6 @@ def _looks_whole(path: Path) -> bool:
         file.seek(max(file.seek(0, os.SEEK_END) - _TAIL, 0))
         end = file.read(_TAIL)
     return begin.startswith(_MARKED) and any(marker in end for marker in _END_MARKERS)
-
-
-def _read_bytes(path: Path) -> bytes:
-    with _readable(path):
-        return path.read_bytes()
 
 
 @contextmanager

@@ -26,11 +26,9 @@ class EpochBatches(Sampler[list[Key]]):
     The last partial batch is dropped, unless it is the only one.
     """
 
-    def __init__(
-        self, images: int, batch_size: int, seed: int = 0, *, shuffle: bool = True
-    ) -> None:
-        """Batch the indices 0 .. ``images`` - 1; without ``shuffle``, in ascending order."""
-        self.images, self.batch_size, self.seed, self.shuffle = images, batch_size, seed, shuffle
+    def __init__(self, images: int, batch_size: int, seed: int = 0) -> None:
+        """Batch the indices 0 .. ``images`` - 1."""
+        self.images, self.batch_size, self.seed = images, batch_size, seed
         self._epoch, self._batch = 0, 0
 
     def __len__(self) -> int:
@@ -43,17 +41,11 @@ class EpochBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Keys of the remaining batches of the epoch."""
-        epoch, order = self._epoch, self._order(self._epoch)
+        epoch = self._epoch
+        order = np.random.Generator(np.random.PCG64((self.seed, epoch))).permutation(self.images)
         for start in range(self._batch, len(self)):
             chosen = order[start * self.batch_size : (start + 1) * self.batch_size]
-            yield [(epoch, index) for index in chosen]
-
-    def _order(self, epoch: int) -> list[int]:
-        if not self.shuffle:
-            return list(range(self.images))
-        generator = np.random.Generator(np.random.PCG64((self.seed, epoch)))
-        order: list[int] = generator.permutation(self.images).tolist()
-        return order
+            yield [(epoch, int(index)) for index in chosen]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -90,7 +82,6 @@ def make_loader(
     workers: int,
     seed: int,
     *,
-    shuffle: bool = True,
     pin_memory: bool = False,
 ) -> BatchLoader:
     """Batches of a dataset whose ``[(epoch, index)]`` is a sample.
@@ -102,7 +93,6 @@ def make_loader(
         batch_size: Images per batch.
         workers: Processes that prepare batches; 0 prepares them here. No effect on the batches.
         seed: Of the order; the dataset has a seed of its own.
-        shuffle: False keeps the dataset's order.
         pin_memory: For faster copies to a GPU.
     """
     guarded = _Guarded(dataset)
@@ -110,7 +100,7 @@ def make_loader(
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         return BatchLoader(
             guarded,
-            batch_sampler=EpochBatches(len(guarded), batch_size, seed, shuffle=shuffle),
+            batch_sampler=EpochBatches(len(guarded), batch_size, seed),
             num_workers=workers,
             collate_fn=_collate_or_error,
             pin_memory=pin_memory,

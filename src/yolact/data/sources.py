@@ -1,4 +1,7 @@
-"""Where pictures come from: image files, a data set, a video file or a camera."""
+"""Where pictures come from: image files, a data set, a video file or a camera.
+
+Also which of them a quantized model finds its ranges on.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,11 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from torch import Tensor
 
 from yolact.data.coco import CocoInstances, evaluation_order
-from yolact.data.images import RgbImage, read_rgb
+from yolact.data.images import RgbImage, damaged, read_rgb
+from yolact.data.transforms import preprocess
 from yolact.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -69,14 +74,6 @@ def find_source(text: str) -> Images | Video:
             hint="give a file, a folder, a quoted pattern like 'images/*.jpg', or a camera number",
         )
     return Video(path) if path.suffix.lower() in VIDEO_ENDINGS else Images([path])
-
-
-def _some_images(paths: list[Path], text: str) -> Images:
-    images = [path for path in paths if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()]
-    if not images:
-        endings = ", ".join(IMAGE_ENDINGS)
-        raise DataError(f"no images in {text}", hint=f"files that count end in {endings}")
-    return Images(images)
 
 
 class Picture(NamedTuple):
@@ -160,6 +157,66 @@ def data_set_pictures(dataset: CocoInstances, order: ImageOrder) -> Iterator[Pic
         yield Picture(number, str(image_id), dataset.image(index_of[image_id]))
 
 
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Image files that are known to be readable; iterating reads them one at a time."""
+
+    paths: Sequence[Path]
+    side: int
+    """Of the network's input, in pixels."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Network inputs [1, 3, side, side] float32 in 0..1, made as every inference makes them."""
+        for path in self.paths:
+            yield preprocess(read_rgb(path), self.side)[None]
+
+
+def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
+    """Choose images from a folder or a pattern, and look whether they can be read.
+
+    They are spread evenly over the file names in alphabetical order, so the choice depends on the
+    names alone, not on the order in which a disk lists them.
+
+    Args:
+        source: A folder of images, or a pattern with ``*``.
+        count: How many to choose; with fewer there, all are taken.
+        side: Of the network's input, in pixels.
+
+    Raises:
+        DataError: There are no images, or a chosen one cannot be read; the message names all that
+            cannot.
+    """
+    found = find_source(source)
+    if not isinstance(found, Images):
+        raise DataError(
+            f"{source} is a video, not images",
+            hint="give a folder of images or a quoted pattern like 'images/*.jpg'",
+        )
+    chosen = spread(sorted(found.paths), count)
+    problems = damaged(chosen)
+    if problems:
+        raise DataError(
+            f"{len(problems)} of {len(chosen)} calibration images cannot be read: "
+            + "; ".join(str(problem) for problem in problems),
+            hint="replace or remove these files",
+        )
+    return CalibrationImages(chosen, side)
+
+
+def spread(paths: Sequence[Path], count: int) -> list[Path]:
+    """At most ``count`` of ``paths``, in their order and evenly spaced.
+
+    >>> [path.name for path in spread([Path(name) for name in "abcdef"], 3)]
+    ['a', 'c', 'e']
+    """
+    count = min(count, len(paths))
+    return [paths[index * len(paths) // count] for index in range(count)]
+
+
 def noise_images(count: int, seed: int) -> list[RgbImage]:
     """Random pixels, 640 wide and 480 high, to measure speed where there are no images."""
     noise = np.random.default_rng(seed)
@@ -219,6 +276,14 @@ def open_video(video: Video) -> Iterator[VideoReader]:
         )
     finally:
         capture.release()
+
+
+def _some_images(paths: list[Path], text: str) -> Images:
+    images = [path for path in paths if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()]
+    if not images:
+        endings = ", ".join(IMAGE_ENDINGS)
+        raise DataError(f"no images in {text}", hint=f"files that count end in {endings}")
+    return Images(images)
 
 
 def _silence_opencv() -> None:

@@ -114,25 +114,15 @@ class Canvas:
     top: int
     left: int
 
-    @classmethod
-    def drawn(cls, size: tuple[int, int], ratio: float, left: float, top: float) -> Canvas:
-        """Canvas ``ratio`` times the image's (height, width); every number is truncated."""
-        return cls(int(size[0] * ratio), int(size[1] * ratio), int(top), int(left))
-
-    def padding(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) pixels around an image of (height, width) ``size``."""
-        right, bottom = self.width - self.left - size[1], self.height - self.top - size[0]
-        return self.left, self.top, right, bottom
-
 
 def expand(inpt: Tensor, canvas: Canvas) -> Tensor:
     """Place an image, its masks or its boxes on a larger canvas of :data:`MEAN_COLOR`."""
     height, width = functional.get_size(inpt)
-    padding = canvas.padding((height, width))
+    left, top = canvas.left, canvas.top
+    right, bottom = canvas.width - left - width, canvas.height - top - height
     if not isinstance(inpt, tv_tensors.Image):
-        padded: Tensor = functional.pad(inpt, list(padding))
+        padded: Tensor = functional.pad(inpt, [left, top, right, bottom])
         return padded
-    left, top, right, bottom = padding
     border = (top, bottom, left, right, cv2.BORDER_CONSTANT)
     painted = cv2.copyMakeBorder(_hwc(inpt), *border, value=MEAN_COLOR)
     return _image_like(inpt, np.asarray(painted, np.float32))
@@ -170,9 +160,9 @@ def select(objects: Objects, keep: Tensor) -> Objects:
     return {key: tv_tensors.wrap(value[keep], like=value) for key, value in objects.items()}
 
 
-def longer_than(boxes: Tensor, limit: float = SMALLEST_SIDE) -> Tensor:
-    """[n] bool: which xyxy boxes are wider and higher than ``limit``, in the boxes' own unit."""
-    return ((boxes[:, 2:] - boxes[:, :2]) > limit).all(1)
+def longer_than(boxes: Tensor) -> Tensor:
+    """[n] bool: which xyxy boxes are wider and higher than :data:`SMALLEST_SIDE`."""
+    return ((boxes[:, 2:] - boxes[:, :2]) > SMALLEST_SIDE).all(1)
 
 
 def stretch(inpt: Tensor, size: int) -> Tensor:
@@ -205,15 +195,17 @@ def preprocess(image: NDArray[np.uint8], size: int | tuple[int, int]) -> Tensor:
     return (torch.from_numpy(resized).permute(2, 0, 1) / 255).contiguous()
 
 
-class PhotometricDistort(v2.Transform):  # type: ignore[misc]
-    """Random brightness, contrast, saturation and hue of a float image in 0..255, unclipped."""
-
-    _transformed_types = (tv_tensors.Image,)
-
+class _Random(v2.Transform):  # type: ignore[misc]
     def __init__(self, dice: Dice | None = None) -> None:
         """Draw from ``dice``, by default torch's default generator."""
         super().__init__()
         self.dice = dice or Dice()
+
+
+class PhotometricDistort(_Random):
+    """Random brightness, contrast, saturation and hue of a float image in 0..255, unclipped."""
+
+    _transformed_types = (tv_tensors.Image,)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Flip a coin for each property and one for the place of the contrast."""
@@ -234,15 +226,10 @@ class PhotometricDistort(v2.Transform):  # type: ignore[misc]
         return self.dice.uniform(low, high) if self.dice.coin() else None
 
 
-class RandomExpand(v2.Transform):  # type: ignore[misc]
+class RandomExpand(_Random):
     """Place the image on a canvas 1 to 4 times its size, half of the time."""
 
     _transformed_types = (tv_tensors.Image, tv_tensors.Mask, tv_tensors.BoundingBoxes)
-
-    def __init__(self, dice: Dice | None = None) -> None:
-        """Draw from ``dice``, by default torch's default generator."""
-        super().__init__()
-        self.dice = dice or Dice()
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the canvas, or None to leave the image alone."""
@@ -250,9 +237,9 @@ class RandomExpand(v2.Transform):  # type: ignore[misc]
             return {"canvas": None}
         height, width = functional.get_size(flat_inputs[0])
         ratio = self.dice.uniform(1, 4)
-        left = self.dice.uniform(0, width * ratio - width)
-        top = self.dice.uniform(0, height * ratio - height)
-        return {"canvas": Canvas.drawn((height, width), ratio, left, top)}
+        left = int(self.dice.uniform(0, width * ratio - width))
+        top = int(self.dice.uniform(0, height * ratio - height))
+        return {"canvas": Canvas(int(height * ratio), int(width * ratio), top, left)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Expand one input."""
@@ -260,7 +247,7 @@ class RandomExpand(v2.Transform):  # type: ignore[misc]
         return inpt if canvas is None else expand(inpt, canvas)
 
 
-class RandomCrop(v2.Transform):  # type: ignore[misc]
+class RandomCrop(_Random):
     """Cut out a random rectangle that holds an object's centre, five times out of six.
 
     SSD also asks for a minimum IoU with an object. The published models were trained by code in
@@ -271,11 +258,6 @@ class RandomCrop(v2.Transform):  # type: ignore[misc]
     MODES = 6
     """No crop, four minimum IoUs, any crop: of these only the first makes a difference."""
     TRIES = 50
-
-    def __init__(self, dice: Dice | None = None) -> None:
-        """Draw from ``dice``, by default torch's default generator."""
-        super().__init__()
-        self.dice = dice or Dice()
 
     def forward(self, image: Tensor, objects: Objects) -> tuple[Tensor, Objects]:
         """Crop, or return both as they are."""

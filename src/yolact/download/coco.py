@@ -10,12 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolact.download.coco_archives import DATASETS, MIRRORS, Archive
+from yolact.download.coco_archives import DATASETS, MIRRORS, Archive, DataFolder, Receipt
+from yolact.download.connections import Effort
 from yolact.download.file import fetch
 from yolact.download.http import Patience
 from yolact.download.offline import require_online
 from yolact.download.part import Part, alone
-from yolact.download.receipts import DataFolder, receipt_for
 from yolact.download.unzip import flush_disks, unpack
 from yolact.errors import DownloadError, StorageError
 from yolact.files import storage_errors
@@ -63,7 +63,9 @@ def download(
         if not missing:
             return []
         with alone(state.records / "lock", folder):
-            _require_leave(missing, state)
+            for path in map(state.zip, missing):
+                if not path.is_file():  # else it can be unpacked offline
+                    require_online(path.name)
             _require_space(missing, state)
             _fetch_all(missing, state, options)
     return missing
@@ -92,13 +94,6 @@ def free_space(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def _require_leave(missing: Sequence[Archive], state: DataFolder) -> None:
-    """Archives that lie in the folder already can be unpacked offline; others need a fetch."""
-    for path in map(state.zip, missing):
-        if not path.is_file():
-            require_online(path.name)
-
-
 def _require_space(missing: Sequence[Archive], state: DataFolder) -> None:
     needed, free = bytes_needed(missing, state), free_space(state.path)
     if free < needed:
@@ -118,12 +113,7 @@ def _fetch_all(missing: Sequence[Archive], state: DataFolder, options: Options) 
             for archive in missing:
                 source = archive.source(options.mirrors)
                 log.info("fetching %s", archive.name)
-                fetch(
-                    source,
-                    state.zip(archive),
-                    patience=options.patience,
-                    connections=options.workers,
-                )
+                fetch(source, state.zip(archive), Effort(options.patience, options.workers))
                 jobs.append(pool.submit(_unpack, archive, state, options, stop))
                 _raise_of(job for job in jobs if job.done())
             _raise_of(jobs)
@@ -147,7 +137,8 @@ def _unpack(archive: Archive, state: DataFolder, options: Options, stop: threadi
             hint="remove it and run the command again",
         )
     flush_disks()
-    state.sign(archive, receipt_for(files, kept=options.keep_archives))
+    names, sizes, crcs = zip(*files, strict=True)
+    state.sign(archive, Receipt(names, sizes, crcs, options.keep_archives))
     if not options.keep_archives:
         path.unlink()
 

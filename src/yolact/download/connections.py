@@ -26,11 +26,12 @@ _FAREWELL = 0.2
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard a file is pulled."""
+    """How hard a file is pulled; the defaults suit home connections."""
 
-    patience: Patience
-    connections: int
-    piece: int
+    patience: Patience = Patience()
+    connections: int = 4
+    """Parts of the file that are fetched at the same time."""
+    piece: int = 16 << 20
     """Bytes asked for in one request, where the server sends ranges."""
 
 
@@ -47,7 +48,7 @@ def pull(
     Args:
         url: Address of the file.
         part: What is there already, and where the rest goes.
-        effort: Number of connections and patience.
+        effort: How.
         accept: Raises an error when the first answer shows that the file is not the right one.
         tick: Called every few hundredths of a second.
 
@@ -57,7 +58,16 @@ def pull(
     failures, most = 0, -1
     while True:
         try:
-            return _pull_once(url, part, effort, accept, tick)
+            with new_session() as session:
+                answer = _first_answer(session, url, part, effort)
+                if answer is not None:
+                    accept(answer)
+                    if not answer.partial:
+                        part.start_over()
+                    part.origin = answer.origin
+                    pieces = _plan(answer, part, effort.piece)
+                    _Crew(url, part, effort, answer, pieces).run(tick)
+            return
         except (Broken, Restart) as error:
             failures = 1 if part.received > most else failures + 1
             most = max(most, part.received)
@@ -77,27 +87,16 @@ def _give_up(url: str, error: Exception) -> NoReturn:
     ) from error
 
 
-def _pull_once(
-    url: str,
-    part: Part,
-    effort: Effort,
-    accept: Callable[[Answer], None],
-    tick: Callable[[], None],
-) -> None:
+def _first_answer(session: Session, url: str, part: Part, effort: Effort) -> Answer | None:
+    """Ask for the first piece that is missing; None when nothing is."""
     start = part.prefix
     stop = start + effort.piece
     if part.origin and part.origin.size is not None:
         missing = part.missing(part.origin.size)
         if not missing:
-            return
+            return None
         start, stop = cut(missing, effort.piece)[0]
-    with new_session() as session:
-        answer = ask(session, url, (start, stop), part.origin, effort.patience)
-        accept(answer)
-        if not answer.partial:
-            part.start_over()
-        part.origin = answer.origin
-        _Crew(url, part, effort, answer, _plan(answer, part, effort.piece)).run(tick)
+    return ask(session, url, (start, stop), part.origin, effort.patience)
 
 
 def _plan(answer: Answer, part: Part, length: int) -> deque[Span]:

@@ -9,12 +9,11 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from tqdm import tqdm
 
 from yolact.download.connections import Effort, pull
-from yolact.download.http import Answer, Patience
+from yolact.download.http import Answer
 from yolact.download.offline import require_network
 from yolact.download.part import Origin, Part, alone
 from yolact.errors import ConfigError, DownloadError
@@ -22,10 +21,12 @@ from yolact.files import require_space, storage_errors
 
 log = logging.getLogger(__name__)
 
-_PIECE = 16 << 20
+_USUAL = Effort()
 _UNSTATED = "sha256"
 """What is computed of a file whose digest nobody states."""
 _BLOCK = 1 << 20
+_new_hash = partial(hashlib.new, usedforsecurity=False)
+"""MD5 is there to find damage, not to keep forgers out."""
 _AGAIN = "run the command again; if it happens again, try another network"
 
 
@@ -68,27 +69,7 @@ class Source:
             require_web_address(url)
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A file that is now at its place and verified."""
-
-    path: Path
-    size: int
-    """In bytes."""
-    digest: Digest
-    """Of the kind that its source states; SHA-256 where it states none."""
-    url: str | None
-    """Where it came from; None when it was there already."""
-
-
-def fetch(
-    source: Source,
-    target: Path,
-    *,
-    patience: Patience | None = None,
-    connections: int = 4,
-    piece: int = _PIECE,
-) -> Fetched:
+def fetch(source: Source, target: Path, effort: Effort = _USUAL) -> str | None:
     """Download a file to ``target``, verify it, and only then give it that name.
 
     What arrives is kept in ``<name>.part``, and what is known of it in ``<name>.part.json``; the
@@ -99,21 +80,21 @@ def fetch(
     Args:
         source: Where the file is and what is known of it.
         target: Its path; folders are made.
-        patience: When to give up; the default suits home connections.
-        connections: Parts of the file that are fetched at the same time.
-        piece: Bytes in one request, where the server sends parts.
+        effort: How many connections there are, and when to give up.
+
+    Returns:
+        The address that it came from; None when it was there already.
 
     Raises:
         DownloadError: There is no network or the user forbids it, no address delivers the file
             whole, it is not what it should be, or another process is downloading to ``target``.
         StorageError: ``target`` cannot be written, or the disk is too full.
     """
-    effort = Effort(patience or Patience(), max(1, connections), piece)
     lock = target.with_name(f".{target.name}.lock")
     with storage_errors(target), alone(lock, target):
-        fetched = _existing(source, target) or _fetch(source, target, effort)
+        url = None if _is_there(source, target) else _fetch(source, target, effort)
         lock.unlink(missing_ok=True)  # whoever holds the removed file finds the target whole
-        return fetched
+        return url
 
 
 def accept(source: Source, part: Part, target: Path, answer: Answer) -> None:
@@ -166,46 +147,29 @@ def require_web_address(url: str) -> None:
         )
 
 
-class _Hash(Protocol):
-    """The part of :mod:`hashlib`'s objects that is used here."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take more bytes in."""
-
-    def hexdigest(self) -> str:
-        """The hash of all bytes so far, in hexadecimal digits."""
-
-
-def _new_hash(algorithm: str) -> _Hash:
-    """An empty hash; MD5 is there to find damage, not to keep forgers out."""
-    return hashlib.new(algorithm, usedforsecurity=False)
-
-
-def _existing(source: Source, target: Path) -> Fetched | None:
-    if not target.is_file():
-        return None
-    size = target.stat().st_size
-    digest = digest_of(target, source.digest.algorithm if source.digest else _UNSTATED)
-    if source.size not in (None, size) or source.digest not in (None, digest):
-        return None
+def _is_there(source: Source, target: Path) -> bool:
+    """Whether ``target`` is the source already; removes what is left of a download of it."""
+    if not target.is_file() or source.size not in (None, target.stat().st_size):
+        return False
+    if source.digest and digest_of(target, source.digest.algorithm) != source.digest:
+        return False
     Part(target).discard()
-    return Fetched(target, size, digest, None)
+    return True
 
 
-def _fetch(source: Source, target: Path, effort: Effort) -> Fetched:
+def _fetch(source: Source, target: Path, effort: Effort) -> str:
     require_network(target.name, source.urls, effort.patience.connect)
     part = Part(target)
     reasons: list[DownloadError] = []
     for url in source.urls:
         try:
-            digest = _from(url, source, part, target, effort)
+            _complete(part, url, source, target, effort)
         except DownloadError as error:
             log.info("%s", error)
             reasons.append(error)
             continue
-        size = part.received
         part.become(target)
-        return Fetched(target, size, digest, url)
+        return url
     if len(reasons) == 1:
         raise reasons[0]
     raise DownloadError(
@@ -214,7 +178,7 @@ def _fetch(source: Source, target: Path, effort: Effort) -> Fetched:
     )
 
 
-def _from(url: str, source: Source, part: Part, target: Path, effort: Effort) -> Digest:
+def _complete(part: Part, url: str, source: Source, target: Path, effort: Effort) -> None:
     """Complete and verify the part from one address; damage from earlier gets a second chance."""
     _prepare(part, url, source)
     while True:
@@ -226,7 +190,7 @@ def _from(url: str, source: Source, part: Part, target: Path, effort: Effort) ->
             digest = reading.finish()
         wrong = _what_is_wrong(url, source, part, digest)
         if wrong is None:
-            return digest
+            return
         part.start_over()
         if not resumed:
             part.discard()

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from yolact.errors import DownloadError
@@ -20,23 +20,18 @@ _NO = ("", "0", "false", "no", "off", "n", "f")
 _PORTS = {"http": 80, "https": 443}
 
 
-def is_offline(environment: Mapping[str, str] | None = None) -> bool:
+def is_offline() -> bool:
     """Whether the user forbids the network: ``--offline``, or ``YOLACT_OFFLINE=1``."""
-    values = os.environ if environment is None else environment
-    return values.get(OFFLINE, "").strip().lower() not in _NO
+    return os.environ.get(OFFLINE, "").strip().lower() not in _NO
 
 
-def require_online(what: str, offline: bool | None = None) -> None:
-    """Refuse to fetch ``what`` when the user forbids the network.
-
-    Args:
-        what: What messages call it.
-        offline: Whether the user does; None asks :func:`is_offline`.
+def require_online(what: str, *, forbidden: bool = False) -> None:
+    """Refuse to fetch ``what`` when the network is ``forbidden``, by the caller or the user.
 
     Raises:
-        DownloadError: The user does.
+        DownloadError: It is; the message calls the file ``what``.
     """
-    if is_offline() if offline is None else offline:
+    if forbidden or is_offline():
         raise DownloadError(
             f"{what} is not on this machine, and --offline forbids fetching it",
             hint=f"leave out --offline (and unset {OFFLINE})",

@@ -45,6 +45,9 @@ from yolact.errors import DownloadError, YolactError
 
 log = logging.getLogger(__name__)
 
+_WEIGHTS = Path("weights")
+"""Where ``sparseml.yolact.download --weights`` puts weights."""
+
 
 class _AbsentError(Exception):
     """A place does not have the file; the message says why."""
@@ -60,8 +63,6 @@ class _Search:
 
     stub: Stub
     kind: Kind
-    offline: bool
-    weights: Path
     service: Service
     validate: Validate
 
@@ -70,8 +71,6 @@ def resolve(
     text: str,
     *kinds: Kind,
     validate: Validate,
-    offline: bool | None = None,
-    weights: Path = Path("weights"),
     limits: TimeLimits | None = None,
 ) -> Path:
     """The file on this machine that a stub names; fetched first where that is still possible.
@@ -83,8 +82,6 @@ def resolve(
         kinds: What of the model will do, the preferred kind first. Each place is asked for all of
             them before the next place.
         validate: Reads what is fetched for the first time.
-        offline: Forbid the network; None asks :func:`yolact.download.offline.is_offline`.
-        weights: Folder that ``sparseml.yolact.download --weights`` may have put weights into.
         limits: Of the question to SparseZoo's service.
 
     Raises:
@@ -94,9 +91,8 @@ def resolve(
         DownloadError: A file is not the one it was before.
     """
     stub = parse_stub(text, kinds[0].error)
-    forbidden = is_offline() if offline is None else offline
     service = Service(stub, limits or TimeLimits())
-    searches = [_Search(stub, kind, forbidden, weights, service, validate) for kind in kinds]
+    searches = [_Search(stub, kind, service, validate) for kind in kinds]
     not_fetched: _NotFetchedError | None = None
     for label, look in _PLACES:
         for search in searches:
@@ -147,7 +143,7 @@ def _from_mirrors(search: _Search) -> Path:
 
 
 def _from_service(search: _Search) -> Path:
-    if search.offline:
+    if is_offline():
         raise _AbsentError("not asked: --offline")
     try:
         url = search.service.url_of(search.kind)
@@ -161,17 +157,13 @@ def _from_known_mirrors(search: _Search) -> Path:
     weights = MODELS[search.stub.model].weights
     if weights is None or search.kind is not Kind.CHECKPOINT:
         raise _AbsentError("none is known")
-    if (search.weights / weights.file).is_file():
+    if (_WEIGHTS / weights.file).is_file():
         try:
-            return fetch_weights(weights, search.weights, search.validate, offline=True)
+            return fetch_weights(weights, _WEIGHTS, search.validate, offline=True)
         except YolactError as error:  # a run may have left a file of that name
             log.debug("%s", error)
-    connect = search.service.limits.connect
     with _going_on():
-        folder = own_cache() / "weights"
-        return fetch_weights(
-            weights, folder, search.validate, offline=search.offline, connect=connect
-        )
+        return fetch_weights(weights, own_cache() / "weights", search.validate)
 
 
 def _from_package(search: _Search) -> Path:
@@ -185,11 +177,8 @@ def _from_package(search: _Search) -> Path:
 
 
 def _checked(search: _Search, wanted: Wanted, target: Path) -> Path:
-    connect = search.service.limits.connect
     with _going_on():
-        return fetch_checked(
-            wanted, target, search.validate, offline=search.offline, connect=connect
-        )
+        return fetch_checked(wanted, target, search.validate)
 
 
 @contextmanager
@@ -218,7 +207,7 @@ def _not_found(searches: list[_Search], not_fetched: _NotFetchedError | None) ->
     what = f"the {' or '.join(search.kind.value for search in searches)} of {first.stub}"
     error = first.kind.error
     copy = f"or name a copy in {map_path()}; -v lists where it was looked for"
-    if not_fetched is not None and first.offline:
+    if not_fetched is not None and is_offline():
         return error(
             f"{what} is not on this machine, and --offline forbids fetching it",
             hint=f"run this once without --offline, {copy}",

@@ -141,17 +141,10 @@ def _folders_of(stub: Stub, root: Path) -> Iterator[Path]:
 
 
 def _rank(name: str, stub: Stub, kind: Kind) -> int | None:
-    """How well ``training/model.pth`` and the like fit: 0 is best; None when they are no such file.
-
-    Args:
-        name: Relative to the model's folder.
-        stub: Of the model.
-        kind: Of the file that is wanted.
-    """
-    for position, pattern in enumerate(_patterns(stub, kind)):
-        if PurePosixPath(name).match(pattern) and not _unwanted(name, pattern):
-            return position
-    return None
+    """How well a path in a model's folder fits: 0 is best; None when it is no such file."""
+    patterns = enumerate(_patterns(stub, kind))
+    path = PurePosixPath(name)
+    return next((i for i, p in patterns if path.match(p) and not _unwanted(name, p)), None)
 
 
 def _patterns(stub: Stub, kind: Kind) -> tuple[str, ...]:

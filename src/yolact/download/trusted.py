@@ -60,8 +60,7 @@ def fetch_weights(
     validate: Validate,
     *,
     mirror: str | None = None,
-    offline: bool | None = None,
-    connect: float = 3.0,
+    offline: bool = False,
 ) -> Path:
     """Have one of the author's weights files in ``folder``; a second call only checks it.
 
@@ -74,8 +73,7 @@ def fetch_weights(
         validate: Reads the file on first use.
         mirror: Address of a folder that has the file too and is asked first; then the entry for the
             file's name in the user's mirror map, then the author's own address.
-        offline: Forbid the network; None asks :func:`yolact.download.offline.is_offline`.
-        connect: Seconds to find out whether there is a network.
+        offline: Forbid the network, even where the user allows it.
 
     Raises:
         DownloadError: It cannot be fetched, is not the file it was before, or a run left a file of
@@ -95,7 +93,7 @@ def fetch_weights(
     digest = weights.sha256 or (place.sha256 if place else None)
     wanted = Wanted(weights.file, Kind.CHECKPOINT, (*urls, weights.url), digest, weights_only=True)
     try:
-        return fetch_checked(wanted, target, validate, offline=offline, connect=connect)
+        return fetch_checked(wanted, target, validate, offline=offline)
     except YolactError:
         if copied:
             target.unlink(missing_ok=True)
@@ -103,12 +101,7 @@ def fetch_weights(
 
 
 def fetch_checked(
-    wanted: Wanted,
-    target: Path,
-    validate: Validate,
-    *,
-    offline: bool | None = None,
-    connect: float = 3.0,
+    wanted: Wanted, target: Path, validate: Validate, *, offline: bool = False
 ) -> Path:
     """Have a file at ``target``, from there or from the internet, and check it.
 
@@ -119,21 +112,22 @@ def fetch_checked(
         wanted: The file.
         target: Where it is or is put.
         validate: Reads what is there or comes for the first time.
-        offline: Forbid the network; None asks :func:`yolact.download.offline.is_offline`.
-        connect: Seconds to find out whether there is a network.
+        offline: Forbid the network, even where the user allows it.
 
     Raises:
         DownloadError: It is not there and cannot be fetched.
         OtherFileError: It is not the file that it was before.
         YolactError: It is not of its kind (of the kind's class), or cannot be written.
     """
-    hashes = KnownHashes.of_user()
+    hashes = KnownHashes()
     there = target.is_file() and (not wanted.sha256 or digest_of(target).value == wanted.sha256)
     if not there:
-        require_online(wanted.name, offline)
-        _fetch(wanted, target, connect)
+        require_online(wanted.name, forbidden=offline)
+        require_network(wanted.name, wanted.urls)
+        digest = Digest("sha256", wanted.sha256) if wanted.sha256 else None
+        fetch(Source(wanted.urls, digest=digest, begins=_BEGINS[wanted.kind]), target)
     try:
-        if wanted.sha256 or _as_before(wanted.name, target, hashes):
+        if wanted.sha256 or hashes.knows(wanted.name, target):
             return target
         validate(wanted, target)
     except Exception:
@@ -158,29 +152,32 @@ def require_digest(path: Path, sha256: str, source: Path) -> None:
         )
 
 
-@dataclass(frozen=True)
 class KnownHashes:
-    """The hashes recorded on this machine, in a small JSON file.
+    """The hashes recorded on this machine, in a small JSON file of the user's settings folder.
 
     It maps the name of a file, or the address it came from, to ``sha256``, ``size`` in bytes and
     the day it was ``recorded``.
     """
 
-    path: Path
+    def __init__(self) -> None:
+        """Read nothing yet."""
+        self.path = settings_folder() / _FILE
 
-    @classmethod
-    def of_user(cls) -> KnownHashes:
-        """Those in the user's settings folder."""
-        return cls(settings_folder() / _FILE)
-
-    def entry(self, name: str) -> Mapping[str, Any] | None:
-        """What was recorded for ``name``; None when nothing was.
+    def knows(self, name: str, file: Path) -> bool:
+        """Whether ``file`` is what was recorded for ``name``; False when nothing was.
 
         Raises:
+            OtherFileError: Another file was recorded.
             ConfigError: The file of hashes cannot be read.
         """
-        entry: Mapping[str, Any] | None = self._read().get(name)
-        return entry
+        known, now = self._read().get(name), digest_of(file).value
+        if known is not None and now != known["sha256"]:
+            raise OtherFileError(
+                f"{file} is not the file that {name} was on {known['recorded']}: its SHA-256 is "
+                f"{now}, then it was {known['sha256']}",
+                hint=f"do not use it, or, if the change is right, remove {name} from {self.path}",
+            )
+        return known is not None
 
     def record(self, name: str, file: Path) -> None:
         """Remember ``file`` as what ``name`` is.
@@ -212,24 +209,6 @@ class KnownHashes:
             f"{self.path} is not a file of recorded hashes",
             hint="remove it; hashes are then recorded anew",
         )
-
-
-def _as_before(name: str, path: Path, hashes: KnownHashes) -> bool:
-    """Whether this is the file that was recorded; False when none was."""
-    known, now = hashes.entry(name), digest_of(path).value
-    if known is not None and now != known["sha256"]:
-        raise OtherFileError(
-            f"{path} is not the file that {name} was on {known['recorded']}: its SHA-256 is "
-            f"{now}, then it was {known['sha256']}",
-            hint=f"do not use it, or, if the change is right, remove {name} from {hashes.path}",
-        )
-    return known is not None
-
-
-def _fetch(wanted: Wanted, target: Path, connect: float) -> None:
-    require_network(wanted.name, wanted.urls, connect)
-    digest = Digest("sha256", wanted.sha256) if wanted.sha256 else None
-    fetch(Source(wanted.urls, digest=digest, begins=_BEGINS[wanted.kind]), target)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -137,12 +137,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _safe_members(path: Path, archive: zipfile.ZipFile, rules: Rules) -> list[_Member]:
-    """The files of an archive, in its order.
-
-    Raises:
-        DownloadError: One of them would be written outside its folder, is no ordinary file, is
-            there twice or unexpected, or all are too large: then none is to be unpacked.
-    """
+    """The files of an archive, in its order; one that must not be there refuses the whole."""
     seen: set[str] = set()
     members = []
     for info in archive.infolist():

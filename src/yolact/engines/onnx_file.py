@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -81,30 +81,24 @@ class ModelMetadata:
 
     def to_props(self) -> dict[str, str]:
         """Keys and values for ``metadata_props``; structured values are JSON."""
-        props = {"preprocessing": PREPROCESSING}
+        props = {
+            "preprocessing": PREPROCESSING,
+            "image_size": self.image_size and json.dumps(self.image_size),
+            "recipe": self.recipe,
+            "sparsity": None if self.sparsity is None else f"{self.sparsity:.6f}",
+            "one_shot": self.one_shot,
+            "quantization": self.quantization,
+            "outputs": None if self.outputs is None else json.dumps(dict(self.outputs)),
+            "tools": None if self.tools is None else json.dumps(dict(self.tools)),
+            "version": self.version,
+        }
         if self.classes is not None:
             props["classes"] = json.dumps(self.classes.names, ensure_ascii=False)
             props["category_ids"] = json.dumps(self.classes.ids)
         if self.config is not None:
             props["config_name"] = self.config.name
             props["config"] = json.dumps(self.config.to_dict())
-        if self.image_size is not None:
-            props["image_size"] = json.dumps(self.image_size)
-        if self.recipe is not None:
-            props["recipe"] = self.recipe
-        if self.sparsity is not None:
-            props["sparsity"] = f"{self.sparsity:.6f}"
-        if self.one_shot is not None:
-            props["one_shot"] = self.one_shot
-        if self.quantization is not None:
-            props["quantization"] = self.quantization
-        if self.outputs is not None:
-            props["outputs"] = json.dumps(dict(self.outputs))
-        if self.tools is not None:
-            props["tools"] = json.dumps(dict(self.tools))
-        if self.version is not None:
-            props["version"] = self.version
-        return props
+        return {key: value for key, value in props.items() if value is not None}
 
     @classmethod
     def from_props(cls, props: Mapping[str, str]) -> ModelMetadata:
@@ -114,22 +108,22 @@ class ModelMetadata:
             CheckpointError: A property of ours is there but does not make sense.
         """
         try:
+            config = _json_of_ours(props, "config")
             return cls(
                 classes=_classes(props),
-                config=_config(props),
+                config=None if config is None else YolactConfig.from_dict(config),
                 image_size=_image_size(props),
                 recipe=props.get("recipe"),
                 sparsity=float(props["sparsity"]) if "sparsity" in props else None,
                 one_shot=props.get("one_shot"),
                 quantization=props.get("quantization"),
-                outputs=_texts(props, "outputs"),
-                tools=_texts(props, "tools"),
+                outputs=_json_of_ours(props, "outputs"),
+                tools=_json_of_ours(props, "tools"),
                 version=props.get("version"),
             )
         except (ValueError, TypeError, AttributeError, YolactError) as error:
             raise CheckpointError(
-                f"the file's metadata is damaged: {error}",
-                hint=EXPORT_AGAIN,
+                f"the file's metadata is damaged: {error}", hint=EXPORT_AGAIN
             ) from error
 
 
@@ -137,20 +131,15 @@ class DetectsInside(CheckpointError):
     """The file puts out detections, and is one of ours otherwise."""
 
 
-class Port(Protocol):
-    """An input or output of a graph, as ONNX Runtime describes it."""
+class Port(NamedTuple):
+    """An input or output of a graph."""
 
-    @property
-    def name(self) -> str:
-        """In the file."""
-
-    @property
-    def type(self) -> str:
-        """``tensor(float)`` for float32."""
-
-    @property
-    def shape(self) -> Sequence[int | str | None]:
-        """Numbers where an axis is fixed."""
+    name: str
+    """In the file."""
+    type: str
+    """In ONNX Runtime's words: ``tensor(float)`` for float32."""
+    shape: Sequence[int | str | None]
+    """Numbers where an axis is fixed."""
 
 
 class OnnxModel(ABC):
@@ -219,7 +208,26 @@ class OnnxEngine(OnnxModel):
         return RawOutputs(loc, conf, mask, priors.reshape(-1, priors.shape[-2], 4)[0], proto)
 
     def _find_outputs(self, outputs: Sequence[Port], label: str) -> Sequence[str]:
-        return _output_names(outputs, label)
+        by_name = {output.name: output for output in outputs}
+        if list(by_name) == list(DETECTED):
+            raise DetectsInside(
+                f"{label} detects inside the graph, and raw outputs are needed here",
+                hint="use a file exported without --with-nms; sparseml.yolact.annotate and "
+                "deployment/run.py run this one",
+            )
+        named = all(field in by_name for field in RawOutputs._fields)
+        names = list(RawOutputs._fields) if named else list(by_name)
+        ranks = [len(by_name[name].shape) for name in names]
+        fits = len(names) == len(_RANKS) and all(
+            rank == wanted or (field == "priors" and rank == 3)
+            for field, rank, wanted in zip(RawOutputs._fields, ranks, _RANKS, strict=True)
+        )
+        if not fits or not _sizes_fit([by_name[name].shape[-1] for name in names]):
+            raise CheckpointError(
+                f"{label} is not a YOLACT model: its outputs are {', '.join(by_name)}",
+                hint=f"it needs {', '.join(RawOutputs._fields)}, by name or in this order",
+            )
+        return names
 
     @abstractmethod
     def _infer(self, images: npt.NDArray[np.float32]) -> Sequence[npt.NDArray[Any]]:
@@ -280,30 +288,6 @@ def _image_size_of(shape: Sequence[Any], metadata: ModelMetadata, label: str) ->
     return metadata.image_size
 
 
-def _output_names(outputs: Sequence[Port], label: str) -> list[str]:
-    """Names of the five outputs in the order of :class:`RawOutputs`."""
-    by_name = {output.name: output for output in outputs}
-    if list(by_name) == list(DETECTED):
-        raise DetectsInside(
-            f"{label} detects inside the graph, and raw outputs are needed here",
-            hint="use a file exported without --with-nms; sparseml.yolact.annotate and "
-            "deployment/run.py run this one",
-        )
-    named = all(field in by_name for field in RawOutputs._fields)
-    names = list(RawOutputs._fields) if named else list(by_name)
-    ranks = [len(by_name[name].shape) for name in names]
-    fits = len(names) == len(_RANKS) and all(
-        rank == wanted or (field == "priors" and rank == 3)
-        for field, rank, wanted in zip(RawOutputs._fields, ranks, _RANKS, strict=True)
-    )
-    if not fits or not _sizes_fit([by_name[name].shape[-1] for name in names]):
-        raise CheckpointError(
-            f"{label} is not a YOLACT model: its outputs are {', '.join(by_name)}",
-            hint=f"it needs {', '.join(RawOutputs._fields)}, by name or in this order",
-        )
-    return names
-
-
 def _sizes_fit(last: Sequence[Any]) -> bool:
     """Whether boxes and priors have four numbers, masks as many as there are prototypes."""
     loc, _, mask, priors, proto = last
@@ -318,18 +302,11 @@ def _classes(props: Mapping[str, str]) -> Classes | None:
     return Classes(names, tuple(int(i) for i in json.loads(props["category_ids"])))
 
 
-def _config(props: Mapping[str, str]) -> YolactConfig | None:
-    # "config_name" marks the property as ours: other tools may well store a "config" too.
-    if "config" not in props or "config_name" not in props:
-        return None
-    return YolactConfig.from_dict(json.loads(props["config"]))
-
-
-def _texts(props: Mapping[str, str], key: str) -> dict[str, str] | None:
-    # As with "config": the key alone does not mark the property as ours.
+def _json_of_ours(props: Mapping[str, str], key: str) -> dict[str, Any] | None:
+    """A property whose name other tools may well use, too: "config_name" marks it as ours."""
     if key not in props or "config_name" not in props:
         return None
-    return {str(name): str(text) for name, text in json.loads(props[key]).items()}
+    return dict(json.loads(props[key]).items())
 
 
 def _image_size(props: Mapping[str, str]) -> tuple[int, int] | None:

@@ -57,8 +57,7 @@ class OrtEngine(OnnxEngine):
         """Open the model; see the class."""
         self._source, label = model_source(model)
         self._session = _open(self._source, num_cores, label)
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        super().__init__(_props(self._session), inputs, outputs, label)
+        super().__init__(*_edge(self._session), label)
 
     def operators(self) -> Operators:
         """What runs in integers, and what does not."""
@@ -72,8 +71,8 @@ class OrtDetector(OnnxModel):
     """Runs a file that was exported with detection inside.
 
     Args:
-        model: Path of the file (``.onnx``, or that compressed: .gz, .xz, .zst).
-        num_cores: Threads one inference may use; None lets ONNX Runtime decide.
+        model: Path of the file, as for :class:`OrtEngine`.
+        num_cores: Likewise.
 
     Raises:
         CheckpointError: The file is missing or damaged, or does not say what its classes are.
@@ -85,8 +84,7 @@ class OrtDetector(OnnxModel):
         """Open the model; see the class."""
         source, label = model_source(model)
         self._session = _open(source, num_cores, label)
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        super().__init__(_props(self._session), inputs, outputs, label)
+        super().__init__(*_edge(self._session), label)
         if self.metadata.classes is None:
             raise CheckpointError(f"{label} does not name its classes", hint=EXPORT_AGAIN)
         self.classes: Classes = self.metadata.classes
@@ -137,16 +135,7 @@ def values_inside(model: onnx.ModelProto, names: Sequence[str], images: Tensor) 
 
 
 def _open(source: str | bytes, num_cores: int | None, label: str) -> Any:
-    """An ONNX Runtime session on the CPU.
-
-    Args:
-        source: Path of the file, or its content.
-        num_cores: Threads one inference may use; None lets ONNX Runtime decide.
-        label: What errors call the file.
-
-    Raises:
-        CheckpointError: It is no readable ONNX model.
-    """
+    """An ONNX Runtime session on the CPU, of what :func:`model_source` gives."""
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: they are raised, and warnings are not for users
     if num_cores is not None:
@@ -169,8 +158,13 @@ def _open(source: str | bytes, num_cores: int | None, label: str) -> Any:
         ) from error
 
 
-def _props(session: Any) -> dict[str, str]:
-    return dict(session.get_modelmeta().custom_metadata_map)
+def _edge(session: Any) -> tuple[dict[str, str], list[Port], list[Port]]:
+    """Metadata, inputs and outputs of a graph."""
+    inputs, outputs = (
+        [Port(port.name, port.type, port.shape) for port in ports]
+        for ports in (session.get_inputs(), session.get_outputs())
+    )
+    return dict(session.get_modelmeta().custom_metadata_map), inputs, outputs
 
 
 def _run(session: Any, names: Sequence[str], images: npt.NDArray[np.float32]) -> Sequence[Array]:
@@ -196,11 +190,7 @@ def _found(boxes: Array, scores: Array, classes: Array, masks: Array) -> tuple[D
 
 
 def _count_operators(source: str | bytes) -> Operators:
-    """Optimize a graph as for running on this CPU, and count what became integer operators.
-
-    Args:
-        source: Path of an ``.onnx`` file that opens, or its content.
-    """
+    """Optimize a graph as for running on this CPU, and count what became integer operators."""
     with TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")

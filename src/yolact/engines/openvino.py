@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yolact.engines.base import Operators
-from yolact.engines.onnx_file import EXPORT_AGAIN, OnnxEngine, model_source
+from yolact.engines.onnx_file import EXPORT_AGAIN, OnnxEngine, Port, model_source
 from yolact.errors import CheckpointError, ConfigError
 from yolact.host import not_importable
 
@@ -28,8 +27,8 @@ class OpenVinoEngine(OnnxEngine):
     A float model is computed in float32, also where the CPU would be faster in bfloat16.
 
     Args:
-        model: Path of the file (``.onnx``, or that compressed: .gz, .xz, .zst), or its bytes.
-        num_cores: Threads one inference may use; None lets OpenVINO decide.
+        model: As :class:`yolact.engines.onnxruntime.OrtEngine` takes it.
+        num_cores: Likewise.
 
     Raises:
         CheckpointError: The file is missing, damaged, or not a YOLACT graph.
@@ -64,19 +63,10 @@ class OpenVinoEngine(OnnxEngine):
         return [results[name].copy() for name in self._outputs]
 
 
-@dataclass(frozen=True)
-class _Port:
-    """A :class:`yolact.engines.onnx_file.Port`."""
-
-    name: str
-    type: str
-    shape: tuple[int | None, ...]
-
-
-def _ports(ports: Sequence[Any]) -> list[_Port]:
+def _ports(ports: Sequence[Any]) -> list[Port]:
     kinds = [port.get_element_type().get_type_name() for port in ports]
     return [
-        _Port(
+        Port(
             name=port.get_any_name(),
             type="tensor(float)" if kind == "f32" else kind,
             shape=tuple(dim.get_length() if dim.is_static else None for dim in port.partial_shape),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import os
 import shutil
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ MODEL, CONFIG, LABELS, SAMPLE, SCRIPT = FILES = (
     "run.py",
 )
 """What the folder holds."""
+_SCRIPT_SOURCE = "deployed_run.py"
+"""The script's file in this package."""
 
 DRAW_THRESHOLD = 0.3
 """Score above which the script draws an object, as the annotate command does."""
@@ -71,7 +73,7 @@ def write_deployment(model: Path, *, image: Path | None = None) -> Path:
         lines = "".join(f"{name}\n" for name in classes.names)
         (folder / LABELS).write_text(lines, encoding="utf-8")
         _write_sample(graph, folder, image)
-        source = importlib.resources.files("yolact.exporter.deployed").joinpath(SCRIPT)
+        source = files("yolact.exporter") / _SCRIPT_SOURCE
         (folder / SCRIPT).write_text(source.read_text("utf-8"), encoding="utf-8")
     return target
 

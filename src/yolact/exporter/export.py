@@ -13,8 +13,8 @@ from torch import Tensor
 
 from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.config import DetectConfig, YolactConfig
-from yolact.data.calibration import CalibrationImages, calibration_images
 from yolact.data.labels import Classes
+from yolact.data.sources import CalibrationImages, calibration_images
 from yolact.engines.compress import FORMATS, QUICK, compress_file, compressed_size
 from yolact.engines.onnx_file import DETECTED, OUTPUT_MEANINGS, ModelMetadata
 from yolact.errors import ConfigError
@@ -70,11 +70,6 @@ class ExportReport:
     """Its outputs and their shapes; the file then has these instead of ``outputs``."""
     deployment: Path | None = None
     """The folder written beside the file."""
-
-    @property
-    def compressed(self) -> int:
-        """Bytes of the file after gzip."""
-        return self.packed["gz"]
 
 
 def export_checkpoint(job: ExportJob) -> ExportReport:
@@ -202,7 +197,7 @@ def _write(
 ) -> ExportReport:
     sparsity = graph_sparsity(graph)
     raw_shapes = tuple(_shape(output) for output in graph.graph.output)
-    parity, found, finished = write_checked(graph, path, reference, options, detect)
+    found = write_checked(graph, path, reference, options, detect)
     written = {kind: compress_file(path, kind) for kind in options.compress}
     return ExportReport(
         path=path,
@@ -214,9 +209,9 @@ def _write(
         sparsity=sparsity,
         input_shape=_shape(graph.graph.input[0]),
         output_shapes=raw_shapes,
-        outputs=finished.outputs or parity,
-        agreement=found,
-        detections=finished.detections,
+        outputs=found.outputs,
+        agreement=found.agreement,
+        detections=found.detections,
         detected={o.name: _shape(o) for o in graph.graph.output} if options.with_nms else {},
     )
 

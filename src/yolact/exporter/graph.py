@@ -82,14 +82,12 @@ class Graph:
 
     def insert_before(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
         """Put ``new`` in front of ``node``, which reads what it makes."""
-        position = next(i for i, other in enumerate(self._nodes) if other is node)
-        self._nodes.insert(position, new)
+        self._nodes.insert(self._place(node), new)
         self._producers.update((output, new) for output in new.output)
 
     def insert_after(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
         """Put ``new`` behind ``node``, whose result it reads."""
-        position = next(i for i, other in enumerate(self._nodes) if other is node)
-        self._nodes.insert(position + 1, new)
+        self._nodes.insert(self._place(node) + 1, new)
         self._producers.update((output, made) for made in (node, new) for output in made.output)
 
     def replace_nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
@@ -120,6 +118,9 @@ class Graph:
         del self._graph.initializer[:]
         self._graph.initializer.extend(self._initializers.values())
         del self._graph.value_info[:]  # shapes that the tracer noted for values now renamed or gone
+
+    def _place(self, node: onnx.NodeProto) -> int:
+        return next(i for i, other in enumerate(self._nodes) if other is node)
 
 
 def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:

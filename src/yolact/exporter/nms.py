@@ -13,10 +13,7 @@ from onnx import TensorProto, helper
 from yolact.config import DetectConfig
 from yolact.engines.onnx_file import DETECTED
 from yolact.exporter.graph import Array, Graph
-from yolact.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
-
-_CONVENTION_PIXELS = 550
-"""Image side at which :func:`yolact.ops.nms.greedy_nms` counts both edge pixels of a box."""
+from yolact.ops.boxes import CENTER_VARIANCE, INCLUSIVE_SIDE, SIZE_VARIANCE
 
 _DECODE = """
     prior_center, prior_size = Split <axis = 1> (priors, {two_twos})
@@ -115,7 +112,7 @@ def detect_inside(model: onnx.ModelProto, config: DetectConfig) -> None:
     height, width = sizes["proto"][1:3]
     count = min(config.max_detections, sizes["priors"][0] * (sizes["conf"][2] - 1))
     for name, value in _constants(config, count, height, width, sizes["mask"][2]).items():
-        graph.add_constant(_constant_name(name), value)
+        graph.add_constant(f"detect/constant_{name}", value)
     graph.replace_nodes([*graph.nodes(), *_nodes(model)])
     shapes: dict[str, list[int | str]] = {
         "boxes": [batch, count, 4],
@@ -151,10 +148,6 @@ class _Named(dict[str, str]):
         return f"constant_{key}"
 
 
-def _constant_name(name: str) -> str:
-    return f"detect/constant_{name}"
-
-
 def _constants(
     config: DetectConfig, count: int, height: int, width: int, prototypes: int
 ) -> dict[str, Array]:
@@ -178,7 +171,7 @@ def _constants(
         "half": 0.5,
         "center_variance": CENTER_VARIANCE,
         "size_variance": SIZE_VARIANCE,
-        "pixels": _CONVENTION_PIXELS,
+        "pixels": INCLUSIVE_SIDE,
         "far_side": [0, 0, 1, 1],
         "iou": [iou],
         "threshold": [config.score_threshold],

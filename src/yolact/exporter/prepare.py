@@ -112,6 +112,7 @@ def without_quantization(network: nn.Module) -> Iterator[None]:
             module.enable_fake_quant()
 
 
+@torch.no_grad()
 def fold_batch_norms(model: nn.Module) -> None:
     """Fold every Conv2d followed by a BatchNorm2d inside one Sequential, in place.
 
@@ -124,8 +125,10 @@ def fold_batch_norms(model: nn.Module) -> None:
         for index in range(len(module) - 1):
             conv, norm = module[index], module[index + 1]
             if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-                module[index] = _positive_zeros(fuse_conv_bn_eval(conv, norm))
+                module[index] = fused = fuse_conv_bn_eval(conv, norm)
                 module[index + 1] = nn.Identity()
+                # Zeros times a negative scale are -0.0, which does not compress as well.
+                fused.weight.add_(0.0)
 
 
 def fold_quantized_batch_norms(model: nn.Module) -> None:
@@ -195,20 +198,18 @@ def widen_quantizers(model: nn.Module) -> None:
                 setattr(parent, name, _Limited(child, low, high))
 
 
-@torch.no_grad()
-def _positive_zeros(conv: nn.Conv2d) -> nn.Conv2d:
-    """Zeros times a negative scale are -0.0: as good to compute with, but not to compress."""
-    conv.weight.add_(0.0)
-    return conv
-
-
 def _folded(fused: intrinsic_qat.ConvBn2d) -> nn.Module:
     relu = isinstance(fused, intrinsic_qat.ConvBnReLU2d)
     plain = fused.to_float()  # type: ignore[no-untyped-call]
     plain.qconfig = fused.qconfig
     kind: Any = intrinsic_qat.ConvReLU2d if relu else qat.Conv2d
     conv = kind.from_float(plain)
-    scale, shift = _scale_and_shift(fused)
+    norm = fused.bn
+    assert norm.running_mean is not None and norm.running_var is not None
+    # BN(y + conv bias) = y * scale + shift, for each output channel.
+    scale: Tensor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    mean = norm.running_mean if fused.bias is None else norm.running_mean - fused.bias
+    shift = norm.bias - mean * scale
     with torch.no_grad():
         # In the order of operations of the training graph: the last bit decides roundings.
         conv.weight.copy_(fused.weight * scale.reshape(-1, 1, 1, 1))
@@ -221,30 +222,13 @@ def _folded(fused: intrinsic_qat.ConvBn2d) -> nn.Module:
     return folded
 
 
-def _scale_and_shift(fused: intrinsic_qat.ConvBn2d) -> tuple[Tensor, Tensor]:
-    """Per output channel: BN(y + conv bias) = y * scale + shift."""
-    norm = fused.bn
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale: Tensor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    mean = norm.running_mean if fused.bias is None else norm.running_mean - fused.bias
-    return scale, norm.bias - mean * scale
-
-
 def _quantizer(
     weight: Tensor, dtype: torch.dtype, channels: bool, low: int, high: int
 ) -> FakeQuantize:
     kind: Any = FakeQuantize  # torch leaves it untyped
-    own: dict[str, Any] = {
-        "observer": MinMaxObserver,
-        "qscheme": torch.per_tensor_symmetric,
-    }
-    if channels:
-        own = {
-            "observer": PerChannelMinMaxObserver,
-            "qscheme": torch.per_channel_symmetric,
-            "ch_axis": 0,
-        }
-    made: FakeQuantize = kind(quant_min=low, quant_max=high, dtype=dtype, **own)
+    observer = PerChannelMinMaxObserver if channels else MinMaxObserver  # of the first axis
+    scheme = torch.per_channel_symmetric if channels else torch.per_tensor_symmetric
+    made: FakeQuantize = kind(observer, quant_min=low, quant_max=high, dtype=dtype, qscheme=scheme)
     made(weight)
     made.disable_observer()
     return made.to(weight.device).eval()

@@ -23,6 +23,7 @@ from yolact.config import DetectConfig
 from yolact.engines.onnxruntime import values_inside
 from yolact.errors import ExportError
 from yolact.exporter.graph import Graph
+from yolact.exporter.prepare import Reference, without_quantization
 from yolact.exporter.trace import MODEL_PREFIX, watched
 from yolact.predict.detect import detect
 from yolact.types import RawOutputs
@@ -112,14 +113,9 @@ def compare(
         unquantized: PyTorch's with simulated quantization switched off. Given for quantized
             graphs; it tells what quantization itself costs.
     """
-    floors: Sequence[float | None] = [None] * len(expected)
-    if unquantized is not None:
-        costs = [sqnr(before, after) for before, after in zip(unquantized, expected, strict=True)]
-        floors = [min(SQNR_ENOUGH, cost - SQNR_SLACK) for cost in costs]
-    return tuple(
-        OutputParity(name=name, max_difference=_difference(a, b), sqnr=sqnr(a, b), floor=floor)
-        for name, a, b, floor in zip(RawOutputs._fields, expected, actual, floors, strict=True)
-    )
+    before = unquantized or [None] * len(expected)
+    rows = zip(RawOutputs._fields, expected, actual, before, strict=True)
+    return tuple(_parity(*row) for row in rows)
 
 
 def require_parity(outputs: Sequence[OutputParity], layer: str | None = None) -> None:
@@ -201,44 +197,48 @@ def require_agreement(agreement: Agreement, layer: str | None = None) -> None:
     )
 
 
-def first_wrong_layer(
-    graph: onnx.ModelProto, network: nn.Module, images: Tensor, unquantized: nn.Module | None
-) -> str | None:
+def first_wrong_layer(graph: onnx.ModelProto, reference: Reference, images: Tensor) -> str | None:
     """The first convolution, in execution order, whose output differs by more than is accepted.
 
     Args:
-        graph: The exported one, before it is written.
-        network: What it was traced from; convolutions are found by the names of their weights.
+        graph: The exported one, before it is written; convolutions are found by the names of their
+            weights.
+        reference: What it was traced from. A layer of a quantized network may differ by as much as
+            quantization changes it, with the slack that outputs have.
         images: [B, 3, H, W] input.
-        unquantized: For quantized graphs, the network that does not quantize: a layer may differ
-            by as much as quantization changes it, with the slack that outputs have.
 
     Returns:
         The layer's name in recipes and state dicts; None when all agree.
     """
     places = list(_convolutions(graph))
     values = values_inside(graph, [value for _, _, value in places], images)
-    expected = _outputs(network, images)
-    before = None if unquantized is None else _outputs(unquantized, images)
+    network = reference.network
+    expected, before = _outputs(network, images), {}
+    if reference.quantized:
+        with without_quantization(network):
+            before = _outputs(network, images)
     for (name, index, _), array in zip(places, values, strict=True):
         wanted = expected.get((name, index))
         if wanted is None:
             continue
         actual = torch.from_numpy(array)
-        if _rectifies(network.get_submodule(MODEL_PREFIX + name)):
+        if isinstance(network.get_submodule(MODEL_PREFIX + name), (ConvReLU2d, QatConvReLU2d)):
             actual = actual.relu()
-        if before is None:
-            wrong = not bool(((actual - wanted).abs() <= TOLERANCE).all())
-        else:
-            cost = sqnr(before[name, index], wanted)
-            wrong = not sqnr(wanted, actual) >= min(SQNR_ENOUGH, cost - SQNR_SLACK)
-        if wrong:
+        if not _parity(name, wanted, actual, before.get((name, index))).passed:
             return name.removesuffix(".module")
     return None
 
 
-def _difference(expected: Tensor, actual: Tensor) -> float:
-    return float((expected.detach().cpu() - actual.detach().cpu()).abs().max())
+def _parity(
+    name: str, expected: Tensor, actual: Tensor, unquantized: Tensor | None
+) -> OutputParity:
+    floor = None
+    if unquantized is not None:
+        floor = min(SQNR_ENOUGH, sqnr(unquantized, expected) - SQNR_SLACK)
+    difference = float((expected.detach().cpu() - actual.detach().cpu()).abs().max())
+    return OutputParity(
+        name=name, max_difference=difference, sqnr=sqnr(expected, actual), floor=floor
+    )
 
 
 def _convolutions(graph: onnx.ModelProto) -> Iterator[tuple[str, int, str]]:
@@ -267,7 +267,3 @@ def _outputs(network: nn.Module, images: Tensor) -> dict[tuple[str, int], Tensor
     with watched(network, note), torch.no_grad():
         network(images)
     return outputs
-
-
-def _rectifies(module: nn.Module) -> bool:
-    return isinstance(module, (ConvReLU2d, QatConvReLU2d))

@@ -5,7 +5,6 @@ Its raw outputs are compared first; then it is finished: smaller weights, detect
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from torch import Tensor
 from yolact.config import DetectConfig
 from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.errors import ExportError
-from yolact.exporter.graph import Array
 from yolact.exporter.nms import detect_inside
 from yolact.exporter.options import ExportOptions
 from yolact.exporter.passes.store import store_blocks_together, store_weights_as_half
-from yolact.exporter.prepare import Reference, without_quantization
+from yolact.exporter.prepare import Reference
 from yolact.exporter.verify import (
     Agreement,
     OutputParity,
@@ -43,12 +41,13 @@ _CLOSE = 1e-4
 
 
 @dataclass(frozen=True)
-class Finished:
-    """How the finished graph compares."""
+class Comparison:
+    """How a graph that was written compares with PyTorch."""
 
-    outputs: tuple[OutputParity, ...] | None
-    """Raw outputs against PyTorch's, where the finish changed them."""
-    detections: int | None
+    outputs: tuple[OutputParity, ...]
+    agreement: Agreement | None = None
+    """Of the detections of a quantized network in the images that there are."""
+    detections: int | None = None
     """How many objects the graph finds in the sample, all of them those that PyTorch code finds
     in its raw outputs; None without detection inside."""
 
@@ -59,7 +58,7 @@ def write_checked(
     reference: Reference,
     options: ExportOptions,
     detect: DetectConfig,
-) -> tuple[tuple[OutputParity, ...], Agreement | None, Finished]:
+) -> Comparison:
     """Write ``graph`` to ``path`` in one step, after comparing what it computes.
 
     Args:
@@ -68,10 +67,6 @@ def write_checked(
         reference: What to compare with.
         options: What is done to the graph after its raw outputs were compared, in place.
         detect: How detections are found that are compared.
-
-    Returns:
-        How close the outputs are; how many detections are found again, of a quantized network with
-        images; and what was found after that.
 
     Raises:
         ExportError: It does not agree, or is no valid ONNX; the first wrong layer is named.
@@ -82,43 +77,38 @@ def write_checked(
         engine = OrtEngine(temporary)
         parity = compare(reference.expected, engine(reference.sample), reference.unquantized)
         if not all(output.passed for output in parity):
-            require_parity(parity, _first_wrong(graph, reference, reference.sample))
-        found = _agreement(graph, engine, reference, detect)
-        finished = Finished(None, None)
+            require_parity(parity, first_wrong_layer(graph, reference, reference.sample))
+        done = Comparison(parity, _agreement(graph, engine, reference, detect))
         if options.half or options.pack_blocks or options.with_nms:
-            finished = finish(graph, options, detect, reference.sample, reference.expected)
+            done = _finish(graph, options, detect, reference, done)
             _save_valid(graph, temporary)
-    return parity, found, finished
+    return done
 
 
-def finish(
+def greedy(config: DetectConfig) -> DetectConfig:
+    """The settings that detection inside a graph follows: classic suppression, class by class."""
+    return replace(config, fast_nms=False, cross_class_nms=False)
+
+
+def _finish(
     graph: onnx.ModelProto,
     options: ExportOptions,
     config: DetectConfig,
-    images: Tensor,
-    expected: RawOutputs,
-) -> Finished:
-    """Edit ``graph`` in place, and compare what it computes.
+    reference: Reference,
+    done: Comparison,
+) -> Comparison:
+    """Do what ``options`` say to ``graph``, and compare anew what that changes.
 
-    Args:
-        graph: Exported, with raw outputs.
-        options: What to do: half, pack_blocks and with_nms, in this order.
-        config: Thresholds for detection inside.
-        images: [B, 3, S, S] sample.
-        expected: PyTorch's outputs for it.
-
-    Raises:
-        ExportError: The result differs by more than 16 bits or float rounding explain; where blocks
-            are packed, by more than float rounding.
+    What 16 bits change is compared with PyTorch, all else with the graph right before.
     """
-    outputs = None
+    images = reference.sample
     if options.half:
         store_weights_as_half(graph)
-        halved = compare(expected, _outputs(graph, images))
-        outputs = tuple(replace(output, floor=HALF_SQNR) for output in halved)
-        require_parity(outputs)
+        halved = compare(reference.expected, _outputs(graph, images))
+        done = replace(done, outputs=tuple(replace(out, floor=HALF_SQNR) for out in halved))
+        require_parity(done.outputs)
     if not (options.pack_blocks or options.with_nms):
-        return Finished(outputs, None)
+        return done
     raw = _outputs(graph, images)
     if options.pack_blocks:
         store_blocks_together(graph)
@@ -126,14 +116,9 @@ def finish(
         require_parity(compare(raw, packed))
         raw = packed
     if not options.with_nms:
-        return Finished(outputs, None)
+        return done
     detect_inside(graph, config)
-    return Finished(outputs, _compare_detections(graph, config, images, raw))
-
-
-def greedy(config: DetectConfig) -> DetectConfig:
-    """The settings that detection inside a graph follows: classic suppression, class by class."""
-    return replace(config, fast_nms=False, cross_class_nms=False)
+    return replace(done, detections=_compare_detections(graph, config, images, raw))
 
 
 def _save_valid(graph: onnx.ModelProto, path: Path) -> None:
@@ -156,16 +141,8 @@ def _agreement(
     pairs = ((reference.network(images), engine(images)) for images in reference.images)
     found = agreement(pairs, detect)
     if not found.passed:
-        require_agreement(found, _first_wrong(graph, reference, reference.images[0]))
+        require_agreement(found, first_wrong_layer(graph, reference, reference.images[0]))
     return found
-
-
-def _first_wrong(graph: onnx.ModelProto, reference: Reference, images: Tensor) -> str | None:
-    if reference.unquantized is None:
-        return first_wrong_layer(graph, reference.network, images, None)
-    unquantized = deepcopy(reference.network)
-    with without_quantization(unquantized):
-        return first_wrong_layer(graph, reference.network, images, unquantized)
 
 
 def _outputs(graph: onnx.ModelProto, images: Tensor) -> RawOutputs:
@@ -182,7 +159,8 @@ def _compare_detections(
         wanted = [found.scores, found.boxes, low_masks(found, raw.proto[index])]
         got = [torch.from_numpy(inside[name][index]) for name in ("scores", "boxes", "masks")]
         same = count == int((got[0] > 0).sum()) and all(
-            _close(a.numpy(), b[:count].numpy()) for a, b in zip(wanted, got, strict=True)
+            np.allclose(a.numpy(), b[:count].numpy(), rtol=_CLOSE, atol=_CLOSE)
+            for a, b in zip(wanted, got, strict=True)
         )
         if not same or not np.array_equal(found.labels, inside["classes"][index][:count]):
             raise ExportError(
@@ -192,7 +170,3 @@ def _compare_detections(
             )
         total += count
     return total
-
-
-def _close(expected: Array, actual: Array) -> bool:
-    return bool(np.allclose(expected, actual, rtol=_CLOSE, atol=_CLOSE))

@@ -1,4 +1,4 @@
-"""Box arithmetic: corner and centre form, overlap, and the regression code of the box head.
+"""Box arithmetic: corner and centre form, overlap, the box head's regression code, suppression.
 
 Corner form is (x1, y1, x2, y2), centre form (cx, cy, w, h); both relative to the image unless a
 docstring says pixels. Nothing here changes its arguments.
@@ -6,12 +6,16 @@ docstring says pixels. Nothing here changes its arguments.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
 CENTER_VARIANCE = 0.1
 SIZE_VARIANCE = 0.2
 """Scale of the regression targets (SSD, https://arxiv.org/abs/1512.02325, and its Caffe code)."""
+INCLUSIVE_SIDE = 550
+"""Pixels of the image side at which :func:`greedy_nms` counts both edge pixels of a box."""
 
 
 def center_to_corner(boxes: Tensor) -> Tensor:
@@ -98,9 +102,7 @@ def intersection_over_first(a: Tensor, b: Tensor) -> Tensor:
     return intersection(a, b) / own.clamp(min=torch.finfo(own.dtype).tiny)
 
 
-def pixel_span(
-    first: Tensor, second: Tensor, size: int, *, padding: int = 0, truncate: bool = False
-) -> tuple[Tensor, Tensor]:
+def pixel_span(first: Tensor, second: Tensor, size: int, padding: int) -> tuple[Tensor, Tensor]:
     """Scale two relative coordinates of one axis to pixels, in ascending order.
 
     Args:
@@ -108,14 +110,67 @@ def pixel_span(
         second: [n] those of the opposite edge.
         size: Width or height in pixels.
         padding: Pixels added on both sides, before clamping to the image.
-        truncate: Cut to int64 (towards zero), before ordering and padding.
 
     Returns:
         (low, high), each [n] within 0..size, with ``low <= high`` for boxes that touch the image.
     """
     first, second = first * size, second * size
-    if truncate:
-        first, second = first.long(), second.long()
     low = torch.minimum(first, second) - padding
     high = torch.maximum(first, second) + padding
     return low.clamp(min=0), high.clamp(max=size)
+
+
+def fast_nms(boxes: Tensor, iou_threshold: float) -> Tensor:
+    """Fast NMS (YOLACT, sec. 5): a box goes when any better one overlaps it too much.
+
+    Boxes that are themselves suppressed still suppress others. That is what makes one matrix
+    operation enough, and it removes slightly more than greedy NMS does.
+
+    Args:
+        boxes: [..., n, 4] xyxy, each group in descending score.
+        iou_threshold: An IoU above it suppresses; an equal one does not.
+
+    Returns:
+        [..., n] bool, which boxes stay.
+    """
+    overlap = _pairwise_iou(boxes).triu_(diagonal=1)  # row i: how much box i covers worse ones
+    return (overlap > iou_threshold).any(-2).logical_not_()
+
+
+def greedy_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Classic NMS with the inclusive pixel convention of Fast R-CNN's code (width = x2 - x1 + 1).
+
+    Args:
+        boxes: [n, 4] xyxy, relative.
+        scores: [n].
+        iou_threshold: An IoU equal to or above it suppresses.
+
+    Returns:
+        [m] int64 indices of the boxes that stay, in descending score.
+    """
+    # One pixel more on the far sides turns inclusive widths into plain ones, and the next smaller
+    # threshold turns torchvision's "above" into "equal or above".
+    inclusive = boxes * INCLUSIVE_SIDE + boxes.new_tensor([0, 0, 1, 1])
+    threshold = np.nextafter(np.float32(iou_threshold), np.float32(0))
+    kept: Tensor = nms(inclusive, scores, float(threshold))
+    return kept
+
+
+def _pairwise_iou(boxes: Tensor) -> Tensor:
+    """IoU of every pair inside each group: [..., n, 4] -> [..., n, n]; 0 between empty boxes.
+
+    Works coordinate by coordinate and in place: three times as fast on a CPU as the general
+    two-set form, and 80 classes of 200 boxes are most of the time detection takes.
+    """
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    shared = _overlap(x1, x2).mul_(_overlap(y1, y2))
+    own = (x2 - x1) * (y2 - y1)
+    union = (own.unsqueeze(-1) + own.unsqueeze(-2)).sub_(shared)
+    return shared.div_(union).nan_to_num_(0.0)
+
+
+def _overlap(low: Tensor, high: Tensor) -> Tensor:
+    """Length of the common part of every two intervals of a group: [..., n] -> [..., n, n]."""
+    end = torch.minimum(high.unsqueeze(-1), high.unsqueeze(-2))
+    start = torch.maximum(low.unsqueeze(-1), low.unsqueeze(-2))
+    return end.sub_(start).clamp_(min=0)

@@ -25,17 +25,17 @@ def box_window(boxes: Tensor, height: int, width: int, padding: int = 1) -> Tens
         [height, width, n] bool: column c is inside when ``x1 * width - padding <= c`` and
         ``c < x2 * width + padding``; rows likewise.
     """
-    left, right = pixel_span(boxes[:, 0], boxes[:, 2], width, padding=padding)
-    top, bottom = pixel_span(boxes[:, 1], boxes[:, 3], height, padding=padding)
+    left, right = pixel_span(boxes[:, 0], boxes[:, 2], width, padding)
+    top, bottom = pixel_span(boxes[:, 1], boxes[:, 3], height, padding)
     column = torch.arange(width, device=boxes.device, dtype=boxes.dtype)[None, :, None]
     row = torch.arange(height, device=boxes.device, dtype=boxes.dtype)[:, None, None]
     return (left <= column) & (column < right) & ((top <= row) & (row < bottom))
 
 
-def crop_mask(masks: Tensor, boxes: Tensor, padding: int = 1) -> Tensor:
+def crop_mask(masks: Tensor, boxes: Tensor) -> Tensor:
     """``masks`` [h, w, n] with zeros outside their relative corner-form ``boxes`` [n, 4]."""
     height, width, _ = masks.shape
-    return masks * box_window(boxes, height, width, padding)
+    return masks * box_window(boxes, height, width)
 
 
 def mask_logits(prototypes: Tensor, coefficients: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from yolact.config import DetectConfig
-from yolact.ops.boxes import decode
-from yolact.ops.nms import fast_nms, greedy_nms
+from yolact.ops.boxes import decode, fast_nms, greedy_nms
 from yolact.types import Detections, RawOutputs
 
 

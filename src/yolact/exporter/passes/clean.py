@@ -139,13 +139,9 @@ def _is_batch_size(graph: Graph, value: str, of: str) -> bool:
         return False
     sources = {of}
     transpose = graph.producer(of, "Transpose")
-    if transpose is not None and _permutation(transpose)[0] == 0:
+    if transpose is not None and transpose.attribute[0].ints[0] == 0:  # of the permutation
         sources.add(transpose.input[0])
     return shape.input[0] in sources
-
-
-def _permutation(transpose: onnx.NodeProto) -> list[int]:
-    return next(list(a.ints) for a in transpose.attribute if a.name == "perm")
 
 
 def _scale(model: onnx.ModelProto, output: str, shapes: dict[str, Shape]) -> None:

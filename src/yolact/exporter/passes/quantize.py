@@ -63,9 +63,9 @@ def store_weights_as_int8(model: onnx.ModelProto) -> None:
         if weight is None or scale is None or zero is None:
             continue
         name = f"{quantize.input[0]}_int{'8' if zero.dtype == np.int8 else '8u'}"
-        dequantize.input[0] = graph.add_constant(
-            name, quantize_linear(weight, scale, zero, _axis(quantize))
-        )
+        axis = next((int(a.i) for a in quantize.attribute if a.name == "axis"), 1)
+        stored = quantize_linear(weight, scale, zero, axis)
+        dequantize.input[0] = graph.add_constant(name, stored)
     graph.commit()
 
 
@@ -117,7 +117,8 @@ def quantize_activations(
             if before not in known or known[before].zero:  # else it is limited already
                 known[before] = known[after]
             found |= {before: known[before]} if after in found else {}
-    _insert(graph, known, found, set() if before_leaky_relu else _leaky_relu_inputs(graph))
+    fused = set() if before_leaky_relu else _leaky_relu_inputs(graph)
+    graph.replace_nodes(_Rewriter(graph, known, found, fused).rewritten())
     graph.commit()
 
 
@@ -182,10 +183,6 @@ def quantize_linear(x: Array, scale: Array, zero_point: Array, axis: int = 1) ->
     return np.clip(rounded, limits.min, limits.max).astype(zero_point.dtype).reshape(x.shape)
 
 
-def _axis(node: onnx.NodeProto) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
-
-
 def _strip(graph: Graph) -> None:
     """Let everything read unquantized activations again. Weights stay as they are."""
     for quantize in plain_quantizers(graph):
@@ -207,17 +204,6 @@ def _leaky_relu_inputs(graph: Graph) -> set[str]:
     return {value for value in values if len(graph.readers(value)) == 1}
 
 
-def _insert(
-    graph: Graph, known: Mapping[str, Quantizer], found: Collection[str], fused: Collection[str]
-) -> None:
-    rewriter = _Rewriter(graph, known, found, fused)
-    for value in graph.input_names():
-        rewriter.quantize(value)
-    for node in graph.nodes():
-        rewriter.add(node)
-    graph.replace_nodes(rewriter.nodes)
-
-
 class _Rewriter:
     """Writes the nodes anew, in order.
 
@@ -235,12 +221,20 @@ class _Rewriter:
         found: Collection[str],
         fused: Collection[str],
     ) -> None:
-        self.nodes: list[onnx.NodeProto] = []
+        self._nodes: list[onnx.NodeProto] = []
         self._graph, self._known, self._found, self._fused = graph, known, found, fused
         self._outputs = graph.output_names()
         self._integers: dict[str, str] = {}
 
-    def add(self, node: onnx.NodeProto) -> None:
+    def rewritten(self) -> list[onnx.NodeProto]:
+        """All nodes, with those that quantize activations."""
+        for value in self._graph.input_names():
+            self._quantize(value)
+        for node in self._graph.nodes():
+            self._add(node)
+        return self._nodes
+
+    def _add(self, node: onnx.NodeProto) -> None:
         """Write ``node``, and the pair behind it."""
         inputs, output = data_inputs(node), node.output[0]
         quantized = all(name in self._integers or name in self._fused for name in inputs)
@@ -251,17 +245,17 @@ class _Rewriter:
         for index, name in enumerate(node.input):
             if name in self._integers:
                 node.input[index] = self._dequantized(name)
-        self.nodes.append(node)
+        self._nodes.append(node)
         if output in self._found or (quantized and self._has_integer_kernel(node)):
-            self.quantize(output)
+            self._quantize(output)
 
-    def quantize(self, value: str) -> None:
+    def _quantize(self, value: str) -> None:
         """Write a QuantizeLinear and a DequantizeLinear behind ``value``, if its range is known."""
         if value in self._known and value not in self._outputs and value not in self._fused:
             parameters = self._parameters(value)
             self._integers[value] = f"{value}_quantized"
             inputs, output = [value, *parameters], self._integers[value]
-            self.nodes.append(helper.make_node("QuantizeLinear", inputs, [output], output))
+            self._nodes.append(helper.make_node("QuantizeLinear", inputs, [output], output))
             self._dequantize(value)
 
     def _move(self, node: onnx.NodeProto) -> None:
@@ -269,12 +263,12 @@ class _Rewriter:
         for index, name in enumerate(node.input):
             node.input[index] = self._integers.get(name, name)
         node.output[0] = self._integers[value] = f"{value}_quantized"
-        self.nodes.append(node)
+        self._nodes.append(node)
         self._dequantize(value)
 
     def _dequantize(self, value: str) -> None:
         inputs, output = [self._integers[value], *self._parameters(value)], self._dequantized(value)
-        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [output], output))
+        self._nodes.append(helper.make_node("DequantizeLinear", inputs, [output], output))
 
     def _dequantized(self, value: str) -> str:
         return value if value in self._outputs else f"{value}_dequantized"

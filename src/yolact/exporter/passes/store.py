@@ -97,7 +97,9 @@ def _integer_nodes(graph: Graph, conv: onnx.NodeProto) -> list[onnx.NodeProto]:
     scale = _over_channels(input_scale.astype(np.float64) * weight_scale)
     value = conv.output[0]
     parts = [f"{value}_{part}" for part in ("integers", "sum", "cast")]
-    operands = [inputs.input[0], _unsigned(graph, weights.input[0], stored), inputs.input[2]]
+    shifted = (stored.astype(np.int16) + int(_MIDDLE)).astype(np.uint8)
+    unsigned = graph.add_constant(f"{weights.input[0].removesuffix('_int8')}_uint8", shifted)
+    operands = [inputs.input[0], unsigned, inputs.input[2]]
     zero = graph.add_constant("weight_zero_point", np.array(_MIDDLE))
     convolution = helper.make_node("ConvInteger", [*operands, zero], parts[:1], parts[0])
     convolution.attribute.extend(conv.attribute)
@@ -119,11 +121,6 @@ def _integer_nodes(graph: Graph, conv: onnx.NodeProto) -> list[onnx.NodeProto]:
         ),
     ]
     return nodes
-
-
-def _unsigned(graph: Graph, name: str, stored: Array) -> str:
-    shifted = (stored.astype(np.int16) + int(_MIDDLE)).astype(np.uint8)
-    return graph.add_constant(f"{name.removesuffix('_int8')}_uint8", shifted)
 
 
 def _over_channels(values: Array) -> Array:
