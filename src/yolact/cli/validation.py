@@ -14,7 +14,8 @@ import click
 from yolact import __version__
 from yolact.cli.base import Command, setup_logging
 from yolact.cli.inputs import split_pair
-from yolact.cli.validation_options import Options, with_options
+from yolact.cli.options import options, options_of, read
+from yolact.cli.validation_options import Options
 from yolact.errors import ConfigError, TargetMissedError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ _KEPT_IN_MEMORY = 64
     epilog="Example: sparseml.yolact.validation --trained_model weights/yolact_darknet53_54.pth "
     "prints box and mask AP at IoU .50 to .95 and COCO's twelve numbers.",
 )
-@with_options
+@options(*options_of(Options))
 @click.pass_context
 def validation(ctx: click.Context, /, **values: Any) -> None:
     """Measure box and mask AP of a model, or run it on images and videos.
@@ -82,11 +83,11 @@ def validation(ctx: click.Context, /, **values: Any) -> None:
         for name in values
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
-    options = Options(given=frozenset(given), **values)
-    mode = _mode(options)
+    wanted = read(Options, values, given=frozenset(given))
+    mode = _mode(wanted)
     defaults = {parameter.name: parameter.default for parameter in ctx.command.params}
     _refuse_unused(mode, {name for name in given if values[name] != defaults[name]})
-    options.check()
+    wanted.check()
     run = {
         "image": _annotate_image,
         "images": _annotate_folder,
@@ -95,7 +96,7 @@ def validation(ctx: click.Context, /, **values: Any) -> None:
         "benchmark": _benchmark,
         "evaluation": _evaluate,
     }
-    run[mode](options)
+    run[mode](wanted)
 
 
 def _mode(options: Options) -> str:
