@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from onnx_models import CLASSES, SIDE, save, small_model
+from yolact.bench import BenchmarkOptions, parse_input_shapes
 from yolact.bench.benchmark import benchmark, benchmark_pair
-from yolact.bench.options import BenchmarkOptions, parse_input_shapes
 from yolact.bench.timing import (
     PERCENTILES,
     STAGES,

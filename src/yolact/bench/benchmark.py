@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from yolact import __version__
-from yolact.bench.options import BenchmarkOptions
+from yolact.bench import BenchmarkOptions
 from yolact.bench.timing import Call, Comparison, Latency, run_async, run_paired, run_sync
 from yolact.engines import load_engine
 from yolact.engines.base import Engine, Operators, ReportsOperators

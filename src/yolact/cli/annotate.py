@@ -77,7 +77,6 @@ class Options:
 
 @click.command(
     cls=Command,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sparseml.yolact.annotate --model_filepath model.onnx --source dog.jpg "
     "writes annotation-results/onnxruntime-annotations/result-0.jpg",
 )

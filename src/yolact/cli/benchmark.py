@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from yolact.bench.options import BenchmarkOptions
+from yolact.bench import BenchmarkOptions
 from yolact.cli.base import FILE, Command, setup_logging
 from yolact.cli.inputs import local_path
 from yolact.cli.options import options, options_of, read
@@ -31,7 +31,6 @@ _FOR_LANGUAGE_MODELS = (
 
 @click.command(
     cls=Command,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sparseml.yolact.benchmark dense.onnx --vs pruned.onnx -t 30",
 )
 @options(

@@ -47,7 +47,6 @@ class LazyGroup(Boundary, click.Group):
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Each command also exists on its own: sparseml.yolact.train and so on.",
 )
 @click.version_option(__version__, prog_name="sparseml.yolact")

@@ -25,7 +25,6 @@ from yolact.training.settings import (
 
 @click.command(
     cls=Command,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sparseml.yolact.train --resume weights/model.pth --recipe yolact.pruned",
 )
 @options(

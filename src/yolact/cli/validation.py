@@ -66,7 +66,6 @@ _KEPT_IN_MEMORY = 64
 
 @click.command(
     cls=Command,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sparseml.yolact.validation --trained_model weights/yolact_darknet53_54.pth "
     "prints box and mask AP at IoU .50 to .95 and COCO's twelve numbers.",
 )
