@@ -24,8 +24,8 @@ from yolact.exporter.deployment import FILES, require_deployable, write_deployme
 from yolact.exporter.export import export
 from yolact.exporter.options import ExportOptions
 from yolact.exporter.trace import generated_picture
+from yolact.predict.detect import above
 from yolact.predict.pipeline import find
-from yolact.predict.postprocess import above
 
 ALONE = """
 import runpy, sys

@@ -29,9 +29,8 @@ from yolact.exporter.graph import Array
 from yolact.exporter.nms import detect_inside
 from yolact.exporter.options import ExportOptions
 from yolact.exporter.trace import generated_picture
-from yolact.predict.detect import detect
+from yolact.predict.detect import detect, low_masks
 from yolact.predict.pipeline import find
-from yolact.predict.postprocess import low_masks
 from yolact.types import RawOutputs
 
 GREEDY = DetectConfig(fast_nms=False)

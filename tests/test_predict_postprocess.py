@@ -1,4 +1,4 @@
-"""Detections to pixel boxes and full-size masks."""
+"""Detections to pixel boxes and full-size masks, the second half of ``predict/detect.py``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pycocotools import mask as rle
 
 from conftest import Golden, GoldenSet
 from yolact.data.labels import COCO_CLASSES
-from yolact.predict import postprocess
-from yolact.predict.postprocess import above, first, mask_chunks, pixel_boxes, to_instances
+from yolact.predict.detect import above, first, mask_chunks, pixel_boxes, to_instances
 from yolact.predict.results import CocoResults, coco_box, encode_masks
 from yolact.types import Detections
 
@@ -97,12 +96,12 @@ def test_no_detections_are_no_instances() -> None:
     assert [tuple(v.shape) for v in found] == [(0, 4), (0,), (0,), (0, 40, 50)]
 
 
-def test_masks_in_chunks_are_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    detections, proto = some_detections(7)
-    whole = to_instances(detections, proto, (40, 50)).masks
-    monkeypatch.setattr(postprocess, "_CHUNK_PIXELS", 2 * 40 * 50)
-    chunks = list(mask_chunks(detections, proto, (40, 50)))
-    assert [len(chunk) for chunk in chunks] == [2, 2, 2, 1]
+def test_masks_in_chunks_are_the_same_masks() -> None:
+    detections, proto = some_detections(3)
+    size = (2048, 4096)  # two such masks are enlarged at once
+    whole = to_instances(detections, proto, size).masks
+    chunks = list(mask_chunks(detections, proto, size))
+    assert [len(chunk) for chunk in chunks] == [2, 1]
     assert torch.equal(torch.cat(chunks), whole)
 
 

@@ -17,8 +17,7 @@ from yolact.data.images import RgbImage
 from yolact.data.transforms import preprocess
 from yolact.engines.base import DetectingEngine, Engine
 from yolact.errors import ConfigError
-from yolact.predict.detect import detect
-from yolact.predict.postprocess import above, first, pixel_boxes, to_instances
+from yolact.predict.detect import above, detect, first, pixel_boxes, to_instances
 from yolact.types import Detections, Instances
 
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from yolact.data.labels import Classes
 from yolact.errors import DataError
 from yolact.files import write_text
+from yolact.predict.detect import mask_chunks, pixel_boxes
 from yolact.predict.pipeline import Found
-from yolact.predict.postprocess import mask_chunks, pixel_boxes
 from yolact.types import Detections
 
 Entry = dict[str, Any]
