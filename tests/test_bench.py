@@ -198,7 +198,9 @@ def test_another_image_size_is_refused(onnx_file: Path) -> None:
 
 
 def test_pairs_need_the_same_batch_size_and_one_stream(onnx_file: Path, tmp_path: Path) -> None:
-    one, two, pair = benchmark_pair(onnx_file, onnx_file, quick())
+    result = benchmark_pair(onnx_file, onnx_file, quick())
+    (one, two), pair = result.reports, result.comparison
+    assert pair is not None
     assert one.latency == pair.first and two.latency == pair.second
     assert one.latency.iterations == two.latency.iterations
     with pytest.raises(ConfigError, match="scenario sync only"):

@@ -29,8 +29,7 @@ from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.host import resolve_device
 from yolact.model_files import model_kinds, stub_file
 from yolact.predict.draw import Style, draw_instances, write_image
-from yolact.predict.media import groups
-from yolact.predict.pipeline import Selection
+from yolact.predict.pipeline import Selection, groups
 from yolact.predict.results import coco_box, encode_masks
 from yolact.types import Instances
 

@@ -90,20 +90,6 @@ class BenchmarkResult:
         return first
 
 
-def benchmark_files(path: Path, other: Path | None, options: BenchmarkOptions) -> BenchmarkResult:
-    """Measure a model file, in turns with another where there is one.
-
-    Raises:
-        CheckpointError: A file is missing, unreadable or not a YOLACT model.
-        ConfigError: An option does not fit a file, or two are compared in another scenario than
-            sync.
-    """
-    if other is None:
-        return BenchmarkResult(reports=(benchmark(path, options),))
-    first, second, comparison = benchmark_pair(path, other, options)
-    return BenchmarkResult(reports=(first, second), comparison=comparison)
-
-
 def benchmark(path: Path, options: BenchmarkOptions) -> BenchmarkReport:
     """Measure one model file.
 
@@ -117,9 +103,7 @@ def benchmark(path: Path, options: BenchmarkOptions) -> BenchmarkReport:
     return _report(path, engine, images, options, latency)
 
 
-def benchmark_pair(
-    first: Path, second: Path, options: BenchmarkOptions
-) -> tuple[BenchmarkReport, BenchmarkReport, Comparison]:
+def benchmark_pair(first: Path, second: Path, options: BenchmarkOptions) -> BenchmarkResult:
     """Measure two model files in turns, batch by batch, in this process.
 
     Raises:
@@ -143,11 +127,11 @@ def benchmark_pair(
             warmup=options.warmup,
             batch_size=images_a.shape[0],
         )
-    return (
+    reports = (
         _report(first, engine_a, images_a, options, comparison.first),
         _report(second, engine_b, images_b, options, comparison.second),
-        comparison,
     )
+    return BenchmarkResult(reports=reports, comparison=comparison)
 
 
 def _load(path: Path, options: BenchmarkOptions) -> tuple[Engine, Tensor]:

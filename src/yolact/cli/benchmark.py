@@ -57,7 +57,8 @@ def benchmark(
 
     It is an .onnx or .pth file, or a zoo: stub.
     """
-    from yolact.bench.benchmark import benchmark_files
+    from yolact.bench.benchmark import BenchmarkResult, benchmark_pair
+    from yolact.bench.benchmark import benchmark as run
     from yolact.files import require_writable_file, write_text
 
     setup_logging()
@@ -70,7 +71,10 @@ def benchmark(
     if not quiet:
         paths = " and ".join(str(path) for path in (model_path, vs) if path)
         click.echo(f"Measuring {paths} on {chosen.cores} cores ...", err=True)
-    result = benchmark_files(model_path, vs, chosen)
+    if vs is None:
+        result = BenchmarkResult(reports=(run(model_path, chosen),))
+    else:
+        result = benchmark_pair(model_path, vs, chosen)
     for report in result.reports:
         click.echo("\n".join(report_lines(report)))
     if result.comparison is not None:

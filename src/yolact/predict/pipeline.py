@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from yolact.engines.base import DetectingEngine, Engine
 from yolact.errors import ConfigError
 from yolact.predict.detect import above, detect, first, pixel_boxes, to_instances
 from yolact.types import Detections, Instances
+
+_T = TypeVar("_T")
 
 
 class Found(NamedTuple):
@@ -150,3 +153,10 @@ def find(
         Found(detections, proto, (image.shape[0], image.shape[1]))
         for (detections, proto), image in zip(pairs, images, strict=False)
     ]
+
+
+def groups(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """The items in lists of ``size``, the last one of what is left."""
+    rest = iter(items)
+    while group := list(islice(rest, size)):
+        yield group
