@@ -151,7 +151,7 @@ class Model:
         pixels = [_rgb(image) for image in images]
         found = selection.find(self.engine, pixels)
         return [
-            Result.of(image, selection.instances(one), self.classes)
+            Result.of(image, one.instances(), self.classes)
             for image, one in zip(pixels, found, strict=True)
         ]
 

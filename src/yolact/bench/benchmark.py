@@ -11,7 +11,7 @@ from torch import Tensor
 
 from yolact import __version__
 from yolact.bench import BenchmarkOptions
-from yolact.bench.timing import Call, Comparison, Latency, run_async, run_paired, run_sync
+from yolact.bench.timing import Comparison, Latency, run, run_paired
 from yolact.engines import load_engine
 from yolact.engines.base import Engine, Operators, ReportsOperators
 from yolact.engines.compress import compressed_size
@@ -99,7 +99,13 @@ def benchmark(path: Path, options: BenchmarkOptions) -> BenchmarkReport:
     """
     with pinned(options.cpus):
         engine, images = _load(path, options)
-        latency = _measure(lambda: engine(images), options, images.shape[0])
+        latency = run(
+            lambda: engine(images),
+            streams=options.streams,
+            seconds=options.seconds,
+            warmup=options.warmup,
+            batch_size=images.shape[0],
+        )
     return _report(path, engine, images, options, latency)
 
 
@@ -152,15 +158,6 @@ def _load(path: Path, options: BenchmarkOptions) -> tuple[Engine, Tensor]:
         )
     generator = torch.Generator().manual_seed(0)
     return engine, torch.rand(batch, 3, *engine.image_size, generator=generator)
-
-
-def _measure(call: Call, options: BenchmarkOptions, batch_size: int) -> Latency:
-    seconds, warmup = options.seconds, options.warmup
-    if options.scenario == "sync":
-        return run_sync(call, seconds=seconds, warmup=warmup, batch_size=batch_size)
-    return run_async(
-        call, streams=options.streams, seconds=seconds, warmup=warmup, batch_size=batch_size
-    )
 
 
 def _report(

@@ -251,7 +251,7 @@ def collect(
         batch_size: Images per call; an engine of a fixed batch size keeps its own.
         image_ids: Which images, in this order; None means all.
         progress: Show a bar on a terminal.
-        watch: Gets the stages of :func:`yolact.predict.pipeline.find` and ``encode``.
+        watch: Gets the stages of :meth:`Selection.find` and ``encode``.
 
     Raises:
         CheckpointError: The data set has classes that the model does not know.
