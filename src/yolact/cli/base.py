@@ -40,9 +40,9 @@ class Boundary(click.Command):
     unfinished files are removed. Every such command has ``-h``, ``--offline`` and ``-v``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         """Add the options that every command has."""
-        super().__init__(*args, context_settings=_HELP, **kwargs)
+        super().__init__(context_settings=_HELP, **kwargs)
         taken = {name for parameter in self.params for name in parameter.opts}
         self.params += [one for one in _common_options() if not taken & set(one.opts)]
 
