@@ -17,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_GOLDEN = ROOT / "tests" / "golden"
+PUBLISHED = ROOT / "tests" / "published"
+"""What other projects published as commands and recipes: flags, defaults, hyperparameters."""
 SHARED = ROOT.parent / "shared"
 SEED = 20240611
 

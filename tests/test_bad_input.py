@@ -585,14 +585,14 @@ def test_room_for_one_checkpoint_is_needed_before_the_first_step(
 def test_a_log_that_cannot_be_written_does_not_cost_the_run(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, calls = JsonLines.step, iter(range(9))
+    write, calls = JsonLines.write, iter(range(9))
 
     def filling(self: JsonLines, record: Any) -> None:
         if next(calls) == 1:
             raise StorageError("no space left to write the log", hint="free some space")
-        step(self, record)
+        write(self, record)
 
-    monkeypatch.setattr(JsonLines, "step", filling)
+    monkeypatch.setattr(JsonLines, "write", filling)
     words = train_words(data)
     words[words.index("--max_iter") + 1] = "3"
     run("train", *words, "--save_folder", "w", code=8, error="no space left to write the log")

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from pycocotools import mask as rle
 
 import yolact.engines
-from conftest import from_shared
+from conftest import PUBLISHED
 from oracle import ANNOTATIONS, Oracle, write_dataset
 from yolact.cli.annotate import annotate
 from yolact.config import YolactConfig, yolact_darknet_small
@@ -52,7 +52,7 @@ def fails(result: Result, error: type[Exception], message: str) -> None:
 
 
 def test_every_option_of_upstream_exists() -> None:
-    spec = json.loads(from_shared("spec/cli_options.json").read_text())
+    spec = json.loads((PUBLISHED / "commands.json").read_text())
     ours = {name for option in annotate.params for name in option.opts}
     for option in spec["deepsparse.instance_segmentation.annotate"]["options"]:
         assert option["flags"][0] in ours

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import yolact
-from conftest import OWN_GOLDEN, SHARED, from_shared
+from conftest import OWN_GOLDEN, PUBLISHED
 from yolact import errors
 from yolact.cli import COMMANDS, command, main
 from yolact.cli.base import Command, setup_logging
@@ -72,9 +72,9 @@ def test_values_keep_their_marks() -> None:
 
 
 def mirrored(name: str) -> list[Any]:
-    """(flags, default) of every option of a mirrored command, as each list there is has it."""
-    lists = (OWN_GOLDEN / "cli_options.json", SHARED / "spec" / "cli_options.json")
-    contents = [json.loads(path.read_text()) for path in lists if path.exists()]
+    """(flags, default) of every option of a mirrored command."""
+    lists = (OWN_GOLDEN / "cli_options.json", PUBLISHED / "commands.json")
+    contents = [json.loads(path.read_text()) for path in lists]
     return [
         pytest.param(command_of(name), entry, id=entry["flags"][0])
         for content in contents
@@ -101,12 +101,7 @@ OTHER_DEFAULTS = {
 
 
 def test_the_mirrored_options_are_at_hand() -> None:
-    assert {parameters.values[0] for parameters in MIRRORED} >= {"train", "export_onnx"}
-
-
-def test_the_options_of_download_are_at_hand() -> None:
-    from_shared("spec/cli_options.json")
-    assert "download" in {parameters.values[0] for parameters in MIRRORED}
+    assert {parameters.values[0] for parameters in MIRRORED} == {"train", "export_onnx", "download"}
 
 
 @pytest.mark.parametrize(("name", "entry"), MIRRORED)

@@ -29,7 +29,7 @@ from yolact.cli.train import train, train_settings
 from yolact.config import CONFIGS
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
-from yolact.sparsify.report.sparsity import overall_sparsity
+from yolact.sparsify.sparsity import overall_sparsity
 from yolact.training.settings import TrainSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")

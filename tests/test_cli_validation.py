@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import yolact
-from conftest import OWN_GOLDEN, from_shared
+from conftest import OWN_GOLDEN
 from oracle import ANNOTATIONS, Oracle, write_dataset
 from yolact import engines
 from yolact.cli.inputs import split_pair, validation_paths
@@ -61,11 +61,8 @@ def fails(result: Result, error: type[Exception], message: str) -> None:
     assert message in lines[0]
 
 
-@pytest.mark.parametrize("source", ["own", "shared"])
-def test_every_option_of_upstream_exists_with_its_default(source: str) -> None:
-    own = source == "own"
-    path = OWN_GOLDEN / "cli_options.json" if own else from_shared("spec/cli_options.json")
-    spec = json.loads(path.read_text())
+def test_every_option_of_upstream_exists_with_its_default() -> None:
+    spec = json.loads((OWN_GOLDEN / "cli_options.json").read_text())
     names = {name: str(option.name) for option in validation.params for name in option.opts}
     defaults = validation.make_context("validation", []).params
     for option in spec["sparseml.yolact.validation"]["options"]:

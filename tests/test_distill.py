@@ -28,7 +28,6 @@ from yolact import config as config_module
 from yolact.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from yolact.cli.train import train as command
 from yolact.config import LossConfig
-from yolact.distill.features import feature_layers, watched
 from yolact.distill.loss import (
     box_distillation,
     class_distillation,
@@ -36,7 +35,7 @@ from yolact.distill.loss import (
     foreground,
     mask_distillation,
 )
-from yolact.distill.objective import Distillation
+from yolact.distill.objective import Distillation, feature_layers, watched
 from yolact.distill.teacher import Teacher, copy_as_teacher
 from yolact.errors import YolactError
 from yolact.loss.criterion import YolactLoss

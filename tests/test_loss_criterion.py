@@ -186,7 +186,7 @@ def test_learning_from_ground_truth_alone_is_the_loss_of_what_the_network_comput
     network = Answering(predicted)
     objective.set_epoch(3.5)
     assert objective(network, torch.zeros(2, 3, SIDE, SIDE), targets) == LOSS(predicted, targets)
-    counted = objective.count_positives(predicted.priors, targets)
+    counted = objective.criterion.count_positives(predicted.priors, targets)
     assert counted[0] > 0 and counted[1] == 0
     assert objective.teacher_name is None and objective.own_parameters == []
     assert objective.state() is None

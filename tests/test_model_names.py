@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import GoldenSet, from_shared
+from conftest import PUBLISHED, GoldenSet
 from yolact.config import ModelConfig, named_config
 from yolact.model.protonet import ProtoNet
 from yolact.model.yolact import Yolact
@@ -78,7 +78,7 @@ def named_in(value: Any) -> Iterator[str]:
 
 
 def test_every_parameter_of_the_published_recipes_exists(model: Yolact) -> None:
-    recipes = json.loads(from_shared("spec/recipes.json").read_text())
+    recipes = json.loads((PUBLISHED / "recipes.json").read_text())
     names = set(named_in(recipes))
     assert len(names) > 60
     assert names <= {name for name, _ in model.named_parameters()}

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import from_shared
+from conftest import PUBLISHED as FACTS
 from yolact.config import named_config
 from yolact.model.yolact import Yolact
 from yolact.sparsify.check.examine import PlannedRun, examine
 from yolact.sparsify.document import Entry, entry_lists, parse
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import load_recipe, packaged_recipes, read_source
-from yolact.sparsify.report.sparsity import missed_targets, overall_sparsity
+from yolact.sparsify.sparsity import overall_sparsity, sparsity_targets
 
 ONE_SHOT = "yolact.one_shot_int8"
 PUBLISHED = ["yolact.pruned", "yolact.pruned_quant", "yolact.quantized"]
@@ -47,13 +47,13 @@ def test_the_package_has_these_recipes() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_hyperparameters_are_the_published_ones(name: str) -> None:
-    published = json.loads(from_shared("spec/recipes.json").read_text())[name]
+    published = json.loads((FACTS / "recipes.json").read_text())[name]
     ours = parse(read_source(name)[0], name)
     assert ours.keys() - {"weight_ranges"} == published.keys()
     for key, value in published.items():
         if key.endswith("modifiers"):
             found = [{"modifier": entry.name, **entry.fields} for entry in ours[key]]
-            for entry in found:  # by default as without; tests/test_onnx_requantize.py
+            for entry in found:  # by default as without; tests/test_exporter_prepare.py
                 entry.pop("scheme", None)
             assert found == value, key
         else:
@@ -90,7 +90,7 @@ def test_recipes_end_at_the_promised_sparsity(name: str, sparsity: float) -> Non
         driver.after_step(model, optimizer, epoch)
     driver.finish(model)
     assert overall_sparsity(model) == pytest.approx(sparsity, abs=0.002)
-    assert missed_targets(model, driver.composed) == []
+    assert not any(t.missed for t in sparsity_targets(model, driver.composed))
     if "quant" in name:
         _check_blocks(model)
 

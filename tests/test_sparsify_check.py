@@ -36,7 +36,7 @@ from yolact.sparsify.check.words import check_json, describe_check
 from yolact.sparsify.document import Entry
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import Recipe, load_recipe
-from yolact.sparsify.report.sparsity import overall_sparsity
+from yolact.sparsify.sparsity import overall_sparsity
 
 LENGTH = "- !EpochRangeModifier {start_epoch: 0, end_epoch: 10}\n"
 PRUNE = (

@@ -35,8 +35,8 @@ from yolact.predict.pipeline import Selection
 from yolact.restore import build_model
 from yolact.sparsify.document import entries, parse
 from yolact.sparsify.recipe import load_recipe
-from yolact.sparsify.report.report import report, report_path
-from yolact.sparsify.report.sparsity import convolutions, layer_sparsity
+from yolact.sparsify.report import report, report_path
+from yolact.sparsify.sparsity import convolutions, layer_sparsity
 from yolact.sparsify.stages import compose, forget_layers
 from yolact.training.loop import TrainResult, train
 from yolact.training.origin import CLASS_LAYERS

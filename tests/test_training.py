@@ -30,7 +30,7 @@ from yolact.checkpoint import load_checkpoint
 from yolact.data.loader import EpochBatches
 from yolact.errors import DataError
 from yolact.restore import build_model
-from yolact.sparsify.report.sparsity import layer_sparsity
+from yolact.sparsify.sparsity import layer_sparsity
 from yolact.training.loop import train
 from yolact.training.settings import SaveSettings
 from yolact.training.start import prepare

@@ -30,7 +30,7 @@ from yolact.errors import CheckpointError, ConfigError, RecipeError, StorageErro
 from yolact.model.weights import init_weights, is_quantized
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
-from yolact.sparsify.report.sparsity import layer_sparsity
+from yolact.sparsify.sparsity import layer_sparsity
 from yolact.training.loop import train
 from yolact.training.origin import CLASS_LAYERS
 from yolact.training.settings import SaveSettings, StartSettings

@@ -118,9 +118,7 @@ def load_subject(
 def bare_subject(config: YolactConfig, image_size: int | None) -> Subject:
     """A network without weights, on the meta device: its layers and their shapes.
 
-    Args:
-        config: Of the network.
-        image_size: Side of the network input in pixels; None for the configuration's.
+    ``image_size`` is the side of the input in pixels; None stands for the configuration's.
     """
     config = _sized(config, image_size)
     with torch.device("meta"):

@@ -18,9 +18,8 @@ from yolact.errors import RecipeError
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.sparseml import Modifier
-from yolact.training.logs import StepRecord, TrainLog, ValidationRecord
+from yolact.training.logs import Record, StepRecord, TrainLog
 from yolact.training.loop import Trainer
-from yolact.training.memory import MemoryRecord
 from yolact.training.start import Run, prepare
 from yolact.training.stop import GracefulStop
 
@@ -66,12 +65,9 @@ class _Watcher:
 
     look: Callable[[], None]
 
-    def step(self, record: StepRecord) -> None:
-        self.look()
-
-    def validation(self, record: ValidationRecord) -> None: ...
-
-    def memory(self, record: MemoryRecord) -> None: ...
+    def write(self, record: Record) -> None:
+        if isinstance(record, StepRecord):
+            self.look()
 
     def close(self) -> None: ...
 

@@ -119,8 +119,7 @@ def train(**given: Any) -> None:
     if result.evaluation is not None:
         click.echo(result.evaluation.table())
     if result.report is not None and result.checkpoint is not None:
-        from yolact.sparsify.report.report import report_path
-        from yolact.sparsify.report.table import table
+        from yolact.sparsify.report import report_path, table
 
         click.echo(f"{table(result.report)}\nreport: {report_path(result.checkpoint)}")
     if result.missed:

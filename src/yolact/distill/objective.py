@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from yolact.distill.features import feature_layers, watched
+from yolact.config import ModelConfig
 from yolact.distill.loss import distillation_loss, feature_distillation
 from yolact.distill.teacher import Teacher
 from yolact.errors import RecipeError
@@ -18,6 +21,12 @@ from yolact.types import NetworkOutputs, Target
 
 _PROBE = 64
 """Side of the image with which channels are counted, in pixels."""
+
+_FOLLOWERS = (nn.BatchNorm2d, nn.ReLU, nn.LeakyReLU)
+"""What belongs to the convolution before it: quantization may fuse them into one layer."""
+
+_TRAINING_ONLY = "semantic_seg_conv"
+"""A layer that a teacher, in evaluation mode, does not run."""
 
 
 class LayerPairs(nn.Module):
@@ -59,7 +68,7 @@ class LayerPairs(nn.Module):
     def forward(
         self, student: dict[str, list[Tensor]], teacher: dict[str, list[Tensor]]
     ) -> list[list[tuple[Tensor, Tensor]]]:
-        """Pair the features that :func:`yolact.distill.features.watched` collected, by layer."""
+        """Pair the features that :func:`watched` collected, by layer."""
         return [
             [(m(x.float()), y) for x, y in zip(student[ours], teacher[theirs], strict=True)]
             for m, ours, theirs in zip(self.maps, self.student, self.teacher, strict=True)
@@ -105,10 +114,6 @@ class Distillation(nn.Module):
         """Let the next step be the one that begins at ``epoch``."""
         self.active = self.schedule.at(epoch)
 
-    def count_positives(self, priors: Tensor, targets: Sequence[Target]) -> list[int]:
-        """As :meth:`yolact.loss.criterion.YolactLoss.count_positives` does."""
-        return self.criterion.count_positives(priors, targets)
-
     @property
     def own_parameters(self) -> list[nn.Parameter]:
         """The linear maps between the channels of student and teacher."""
@@ -129,13 +134,7 @@ class Distillation(nn.Module):
     def forward(
         self, model: nn.Module, images: Tensor, targets: Sequence[Target]
     ) -> DistilledLosses:
-        """Run the student, and the teacher if it is due.
-
-        Args:
-            model: The student in training mode.
-            images: [B, 3, S, S] float32 RGB, 0..1.
-            targets: B of them.
-        """
+        """Run the student, and the teacher if it is due; the student is in training mode."""
         pairs = [self._pairs_of(w) for w in self.active if isinstance(w, LayerDistillation)]
         with watched(model, {name for pair in pairs for name in pair.student}) as features:
             outputs: NetworkOutputs = model(images)
@@ -153,27 +152,70 @@ class Distillation(nn.Module):
                     compared, normalize=what.normalize, epsilon=what.epsilon
                 )
             else:
-                cost = self._of_outputs(what, outputs, answers)
+                cost = distillation_loss(
+                    outputs,
+                    answers,
+                    self.criterion.config,
+                    temperature=what.temperature,
+                    terms=what.terms,
+                )
                 learned = (1 - what.hardness) * learned + what.hardness * cost
                 share *= 1 - what.hardness
         return DistilledLosses._make([*(share * term for term in task), learned])
-
-    def _of_outputs(
-        self, what: OutputDistillation, outputs: NetworkOutputs, answers: NetworkOutputs
-    ) -> Tensor:
-        return distillation_loss(
-            outputs,
-            answers,
-            self.criterion.config,
-            temperature=what.temperature,
-            terms=what.terms,
-        )
 
     def _pairs_of(self, what: LayerDistillation) -> LayerPairs:
         index = next(i for i, layers in enumerate(self.schedule.layers) if layers is what)
         pairs = self.pairs[index]
         assert isinstance(pairs, LayerPairs)
         return pairs
+
+
+def feature_layers(config: ModelConfig, wanted: Sequence[str] | None) -> list[str]:
+    """Names of the modules whose outputs are the features of the wanted layers.
+
+    A convolution stands for its group, with the batch norm and the activation that follow it in
+    its ``Sequential``: quantization fuses them, and an activation in place overwrites its input.
+    The output of the group's last module is the same thing before and after.
+
+    Args:
+        config: Of the network; its structure is what counts, so it may be quantized by now.
+        wanted: Names of modules; None stands for every convolution.
+
+    Raises:
+        RecipeError: The network has no such layer.
+    """
+    with torch.device("meta"):
+        modules = dict(Yolact(config).named_modules())
+    if wanted is None:
+        convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
+        wanted = [name for name in convolutions if name != _TRAINING_ONLY]
+    for name in wanted:
+        if name not in modules or not name:
+            near = get_close_matches(name, modules, n=1, cutoff=0.5) or ["fpn.pred_layers.0"]
+            raise RecipeError(
+                f"the network has no layer {name!r} to distil", hint=f"try: {near[0]}"
+            )
+    return [_end_of_group(modules, name) for name in wanted]
+
+
+@contextmanager
+def watched(model: nn.Module, names: Collection[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect the outputs of some modules while ``model`` runs inside the ``with`` block.
+
+    Yields:
+        Name -> outputs, one for every time the module ran.
+    """
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def note(name: str) -> Any:
+        return lambda _module, _inputs, output: seen[name].append(output)
+
+    hooks = [model.get_submodule(name).register_forward_hook(note(name)) for name in seen]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _counts(what: OutputDistillation | LayerDistillation) -> bool:
@@ -215,3 +257,14 @@ def _map_between(
     if ours[0] == theirs[0]:
         nn.init.dirac_(conv.weight)
     return conv
+
+
+def _end_of_group(modules: dict[str, nn.Module], name: str) -> str:
+    parent, _, index = name.rpartition(".")
+    if not isinstance(modules[name], (nn.Conv2d, *_FOLLOWERS)) or not index.isdigit():
+        return name
+    following = f"{parent}.{int(index) + 1}"
+    follows = isinstance(modules[parent], nn.Sequential) and following in modules
+    if follows and isinstance(modules[following], _FOLLOWERS):
+        return _end_of_group(modules, following)
+    return name

@@ -1,1 +1,1 @@
-"""The training loss: priors matched to objects, one file per term, and their weighted sum."""
+"""The training loss: priors matched to objects, four terms, and their weighted sum."""

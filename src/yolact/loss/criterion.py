@@ -142,9 +142,11 @@ class Objective(Protocol):
     """What a training run minimises, and what it has to know of that besides.
 
     Attributes:
+        criterion: What compares the network's outputs with ground truth.
         teacher_name: Whom it learns from besides ground truth, in words; None for nobody.
     """
 
+    criterion: YolactLoss
     teacher_name: str | None
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Sequence[Target]) -> BatchLosses:
@@ -155,9 +157,6 @@ class Objective(Protocol):
             images: [B, 3, S, S] float32 RGB, 0..1.
             targets: B of them.
         """
-
-    def count_positives(self, priors: Tensor, targets: Sequence[Target]) -> list[int]:
-        """By how much each image counts in the terms that are averages over positive priors."""
 
     def set_epoch(self, epoch: float) -> None:
         """Let the next step be the one that begins at ``epoch``."""
@@ -189,10 +188,6 @@ class Supervised:
     def __call__(self, model: nn.Module, images: Tensor, targets: Sequence[Target]) -> Losses:
         """Run the network and compare its outputs with ``targets``."""
         return self.criterion(model(images), targets)
-
-    def count_positives(self, priors: Tensor, targets: Sequence[Target]) -> list[int]:
-        """As :meth:`YolactLoss.count_positives` does."""
-        return self.criterion.count_positives(priors, targets)
 
     def set_epoch(self, epoch: float) -> None:
         """Every step is the same."""

@@ -99,7 +99,8 @@ def distillation_schedule(
     for modifier in modifiers:
         what = what_it_distils(modifier, label)
         if what is not None:
-            windows.append(_window(modifier, what))
+            end = modifier.end_epoch if modifier.end_epoch >= 0 else math.inf
+            windows.append((max(modifier.start_epoch, 0.0), end, what))
     return DistillationSchedule(tuple(windows))
 
 
@@ -125,11 +126,6 @@ def _name_idle_fields(entries: Iterable[Entry], label: str) -> None:
                 "every step between start_epoch and end_epoch distils",
                 *(label, entry.name, frequency),
             )
-
-
-def _window(modifier: Any, what: Distilled) -> tuple[float, float, Distilled]:
-    end = modifier.end_epoch if modifier.end_epoch >= 0 else math.inf
-    return max(modifier.start_epoch, 0.0), end, what
 
 
 def _outputs(modifier: Any, label: str) -> OutputDistillation:
@@ -166,8 +162,8 @@ def _layers(modifier: Any, label: str) -> LayerDistillation:
     _require(owner, "epsilon", epsilon, "a number above 0", _is_positive(epsilon))
     student, teacher = modifier.student_layer_names, modifier.teacher_layer_names
     for name, layers in (("student_layer_names", student), ("teacher_layer_names", teacher)):
-        fits = layers is None or (isinstance(layers, list) and all(map(_is_text, layers)))
-        _require(owner, name, layers, "a list of names", fits and layers != [])
+        texts = isinstance(layers, list) and all(isinstance(layer, str) for layer in layers)
+        _require(owner, name, layers, "a list of names", layers is None or (texts and layers != []))
     return LayerDistillation(
         gain=gain,
         normalize=bool(modifier.normalize),
@@ -181,10 +177,6 @@ def _layers(modifier: Any, label: str) -> LayerDistillation:
 def _require(owner: str, name: str, value: Any, wanted: str, fits: bool) -> None:
     if not fits:
         raise RecipeError(f"{owner}: {name} is {value!r}", hint=f"give {wanted}")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _is_number(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 A document is a dict. Lists under keys that contain ``modifiers`` hold :class:`Entry` records; a
 staged document nests such lists one level deeper, one dict per stage, in the order of the stages.
-:func:`matches` says how the fields of a record name parameters.
+:func:`matches` and :func:`nm_of` read what the fields of a record say.
 """
 
 from __future__ import annotations
@@ -59,11 +59,7 @@ _Dumper.add_representer(
 
 
 def parse(text: str, label: str) -> Document:
-    """Read a recipe.
-
-    Args:
-        text: YAML.
-        label: What messages call it.
+    """Read a recipe from YAML; messages call it ``label``.
 
     Raises:
         RecipeError: It is not YAML, or is not a mapping.
@@ -150,3 +146,11 @@ def matches(pattern: str, name: str) -> bool:
     if pattern.startswith("re:"):
         return re.match(pattern[3:], name) is not None
     return pattern == name
+
+
+def nm_of(mask_type: Any) -> tuple[int, int] | None:
+    """N and M of a ``mask_type`` such as ``2:4``, or None."""
+    if mask_type == "tensorrt":
+        return 2, 4
+    found = re.fullmatch(r"(\d+):(\d+)", str(mask_type))
+    return (int(found[1]), int(found[2])) if found else None

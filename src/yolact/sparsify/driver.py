@@ -5,7 +5,7 @@ The training loop owns the clock and asks :class:`RecipeDriver`, which holds the
 initialized in :meth:`~RecipeDriver.start`, asked in :meth:`~RecipeDriver.before_forward`,
 :meth:`~RecipeDriver.before_step` and :meth:`~RecipeDriver.after_step` of every step, and finalized
 in :meth:`~RecipeDriver.finish`. A run without a recipe has a
-:class:`yolact.sparsify.no_recipe.NoRecipe` instead.
+:class:`yolact.training.start.NoRecipe` instead.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from yolact.sparsify.check.forecast import count_macs
 from yolact.sparsify.distillation import distillation_schedule
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.replay import adopt_structure, replay
-from yolact.sparsify.report.report import ModelReport, report, save_report
-from yolact.sparsify.report.sparsity import overall_sparsity
+from yolact.sparsify.report import ModelReport, report, save_report
 from yolact.sparsify.sparseml import (
     BasePruningModifier,
     ConstantPruningModifier,
     ScheduledModifierManager,
     SparsificationLoggingModifier,
+    lift_masks,
     log_loggers,
     quiet_loggers,
 )
-from yolact.sparsify.sparseml.patch_pruning import lift_masks
+from yolact.sparsify.sparsity import overall_sparsity
 from yolact.sparsify.stages import compose, last_epoch
 from yolact.sparsify.structure import fit_errors, training_mode
 

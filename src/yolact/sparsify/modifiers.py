@@ -17,7 +17,7 @@ import yaml
 from yolact.errors import RecipeError
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.distillation import what_it_distils
-from yolact.sparsify.document import Document, Entry, dump, entry_lists, stages
+from yolact.sparsify.document import Document, Entry, dump, entry_lists, nm_of, stages
 from yolact.sparsify.sparseml import (
     LR_SCHEDULERS,
     LayerPruningModifier,
@@ -27,7 +27,6 @@ from yolact.sparsify.sparseml import (
     ScheduledModifierManager,
     get_mask_creator_default,
 )
-from yolact.sparsify.targets import nm_of
 from yolact.sparsify.thinning import require_alone
 
 _TOLERANCE = 0.01
@@ -155,15 +154,7 @@ def _subclasses(kind: Any) -> Iterator[Any]:
 
 
 def _refuse_values(modifier: Any, label: str) -> None:
-    """Refuse what sparseml accepts and then ignores, or fails on in the middle of training.
-
-    Args:
-        modifier: As sparseml constructed it.
-        label: What messages call the recipe.
-
-    Raises:
-        RecipeError: It has some.
-    """
+    """Refuse what sparseml accepts and then ignores, or fails on in the middle of training."""
     name = type(modifier).__name__
     for problem, hint in (
         _masks(modifier),

@@ -37,15 +37,13 @@ from yolact.sparsify.catalog import Kind, facts_of
 from yolact.sparsify.check.examine import require_sound
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.report.sparsity import (
+from yolact.sparsify.sparsity import (
     convolutions,
-    overall_sparsity,
-    shared_targets,
     sparsity_targets,
+    targets_by_parameter,
 )
 from yolact.sparsify.stages import compose
 from yolact.sparsify.structure import apply_structure
-from yolact.sparsify.targets import targets_by_parameter
 
 _PER_CHANNEL = (torch.per_channel_symmetric, torch.per_channel_affine)
 
@@ -67,8 +65,6 @@ class OneShot:
     """Before and after; fewer where channels were removed."""
     pruned: int
     """Layers that the recipe has a sparsity for."""
-    sparsity: float
-    """Share of zeros among the convolution weights, 0..1."""
     calibrated: int
     """Quantizers whose range was found."""
     images: int
@@ -117,7 +113,7 @@ def apply_at_once(
     parameters = parameter_count(model)
     if pruning.entries:
         _prune(model, pruning)
-    targets = [*sparsity_targets(model, recipe), *shared_targets(model, recipe)]
+    targets = sparsity_targets(model, recipe)
     missed = [t.missed for t in targets if t.missed and t.actual < t.wanted]
     if missed:
         raise TargetMissedError(
@@ -134,7 +130,6 @@ def apply_at_once(
         recipe=compose(checkpoint_recipe, recipe),
         parameters=(parameters, parameter_count(model)),
         pruned=len(targets_by_parameter(list(convolutions(model)), recipe.entries, math.inf)),
-        sparsity=overall_sparsity(model),
         calibrated=calibrated,
         images=0 if images is None else len(images),
     )

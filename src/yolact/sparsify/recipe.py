@@ -35,11 +35,7 @@ class Recipe:
 
     @classmethod
     def of_text(cls, text: str, label: str) -> Recipe:
-        """What a checkpoint stores, as an object; it was checked when it was given.
-
-        Args:
-            text: YAML.
-            label: What messages call it.
+        """The YAML that a checkpoint stores, as an object; it was checked when it was given.
 
         Raises:
             RecipeError: It is no recipe, or its variables cannot be computed.
@@ -98,9 +94,7 @@ def load_recipe(
 def read_document(source: str, label: str | None = None) -> tuple[Document, str]:
     """A recipe as it is written, with its variables, and what messages call it.
 
-    Args:
-        source: As for :func:`load_recipe`.
-        label: As for it, too.
+    ``source`` and ``label`` are as for :func:`load_recipe`.
 
     Raises:
         RecipeError: It is missing, empty or not YAML.

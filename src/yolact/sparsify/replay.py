@@ -102,7 +102,8 @@ def _replay(
 def _restore_masks(
     modifier: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
 ) -> None:
-    if facts_of(type(modifier).__name__).remembers or _remembers_beginning(modifier):
+    from_param = getattr(modifier, "init_sparsity", None) == "__FROM_PARAM__"
+    if facts_of(type(modifier).__name__).remembers or from_param:
         logger.warning(
             "%s keeps state that is not saved: "
             "the continued run may differ from an uninterrupted one",
@@ -138,10 +139,6 @@ def _grows_back(modifier: Any, steps_per_epoch: int) -> bool:
     modifier.get_applied_sparsity_for_epoch(modifier._last_update_epoch, steps_per_epoch)
     modifier._momentum_buffer_empty = modifier._is_phase_decompression
     return bool(modifier._is_phase_decompression)
-
-
-def _remembers_beginning(modifier: Any) -> bool:
-    return getattr(modifier, "init_sparsity", None) == "__FROM_PARAM__"
 
 
 def _mask(weight: Tensor, creator: Any) -> Tensor:

@@ -22,9 +22,7 @@ from yolact.sparsify.thinning import ChannelThinningModifier
 def compose(earlier: Recipe | None, recipe: Recipe) -> Recipe:
     """Both recipes as stages of one, the second's epochs counted from the end of the first.
 
-    Args:
-        earlier: The recipes before, composed, or None.
-        recipe: That of this run.
+    ``earlier`` is composed already; without it, there is only the other.
     """
     if earlier is None:
         return recipe
@@ -151,11 +149,9 @@ def forget_layers(
 
 
 def learn_ranges(model: nn.Module, layers: Sequence[str]) -> None:
-    """Let the quantizers of some layers learn their ranges, which a recipe may have ended.
+    """Let the quantizers of ``layers`` learn their ranges, which a recipe may have ended.
 
-    Args:
-        model: Quantized or not.
-        layers: Beginnings of the names of layers that begin anew.
+    ``layers`` are beginnings of names; the model need not be quantized.
     """
     for name, module in model.named_modules():
         if f"{name}.".startswith(tuple(layers)) and isinstance(module, FakeQuantizeBase):

@@ -206,12 +206,11 @@ def _resolved(pending: dict[str, Any], outer: dict[str, Any], label: str) -> dic
         progress = False
         for name, value in list(waiting.items()):
             try:
-                known[name] = _evaluate(value, {k: known[k] for k in known if k not in waiting})
+                usable = {k: known[k] for k in known if k not in waiting}
+                known[name] = _evaluate(value, usable, label)
             except UnknownName as error:
                 unknown = error.name
                 continue
-            except RecipeError as error:
-                raise RecipeError(f"{label}: {error}", hint=error.hint) from error
             del waiting[name]
             progress = True
         if not progress:
@@ -236,18 +235,16 @@ def _replace(value: Any, variables: dict[str, Any], label: str) -> Any:
     if not _is_eval(value):
         return value
     try:
-        return _evaluate(value, variables)
+        return _evaluate(value, variables, label)
     except UnknownName as error:
         raise _unresolved(label, {"": value}, error.name, variables) from error
-    except RecipeError as error:
-        raise RecipeError(f"{label}: {error}", hint=error.hint) from error
 
 
 def _is_eval(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("eval(") and value.endswith(")")
 
 
-def _evaluate(value: str, variables: dict[str, Any]) -> Any:
+def _evaluate(value: str, variables: dict[str, Any], label: str) -> Any:
     expression = value[len("eval(") : -1].strip()
     if expression in variables:
         return variables[expression]
@@ -255,7 +252,7 @@ def _evaluate(value: str, variables: dict[str, Any]) -> Any:
         return evaluate(expression, variables)
     except ValueError as error:
         raise RecipeError(
-            f"cannot compute {value}: {error}",
+            f"{label}: cannot compute {value}: {error}",
             hint="numbers, variables, + - * / // % **, abs min max round int float are understood",
         ) from error
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from yolact.errors import ConfigError
@@ -74,17 +73,15 @@ def step_line(record: StepRecord, total_steps: int) -> str:
     return f"{head} {terms} total {record.total:.3f}{tail}"
 
 
+Record = StepRecord | ValidationRecord | MemoryRecord
+"""What is written down of a run."""
+
+
 class Sink(Protocol):
     """Something that keeps records."""
 
-    def step(self, record: StepRecord) -> None:
-        """Keep one optimizer step."""
-
-    def validation(self, record: ValidationRecord) -> None:
-        """Keep one validation."""
-
-    def memory(self, record: MemoryRecord) -> None:
-        """Keep what quantization-aware training takes."""
+    def write(self, record: Record) -> None:
+        """Keep one."""
 
     def close(self) -> None:
         """Flush and release."""
@@ -104,8 +101,34 @@ class JsonLines:
                 self._file.write("\n")
         self._write("session", dict(options))
 
-    def step(self, record: StepRecord) -> None:
-        """Write a ``train`` line."""
+    def write(self, record: Record) -> None:
+        """Write a ``train``, ``val`` or ``memory`` line."""
+        match record:
+            case StepRecord():
+                self._write("train", self._step(record))
+            case ValidationRecord():
+                data = {
+                    "elapsed": record.elapsed,
+                    "epoch": record.epoch,
+                    "iter": record.iteration,
+                    "box": dict(record.box),
+                    "mask": dict(record.mask),
+                }
+                self._write("val", data)
+            case MemoryRecord():
+                data = {
+                    "iter": record.iteration,
+                    "device": record.device,
+                    "before": record.before,
+                    "quantized": record.quantized,
+                }
+                self._write("memory", data)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _step(self, record: StepRecord) -> dict[str, Any]:
         losses = {LETTERS[name]: _number(value) for name, value in record.losses.items()}
         losses["T"] = _number(record.total)
         data: dict[str, Any] = {
@@ -115,34 +138,7 @@ class JsonLines:
             "lr": round(record.lr, 10),
             "elapsed": record.elapsed,
         }
-        if self._gpu:
-            data["gpu"] = _gpu_memory()
-        self._write("train", data)
-
-    def validation(self, record: ValidationRecord) -> None:
-        """Write a ``val`` line."""
-        data = {
-            "elapsed": record.elapsed,
-            "epoch": record.epoch,
-            "iter": record.iteration,
-            "box": dict(record.box),
-            "mask": dict(record.mask),
-        }
-        self._write("val", data)
-
-    def memory(self, record: MemoryRecord) -> None:
-        """Write a ``memory`` line."""
-        data = {
-            "iter": record.iteration,
-            "device": record.device,
-            "before": record.before,
-            "quantized": record.quantized,
-        }
-        self._write("memory", data)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        return {**data, "gpu": _gpu_memory()} if self._gpu else data
 
     def _write(self, kind: str, data: Mapping[str, Any]) -> None:
         line = {"type": kind, "session": self.session, "data": data, "time": time.time()}
@@ -162,33 +158,26 @@ class TensorBoard:
         with storage_errors(folder):
             self._writer = SummaryWriter(str(folder))
 
-    def step(self, record: StepRecord) -> None:
-        """Write losses, learning rate and sparsity."""
-        scalars = {f"loss/{name}": value for name, value in record.losses.items()}
-        scalars |= {"loss/total": record.total, "lr": record.lr}
-        if record.sparsity is not None:
-            scalars["sparsity"] = record.sparsity
-        self._add(scalars, record.iteration)
-
-    def validation(self, record: ValidationRecord) -> None:
-        """Write box and mask mAP."""
-        scalars = {f"val/box_{key}": value for key, value in record.box.items()}
-        scalars |= {f"val/mask_{key}": value for key, value in record.mask.items()}
-        self._add(scalars, record.iteration)
-
-    def memory(self, record: MemoryRecord) -> None:
-        """Write both peaks."""
-        self._add(_peaks(record), record.iteration)
+    def write(self, record: Record) -> None:
+        """Write losses, learning rate and sparsity; box and mask mAP; or both peaks of memory."""
+        match record:
+            case StepRecord():
+                scalars = _losses(record) | {"loss/total": record.total}
+                if record.sparsity is not None:
+                    scalars["sparsity"] = record.sparsity
+            case ValidationRecord():
+                scalars = {f"val/box_{key}": value for key, value in record.box.items()}
+                scalars |= {f"val/mask_{key}": value for key, value in record.mask.items()}
+            case MemoryRecord():
+                scalars = _peaks(record)
+        with storage_errors(self._folder):
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, record.iteration)
 
     def close(self) -> None:
         """Flush and close the event file."""
         with storage_errors(self._folder):
             self._writer.close()
-
-    def _add(self, scalars: Mapping[str, float], iteration: int) -> None:
-        with storage_errors(self._folder):
-            for name, value in scalars.items():
-                self._writer.add_scalar(name, value, iteration)
 
 
 class WandB:
@@ -204,19 +193,16 @@ class WandB:
             ) from error
         self._run = wandb.init(project="yolact", config=dict(options))
 
-    def step(self, record: StepRecord) -> None:
-        """Send losses and learning rate."""
-        scalars = {f"loss/{name}": value for name, value in record.losses.items()}
-        self._run.log({**scalars, "lr": record.lr}, step=record.iteration)
-
-    def validation(self, record: ValidationRecord) -> None:
-        """Send box and mask mAP."""
-        values = {"val/box": record.box["all"], "val/mask": record.mask["all"]}
+    def write(self, record: Record) -> None:
+        """Send losses and learning rate; box and mask mAP; or both peaks of memory."""
+        match record:
+            case StepRecord():
+                values = _losses(record)
+            case ValidationRecord():
+                values = {"val/box": record.box["all"], "val/mask": record.mask["all"]}
+            case MemoryRecord():
+                values = _peaks(record)
         self._run.log(values, step=record.iteration)
-
-    def memory(self, record: MemoryRecord) -> None:
-        """Send both peaks."""
-        self._run.log(_peaks(record), step=record.iteration)
 
     def close(self) -> None:
         """Finish the W&B run."""
@@ -240,30 +226,15 @@ class TrainLog:
         """Nothing to do: the sinks are open."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close every sink."""
         for sink in self.sinks:
             sink.close()
 
-    def step(self, record: StepRecord) -> None:
-        """Give one step to every sink."""
+    def write(self, record: Record) -> None:
+        """Give a record to every sink."""
         for sink in self.sinks:
-            sink.step(record)
-
-    def validation(self, record: ValidationRecord) -> None:
-        """Give one validation to every sink."""
-        for sink in self.sinks:
-            sink.validation(record)
-
-    def memory(self, record: MemoryRecord) -> None:
-        """Give the memory of quantization-aware training to every sink."""
-        for sink in self.sinks:
-            sink.memory(record)
+            sink.write(record)
 
 
 def _last_session(path: Path) -> int:
@@ -289,6 +260,11 @@ def _ends_in_mid_line(path: Path) -> bool:
 def _number(value: float) -> float | None:
     """A loss, or None for one that is not finite, which JSON has no number for."""
     return round(value, 5) if math.isfinite(value) else None
+
+
+def _losses(record: StepRecord) -> dict[str, float]:
+    """Each term and the learning rate by tag."""
+    return {**{f"loss/{name}": value for name, value in record.losses.items()}, "lr": record.lr}
 
 
 def _peaks(record: MemoryRecord) -> dict[str, float]:

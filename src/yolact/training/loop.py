@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from typing_extensions import Never
 
     from yolact.sparsify.recipe import Recipe
-    from yolact.sparsify.report.report import ModelReport
+    from yolact.sparsify.report import ModelReport
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,8 @@ class Trainer:
         run.driver.before_forward(run.model, run.optimizer, clock)
         run.objective.set_epoch(clock)
         if not run.driver.controls_lr:
-            self._set_lr(run.optim.lr_at(self.iteration))
+            for group in run.optimizer.param_groups:
+                group["lr"] = run.optim.lr_at(self.iteration)
         losses = self.stepper.gradients(batches)
         run.driver.before_step(run.model, run.optimizer, clock)
         self.stepper.apply(self.iteration, losses, batches)
@@ -226,12 +227,8 @@ class Trainer:
         ended = self.iteration >= run.plan.total_steps and not memory.done
         record = memory.record(self.iteration) if complete or ended else None
         if record is not None:
-            self.log.memory(record)
+            self.log.write(record)
             logger.info("%s", record.line())
-
-    def _set_lr(self, lr: float) -> None:
-        for group in self.run.optimizer.param_groups:
-            group["lr"] = lr
 
     def _report(
         self, epoch: int, losses: Mapping[str, float], elapsed: float, bar: tqdm[Never]
@@ -246,7 +243,7 @@ class Trainer:
             elapsed=elapsed,
             sparsity=run.driver.sparsity(run.model) if sparse else None,
         )
-        self.log.step(record)
+        self.log.write(record)
         for name, value in losses.items():
             self._recent.setdefault(name, deque(maxlen=100)).append(value)
         means = {name: sum(values) / len(values) for name, values in self._recent.items()}
@@ -286,7 +283,7 @@ class Trainer:
             box=evaluation.box,
             mask=evaluation.mask,
         )
-        self.log.validation(record)
+        self.log.write(record)
         if not final:
             logger.info("epoch %d\n%s", record.epoch, evaluation.table())
         self._keep_if_best(evaluation.mask["all"])

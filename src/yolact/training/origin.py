@@ -156,11 +156,7 @@ def forget_class_layers(origin: Origin, model: Yolact, classes: Classes) -> Orig
 
 
 def first_step(origin: Origin, steps_per_epoch: int) -> int:
-    """Optimizer steps that count as done when the run begins.
-
-    Args:
-        origin: Where it begins.
-        steps_per_epoch: Optimizer steps of one epoch, as the run will have them.
+    """Optimizer steps that count as done when the run begins, with epochs as it will have them.
 
     Raises:
         CheckpointError: The step is to be read from a file name that has none.

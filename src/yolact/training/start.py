@@ -30,7 +30,6 @@ from yolact.host import resolve_device
 from yolact.loss.criterion import Objective, Supervised, YolactLoss
 from yolact.model.weights import parameter_count
 from yolact.model.yolact import Yolact
-from yolact.sparsify.no_recipe import NoRecipe
 from yolact.training.origin import (
     Origin,
     build_network,
@@ -45,6 +44,7 @@ from yolact.types import Batch
 
 if TYPE_CHECKING:
     from yolact.sparsify.driver import GradientSamples, RecipeDriver
+    from yolact.sparsify.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,38 @@ class Plan:
         """(epoch, batch in that epoch) that step ``step`` begins with."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return epoch, step_in_epoch * self.accumulate
+
+
+class NoRecipe:
+    """The driver of a run without a recipe, so that the loop need not ask whether there is one.
+
+    It answers as a :class:`yolact.sparsify.driver.RecipeDriver` does, and does nothing.
+
+    Args:
+        earlier: The composed recipe of the stages that the starting weights went through before
+            this run, if any; checkpoints go on holding it.
+    """
+
+    recipe = None
+    max_epochs = None
+    controls_lr = False
+    distillation = None
+    settles_at = 0.0
+    samples_gradients = False
+
+    def __init__(self, earlier: Recipe | None = None) -> None:
+        """Keep the earlier stages."""
+        self.composed = self.earlier = earlier
+
+    def _nothing(self, *_: object, **__: object) -> None:
+        """Nothing can be wrong, nothing is due, and there is nothing to report on."""
+
+    check = start = before_forward = before_step = after_step = finish = _nothing
+    sparsity = write_report = _nothing
+
+    def quantizes_by(self, epoch: float) -> bool:
+        """Never."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

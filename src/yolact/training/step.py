@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,6 @@ class SkippedSteps:
 
     total: int = 0
     in_a_row: int = 0
-    image_ids: set[int] = field(default_factory=set)
 
     def add(self, iteration: int, losses: dict[str, float], image_ids: Sequence[int]) -> None:
         """Count one and name its images.
@@ -43,7 +42,6 @@ class SkippedSteps:
         """
         self.total += 1
         self.in_a_row += 1
-        self.image_ids.update(image_ids)
         bad = [name for name, value in losses.items() if not torch.isfinite(torch.tensor(value))]
         logger.warning(
             "step %d skipped: %s not finite; images %s",
@@ -168,7 +166,8 @@ class Stepper:
             with watched_priors(self.model) as priors:
                 losses = self._losses(images[part], targets[part])
             if weights is None:
-                weights = PartWeights(self.objective.count_positives(priors[0], targets))
+                criterion = self.objective.criterion
+                weights = PartWeights(criterion.count_positives(priors[0], targets))
             yield weights.weighted(losses, part)
 
     def _losses(self, images: Tensor, targets: Sequence[Target]) -> BatchLosses:

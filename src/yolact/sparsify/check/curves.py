@@ -23,8 +23,8 @@ from yolact.sparsify.check.timetable import ModifierRow
 from yolact.sparsify.document import Entry
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparseml import BasePruningModifier, quiet_loggers
+from yolact.sparsify.sparsity import targets_by_parameter
 from yolact.sparsify.structure import recipe_names
-from yolact.sparsify.targets import targets_by_parameter
 
 logger = logging.getLogger(__name__)
 

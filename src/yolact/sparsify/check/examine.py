@@ -16,13 +16,12 @@ from yolact.sparsify.check.parameters import (
     Parameters,
     Problem,
     from_error,
-    layer_problems,
     misfits,
     raise_errors,
 )
 from yolact.sparsify.check.timetable import ModifierRow, clashes, rows_of, run_end
 from yolact.sparsify.recipe import Recipe, read_document
-from yolact.sparsify.report.sparsity import convolutions, layer_sparsity
+from yolact.sparsify.sparsity import convolutions, layer_sparsity
 from yolact.sparsify.structure import rehearse
 from yolact.sparsify.variables import Variable, listing, override, resolve
 
@@ -116,12 +115,8 @@ def examine(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> RecipeR
 def require_sound(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> tuple[Problem, ...]:
     """Refuse a recipe that will not work, with everything that is wrong with it.
 
-    Whoever gives a recipe to a :class:`yolact.sparsify.driver.RecipeDriver` asks this first.
-
-    Args:
-        recipe: As loaded.
-        model: What the run begins with; it is not changed.
-        run: As for :func:`examine`.
+    Whoever gives a recipe to a :class:`yolact.sparsify.driver.RecipeDriver` asks this first. The
+    model is not changed; ``run`` is as for :func:`examine`.
 
     Returns:
         What is probably not meant.
@@ -142,10 +137,7 @@ def read_draft(
 ) -> Draft:
     """Read a recipe as far as possible.
 
-    Args:
-        source: As for :func:`yolact.sparsify.recipe.load_recipe`.
-        recipe_args: Values for the recipe's variables.
-        label: As for it, too.
+    Everything given is as for :func:`yolact.sparsify.recipe.load_recipe`.
 
     Raises:
         RecipeError: Nothing can be listed: the recipe is missing, is not YAML, or its variables
@@ -208,30 +200,25 @@ def look_ahead(
 
 def _alone(row: ModifierRow, parameters: Parameters, model: nn.Module) -> Iterator[Problem]:
     """What is wrong with a modifier whatever the others do."""
-    yield from misfits(row.entry, row.number, parameters)
-    yield from layer_problems(row.entry, row.number, model)
+    yield from misfits(row.entry, row.number, parameters, model)
     yield from _values(row)
 
 
 def _values(row: ModifierRow) -> Iterator[Problem]:
     for name, value in _sparsities(row):
         if not 0 <= value < 1:
-            yield Problem(
+            yield row.problem(
                 "error",
                 f"{name} {value:g} is not a fraction from 0 to below 1",
                 "0.9 means that nine of ten weights become zero",
-                row.name,
-                row.number,
             )
     first = row.fields.get("init_sparsity")
     for name, value in _sparsities(row):
         if name == "final_sparsity" and isinstance(first, int | float) and value < first:
-            yield Problem(
+            yield row.problem(
                 "error",
                 f"final_sparsity {value:g} is below init_sparsity {first:g}",
                 "pruning only ever takes weights away: lower init_sparsity",
-                row.name,
-                row.number,
             )
 
 
@@ -247,22 +234,18 @@ def _learns(row: ModifierRow) -> bool:
 
 
 def _needs_training(row: ModifierRow) -> Problem:
-    return Problem(
+    return row.problem(
         "error",
         f"!{row.name} learns from training what to prune, and there is none in one shot",
         "use !GMPruningModifier, or train with sparseml.yolact.train --recipe",
-        row.name,
-        row.number,
     )
 
 
 def _no_teacher(row: ModifierRow) -> Problem:
-    return Problem(
+    return row.problem(
         "warning",
         "needs a teacher",
         "give train the teacher's checkpoint with --distill_teacher",
-        row.name,
-        row.number,
     )
 
 

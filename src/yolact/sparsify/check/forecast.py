@@ -22,10 +22,9 @@ from yolact.model.weights import parameter_count
 from yolact.sparsify.check.curves import Curves, meta_copy, with_values
 from yolact.sparsify.check.timetable import ModifierRow
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.report.sparsity import convolutions
 from yolact.sparsify.sparseml import get_mask_creator_default
+from yolact.sparsify.sparsity import Mask, convolutions, targets_by_parameter
 from yolact.sparsify.structure import apply_structure
-from yolact.sparsify.targets import Mask, targets_by_parameter
 
 _SAMPLE = 1 << 14
 """Weights that are compressed of each layer; the rest is taken to be like them."""
@@ -93,29 +92,6 @@ class Forecast:
     """After it, in the model's order."""
 
 
-@dataclass(frozen=True)
-class WeightPlan:
-    """What becomes of one weight until it is in a file."""
-
-    shape: tuple[int, ...]
-    """[O, I, h, w]"""
-    sparsity: float
-    """Fraction of zeros, 0..1."""
-    mask: Mask = "unstructured"
-    """The recipe's ``mask_type``."""
-    int8: bool = False
-
-    @property
-    def count(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Bytes in a file that is not compressed: zeros take as many as other numbers."""
-        return self.count * (1 if self.int8 else 4)
-
-
 def forecast(
     rows: Sequence[ModifierRow], curves: Curves, model: nn.Module, image_size: int
 ) -> Forecast:
@@ -163,25 +139,6 @@ def count_macs(model: nn.Module, image_size: int) -> int:
         image_size: Side of the image in pixels.
     """
     return sum(look.macs for look in _look(meta_copy(model), image_size).values())
-
-
-def compressed_bytes(plan: WeightPlan, weight: Tensor | None) -> float:
-    """Estimated bytes of a weight under gzip.
-
-    Args:
-        plan: What happens to the weight.
-        weight: Its values of today, [O, I, h, w] or wider; None stands for normally distributed
-            ones, as trained weights roughly are.
-    """
-    sample = _sample(plan, weight)
-    largest = float(sample.abs().max())
-    sample = sample * _mask(plan, sample) + 0.0  # exports have no -0.0
-    if plan.int8:
-        scale = max(largest, 1e-12) / 127
-        sample = (sample / scale).round().to(torch.int8)
-    packer = zlib.compressobj(level=_GZIP_LEVEL)
-    packed = len(packer.compress(sample.numpy().tobytes())) + len(packer.flush())
-    return packed * plan.count / sample.numel()
 
 
 @dataclass(frozen=True)
@@ -272,9 +229,7 @@ def _look(meta: nn.Module, image_size: int) -> dict[str, _Look]:
 
 
 def _layer(name: str, look: _Look, fate: _Fate, weight: Tensor) -> LayerForecast:
-    plan = WeightPlan(look.shape, fate.sparsity, fate.mask, look.int8)
     bias = 4 * look.shape[0]  # batch norms are folded into one number for each channel
-    packed = compressed_bytes(plan, None if weight.is_meta else weight)
     return LayerForecast(
         name=name,
         shape=look.shape,
@@ -282,8 +237,8 @@ def _layer(name: str, look: _Look, fate: _Fate, weight: Tensor) -> LayerForecast
         int8=look.int8,
         macs=look.macs,
         group=fate.group,
-        size=plan.size + bias,
-        compressed=packed + bias,
+        size=math.prod(look.shape) * (1 if look.int8 else 4) + bias,
+        compressed=_compressed_bytes(look, fate, weight) + bias,
     )
 
 
@@ -301,23 +256,40 @@ def _totals(layers: Sequence[LayerForecast], network: nn.Module) -> Totals:
     )
 
 
-def _sample(plan: WeightPlan, weight: Tensor | None) -> Tensor:
-    """The first output channels of the weight, or numbers in its place."""
-    per_channel = max(1, plan.count // plan.shape[0])
+def _compressed_bytes(look: _Look, fate: _Fate, weight: Tensor) -> float:
+    """Estimated bytes of a weight under gzip."""
+    sample = _sample(look.shape, weight)
+    largest = float(sample.abs().max())
+    sample = sample * _mask(fate, sample) + 0.0  # exports have no -0.0
+    if look.int8:
+        scale = max(largest, 1e-12) / 127
+        sample = (sample / scale).round().to(torch.int8)
+    packer = zlib.compressobj(level=_GZIP_LEVEL)
+    packed = len(packer.compress(sample.numpy().tobytes())) + len(packer.flush())
+    return packed * math.prod(look.shape) / sample.numel()
+
+
+def _sample(shape: tuple[int, ...], weight: Tensor) -> Tensor:
+    """The first output channels of a weight that will have ``shape``.
+
+    A weight without values stands for normally distributed ones, as trained weights roughly are.
+    """
+    per_channel = max(1, math.prod(shape[1:]))
     channels = math.ceil(_SAMPLE / per_channel / _ROWS) * _ROWS
-    shape = (min(channels, plan.shape[0]), *plan.shape[1:])
-    if weight is None:
+    shape = (min(channels, shape[0]), *shape[1:])
+    if weight.is_meta:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return weight.detach()[tuple(slice(side) for side in shape)].float().cpu().contiguous()
 
 
-def _mask(plan: WeightPlan, sample: Tensor) -> Tensor:
+def _mask(fate: _Fate, sample: Tensor) -> Tensor:
     try:
-        mask_type = list(plan.mask) if isinstance(plan.mask, tuple) else plan.mask
-        creator = get_mask_creator_default(mask_type)
-        (mask,) = creator.create_sparsity_masks([sample.abs()], [plan.sparsity])
+        creator = get_mask_creator_default(
+            list(fate.mask) if isinstance(fate.mask, tuple) else fate.mask
+        )
+        (mask,) = creator.create_sparsity_masks([sample.abs()], [fate.sparsity])
     except (ValueError, RuntimeError, TypeError, AttributeError):  # filters, or other patterns
         creator = get_mask_creator_default("unstructured")
-        (mask,) = creator.create_sparsity_masks([sample.abs()], [plan.sparsity])
+        (mask,) = creator.create_sparsity_masks([sample.abs()], [fate.sparsity])
     assert isinstance(mask, Tensor)
     return mask

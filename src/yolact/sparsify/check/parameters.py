@@ -17,10 +17,9 @@ from torch import nn
 from yolact.errors import RecipeError
 from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import facts_of
-from yolact.sparsify.document import Entry, matches
+from yolact.sparsify.document import Entry, matches, nm_of
 from yolact.sparsify.sparseml import OBSPruningModifier, TrainableParamsModifier
 from yolact.sparsify.structure import recipe_names
-from yolact.sparsify.targets import nm_of
 
 PRUNABLE = "__ALL_PRUNABLE__"
 
@@ -59,14 +58,7 @@ class Problem:
 def from_error(
     error: RecipeError, label: str, modifier: str | None = None, number: int | None = None
 ) -> Problem:
-    """The problem that an error tells of.
-
-    Args:
-        error: Its message may begin with ``label`` and with ``modifier``.
-        label: What messages call the recipe.
-        modifier: As in :class:`Problem`.
-        number: As in :class:`Problem`.
-    """
+    """The problem that an error tells of, without ``label`` and ``modifier`` at its beginning."""
     sentence = str(error).removeprefix(f"{label}: ").removeprefix(f"{modifier}: ")
     return Problem("error", sentence, error.hint or "", modifier, number)
 
@@ -144,32 +136,27 @@ def matched(entry: Entry, parameters: Parameters) -> tuple[str, ...]:
     return tuple(name for name in parameters.shapes if name in found)
 
 
-def misfits(entry: Entry, number: int, parameters: Parameters) -> Iterator[Problem]:
-    """Names that match nothing and blocks that do not divide, of one modifier.
+def misfits(
+    entry: Entry, number: int, parameters: Parameters, model: nn.Module
+) -> Iterator[Problem]:
+    """Names that match nothing, blocks that do not divide, and layers there are not.
 
     Args:
-        entry: The modifier, its variables resolved.
+        entry: A modifier, its variables resolved.
         number: Its place in the recipe, from 1.
         parameters: Of the model.
+        model: What the run begins with. Of a quantized one no layers are asked: its quantizers
+            stay.
     """
-    found = (*_absent(entry, parameters), *_uneven(entry, parameters), *_frozen(entry, parameters))
-    for sentence, hint in found:
+    quantizes = facts_of(entry.name).kind == "quantization"
+    for sentence, hint in (
+        *_absent(entry, parameters),
+        *_uneven(entry, parameters),
+        *_frozen(entry, parameters),
+        *(_wrong_layers(entry, model) if quantizes else ()),
+    ):
         yield Problem("error", sentence, hint, entry.name, number)
-
-
-def layer_problems(entry: Entry, number: int, model: nn.Module) -> Iterator[Problem]:
-    """What a quantization modifier says of layers and cannot mean.
-
-    Args:
-        entry: Any modifier, its variables resolved.
-        number: Its place in the recipe, from 1.
-        model: What the run begins with. Of a quantized one nothing is asked: its quantizers stay.
-    """
-    if facts_of(entry.name).kind != "quantization":
-        return
-    for sentence, hint in _errors(entry, model):
-        yield Problem("error", sentence, hint, entry.name, number)
-    if entry.fields.get("num_calibration_steps"):
+    if quantizes and entry.fields.get("num_calibration_steps"):
         yield Problem(
             "warning",
             "num_calibration_steps has no effect on training: "
@@ -248,7 +235,7 @@ def _uneven(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
             )
 
 
-def _errors(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
+def _wrong_layers(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
     fuse = entry.fields.get("model_fuse_fn_name")
     if fuse not in _FUSE:
         yield (

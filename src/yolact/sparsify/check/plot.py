@@ -28,15 +28,10 @@ _DPI = 150
 
 
 def plot_schedule(curves: Curves, title: str, path: Path) -> None:
-    """Draw what a recipe does over the epochs, as a PNG.
+    """Draw what a recipe does over the epochs, as a PNG that is written in one step.
 
     From top to bottom: what each group of layers loses (if any does), learning rate, weight decay,
     and the phases of quantization (if there are any).
-
-    Args:
-        curves: Of the recipe.
-        title: Above the picture.
-        path: Of the PNG, written in one step.
 
     Raises:
         StorageError: It cannot be written.
@@ -115,7 +110,8 @@ def _draw_groups(axis: Any, curves: Curves) -> None:
     for group in curves.groups:  # one line for those that would hide each other
         alike.setdefault((group.what, group.levels), []).extend(group.names)
     for index, ((what, levels), names) in enumerate(alike.items()):
-        label = f"{group_label(names)} ({_count(len(names))}): {levels[-1] * 100:.4g} %"
+        layers = f"{len(names)} layer" + "s" * (len(names) != 1)
+        label = f"{group_label(names)} ({layers}): {levels[-1] * 100:.4g} %"
         axis.plot(
             curves.epochs,
             [level * 100 for level in levels],
@@ -142,10 +138,6 @@ def _draw_groups(axis: Any, curves: Curves) -> None:
 
 def _note(axis: Any, text: str) -> None:
     axis.set_title(text, loc="right", fontsize=8.5, color="#777777", pad=4)
-
-
-def _count(layers: int) -> str:
-    return f"{layers} layer" + "s" * (layers != 1)
 
 
 def _draw_lr(axis: Any, curves: Curves) -> None:

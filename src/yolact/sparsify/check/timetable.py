@@ -49,6 +49,10 @@ class ModifierRow:
         """What is true of all modifiers of its name."""
         return facts_of(self.name)
 
+    def problem(self, severity: Severity, sentence: str, hint: str) -> Problem:
+        """One with this modifier."""
+        return Problem(severity, sentence, hint, self.name, self.number)
+
 
 def rows_of(
     items: Iterable[Entry], parameters: Parameters, label: str
@@ -105,9 +109,7 @@ class RunEnd:
 def run_end(rows: Sequence[ModifierRow], epochs: float | None) -> RunEnd | None:
     """The end of a run, or None when nothing tells.
 
-    Args:
-        rows: All modifiers of the recipe.
-        epochs: Length by the command line, used when the recipe sets none.
+    ``epochs``, its length by the command line, counts when the recipe sets none.
     """
     ends = [row.end for row in rows if row.kind == "length" and row.end is not None]
     if ends:
@@ -118,9 +120,7 @@ def run_end(rows: Sequence[ModifierRow], epochs: float | None) -> RunEnd | None:
 def clashes(rows: Sequence[ModifierRow], end: RunEnd | None) -> Iterator[Problem]:
     """Everything about the epochs of a recipe that will not work or is probably not meant.
 
-    Args:
-        rows: Its modifiers.
-        end: Of the run; None leaves out what depends on it.
+    Without the end of the run, what depends on it is left out.
     """
     if rows and end is None and not any(row.kind == "length" for row in rows):
         yield Problem(
@@ -140,32 +140,26 @@ def clashes(rows: Sequence[ModifierRow], end: RunEnd | None) -> Iterator[Problem
 def _beyond_end(row: ModifierRow, end: RunEnd) -> Iterator[Problem]:
     longer = "the EpochRangeModifier's end_epoch" if end.by_recipe else "--epochs"
     if row.begin >= end.epoch - _SLACK:
-        yield Problem(
+        yield row.problem(
             end.severity,
             f"begins at epoch {row.begin:g}, when the run is over: it ends at {end.epoch:g}",
             f"lower its start_epoch, or raise {longer}",
-            row.name,
-            row.number,
         )
     elif row.end is not None and row.end > end.epoch + _SLACK:
-        yield Problem(
+        yield row.problem(
             end.severity,
             f"ends at epoch {row.end:g}, after the run, which ends at {end.epoch:g}",
             f"lower its end_epoch, or raise {longer}",
-            row.name,
-            row.number,
         )
     if row.kind != "quantization":
         return
     for field in ("disable_quantization_observer_epoch", "freeze_bn_stats_epoch"):
         epoch = _number(row.fields.get(field))
         if epoch is not None and row.begin < end.epoch < epoch - _SLACK:
-            yield Problem(
+            yield row.problem(
                 "warning",
                 f"{field} is {epoch:g}, after the run, which ends at {end.epoch:g}",
                 f"set it between {row.begin:g} and {end.epoch:g}",
-                row.name,
-                row.number,
             )
 
 
@@ -174,13 +168,11 @@ def _slow(row: ModifierRow) -> Iterator[Problem]:
         return
     length = row.end - row.begin
     if row.frequency - _SLACK > length > 0:
-        yield Problem(
+        yield row.problem(
             "warning",
             f"updates every {row.frequency:g} epochs, but lasts only {length:g}: "
             "it acts at its start and at its end alone",
             "lower update_frequency",
-            row.name,
-            row.number,
         )
 
 
@@ -189,13 +181,11 @@ def _two_learning_rates(rows: Sequence[ModifierRow]) -> Iterator[Problem]:
         first, second = _lr_window(one), _lr_window(other)
         begin, end = max(first[0], second[0]), min(first[1], second[1])
         if _share_groups(one, other) and end - begin > _SLACK:
-            yield Problem(
+            yield other.problem(
                 "error",
                 f"sets the learning rate {_span(begin, end)}, "
                 f"and so does {one.name} (no. {one.number})",
                 "let one end where the other begins",
-                other.name,
-                other.number,
             )
 
 
@@ -218,13 +208,11 @@ def _two_prunings(rows: Sequence[ModifierRow]) -> Iterator[Problem]:
         shared = [name for name in other.parameters if name in set(one.parameters)]
         if shared and end - begin > _SLACK:
             more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
-            yield Problem(
+            yield other.problem(
                 "error",
                 f"prunes {shared[0]}{more} {_span(begin, end)}, "
                 f"and so does {one.name} (no. {one.number})",
                 "name each parameter in one of them, or let one end where the other begins",
-                other.name,
-                other.number,
             )
 
 
@@ -232,12 +220,10 @@ def _quantized_too_early(rows: Sequence[ModifierRow]) -> Iterator[Problem]:
     ends = [row.end for row in rows if row.kind == "pruning" and row.end is not None]
     for row in rows:
         if row.kind == "quantization" and ends and row.begin < max(ends) - _SLACK:
-            yield Problem(
+            yield row.problem(
                 "warning",
                 f"begins at epoch {row.begin:g}, before pruning ends at {max(ends):g}",
                 "ranges settle on weights that stay: let it begin when pruning has ended",
-                row.name,
-                row.number,
             )
 
 

@@ -1,7 +1,7 @@
 """The one door to sparseml: quiet, offline and patched for the torch this package pins.
 
 sparseml 1.8.0 is the last release and was written for an older torch. What each line patches here
-(the ``patch_*`` modules do the same for single modifiers):
+(:mod:`yolact.sparsify.sparseml.patches` does the same for single modifiers):
 
 * ``NM_DISABLE_ANALYTICS``: importing sparseml would post usage data, after asking ident.me and a
   geolocation service for this machine's country, without a timeout (sparsezoo/analytics.py).
@@ -83,9 +83,7 @@ with warnings.catch_warnings(), not_importable("openvino"):
     from sparseml.pytorch.utils import LambdaLogger, LoggerManager
     from sparseml.sparsification import SparsificationTypes
 
-    import yolact.sparsify.sparseml.patch_quantization
-    import yolact.sparsify.sparseml.patch_schedules  # noqa: F401
-    from yolact.sparsify.sparseml.patch_pruning import lift_masks
+    from yolact.sparsify.sparseml.patches import lift_masks
 torch.compile = _compile
 logging.getLogger("__main__").handlers = _main_handlers
 logging.getLogger("sparseml").handlers = []

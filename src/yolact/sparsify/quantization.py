@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,29 +12,39 @@ from torch import nn
 from torch.ao.quantization import FakeQuantize, QuantWrapper
 
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.report.sparsity import convolutions
+from yolact.sparsify.sparsity import convolutions
 from yolact.sparsify.structure import FUSED
 
 
-@dataclass(frozen=True)
-class Quantizer:
-    """One fake quantizer of a model: how it rounds, and the values it can represent."""
+@dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """How a quantizer rounds, or is to round by a recipe."""
 
     bits: int
     symmetric: bool
     per_channel: bool
-    scale: tuple[float, float]
-    """Smallest and largest step between representable values; the same for one per tensor."""
-    range: tuple[float, float]
-    """Smallest and largest representable value."""
-    learnt: bool
-    """Whether its range follows from values it has seen."""
 
     @property
     def scheme(self) -> str:
         """For instance ``symmetric per tensor``."""
         symmetry = "symmetric" if self.symmetric else "asymmetric"
         return f"{symmetry} per {'channel' if self.per_channel else 'tensor'}"
+
+    def __str__(self) -> str:
+        """For instance ``8 bits, symmetric per tensor``."""
+        return f"{self.bits} bits, {self.scheme}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizer(Rounding):
+    """One fake quantizer of a model: how it rounds, and the values it can represent."""
+
+    scale: tuple[float, float]
+    """Smallest and largest step between representable values; the same for one per tensor."""
+    range: tuple[float, float]
+    """Smallest and largest representable value."""
+    learnt: bool
+    """Whether its range follows from values it has seen."""
 
     @property
     def problem(self) -> str | None:
@@ -45,22 +55,24 @@ class Quantizer:
             return "has a range that is not finite"
         return None
 
-
-@dataclass(frozen=True)
-class WantedQuantizer:
-    """What a recipe says of one quantizer."""
-
-    bits: int
-    symmetric: bool
-    per_channel: bool
+    def as_json(self) -> dict[str, Any]:
+        """As reports have it; numbers that are not finite are null."""
+        numbers = {
+            "scale_min": self.scale[0],
+            "scale_max": self.scale[1],
+            "range_min": self.range[0],
+            "range_max": self.range[1],
+        }
+        finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        return {"bits": self.bits, "scheme": self.scheme, **finite}
 
 
 @dataclass(frozen=True)
 class WantedQuantization:
     """What a recipe says of one convolution; None where it is to stay float."""
 
-    weights: WantedQuantizer | None
-    inputs: WantedQuantizer | None
+    weights: Rounding | None
+    inputs: Rounding | None
 
 
 def weight_quantizer(conv: nn.Conv2d) -> Quantizer | None:
@@ -107,6 +119,25 @@ def wanted_quantization(
     }
 
 
+def quantization_problems(
+    name: str, part: str, found: Quantizer | None, wanted: Rounding | None
+) -> Iterator[str]:
+    """What is wrong with one quantizer, in words.
+
+    Args:
+        name: Of the convolution's weight.
+        part: Of the convolution: ``weights`` or ``inputs``.
+        found: What the model has.
+        wanted: What the recipe says.
+    """
+    if found is not None and found.problem:
+        yield f"the quantizer of the {part} of {name} {found.problem}"
+    if wanted is not None and found is None:
+        yield f"the {part} of {name} are not quantized"
+    elif wanted is not None and str(found) != str(wanted):
+        yield f"the {part} of {name} are {found} instead of {wanted}"
+
+
 def _kinds(model: nn.Module) -> dict[nn.Module, str]:
     """The class that a recipe has to name to mean a convolution: that of what it is fused into."""
     kinds: dict[nn.Module, str] = {}
@@ -139,7 +170,7 @@ def _by_submodule(modifier: Any, name: str, kind: str) -> WantedQuantization | N
     if not inside or kind in (modifier.exclude_module_types or []):
         return None
     bits = modifier.weight_bits or 8
-    return WantedQuantization(WantedQuantizer(bits, symmetric=True, per_channel=False), None)
+    return WantedQuantization(Rounding(bits=bits, symmetric=True, per_channel=False), None)
 
 
 def _match(name: str, kind: str, names_or_kinds: Collection[str]) -> str | None:
@@ -150,10 +181,14 @@ def _match(name: str, kind: str, names_or_kinds: Collection[str]) -> str | None:
     return kind if kind in names_or_kinds else None
 
 
-def _wanted(arguments: Any) -> WantedQuantizer | None:
+def _wanted(arguments: Any) -> Rounding | None:
     if arguments is None:
         return None
-    return WantedQuantizer(arguments.num_bits, arguments.symmetric, arguments.strategy == "channel")
+    return Rounding(
+        bits=arguments.num_bits,
+        symmetric=arguments.symmetric,
+        per_channel=arguments.strategy == "channel",
+    )
 
 
 _CHANNELWISE = (torch.per_channel_affine, torch.per_channel_symmetric)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,37 +35,40 @@ from torch import nn
 
 from yolact.files import write_text
 from yolact.model.weights import parameter_count
-from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.report.quantization import (
+from yolact.sparsify.quantization import (
     Quantizer,
     WantedQuantization,
-    WantedQuantizer,
     input_quantizers,
+    quantization_problems,
     wanted_quantization,
     weight_quantizer,
 )
-from yolact.sparsify.report.sparsity import (
+from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.sparsity import (
     LayerSparsity,
+    Mask,
+    PruningTarget,
     SparsityTarget,
     broken_groups,
     convolutions,
-    granule,
-    shared_targets,
+    layer_sparsity,
+    of_layer,
+    sparsity_targets,
+    targets_by_parameter,
 )
-from yolact.sparsify.targets import Mask, PruningTarget, targets_by_parameter
+from yolact.tables import columns
 
 SCHEMA = 1
 
+_HEAD = ("parameter", "shape", "sparsity", "target", "mask", "weights", "inputs", "batch norm", "")
+_NUMBERS = (2, 3)
+"""Columns of the table that are aligned to the right."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class LayerReport:
+class LayerReport(LayerSparsity):
     """One convolution after a run."""
 
-    name: str
-    """Of its weight, as recipes spell it."""
-    shape: tuple[int, ...]
-    """[O, I, h, w]."""
-    zeros: int
     target: float | None
     """Sparsity that the recipe wanted of this layer by itself."""
     mask: Mask | None
@@ -78,16 +81,6 @@ class LayerReport:
     input_quantizer: Quantizer | None
     problems: tuple[str, ...]
     """Promises of the recipe that this layer breaks, in words."""
-
-    @property
-    def weights(self) -> int:
-        """How many there are."""
-        return math.prod(self.shape)
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of zeros, 0..1."""
-        return self.zeros / self.weights
 
     @property
     def quantized(self) -> bool:
@@ -156,23 +149,24 @@ def report(
     Raises:
         RecipeError: The recipe is malformed.
     """
-    convs = convolutions(model)
-    sparsities = targets_by_parameter(list(convs), recipe.entries, epoch) if recipe else {}
+    layers, convs = layer_sparsity(model), convolutions(model)
+    promised = targets_by_parameter(list(convs), recipe.entries, epoch) if recipe else {}
+    targets = sparsity_targets(model, recipe, epoch=epoch) if recipe else []
     quantization = wanted_quantization(model, recipe, epoch) if recipe else {}
     inputs, norms = input_quantizers(model), _batch_norms(model)
     return ModelReport(
         layers=tuple(
             _layer(
-                name,
+                layer,
                 conv,
                 norms.get(conv),
                 inputs.get(conv),
-                sparsities.get(name),
-                quantization.get(name),
+                promised.get(layer.name),
+                quantization.get(layer.name),
             )
-            for name, conv in convs.items()
+            for layer, conv in zip(layers, convs.values(), strict=True)
         ),
-        together=tuple(shared_targets(model, recipe, epoch=epoch) if recipe else ()),
+        together=tuple(target for target in targets if target.together),
         parameters=parameter_count(model),
         macs=macs,
     )
@@ -225,70 +219,62 @@ def to_json(result: ModelReport, checkpoint: str | None = None) -> dict[str, Any
     }
 
 
+def table(result: ModelReport) -> str:
+    """Every convolution, then :func:`summary`; columns nothing stands in are left out."""
+    rows = [_HEAD, *(_row(layer) for layer in result.layers)]
+    used = [i for i in range(len(_HEAD)) if i < 3 or any(row[i] for row in rows[1:])]
+    aligned = "".join(">" if i in _NUMBERS else "<" for i in used)
+    text = columns(([row[i] for i in used] for row in rows), aligned)
+    return f"{text}\n\n{summary(result)}"
+
+
+def summary(result: ModelReport) -> str:
+    """A line for the whole model, one for each target of several layers, and the verdict."""
+    parts = [
+        f"sparsity {result.sparsity:.4f} of {result.weights / 1e6:.2f} M convolution weights",
+        f"{result.quantized} of {len(result.layers)} convolutions quantized",
+        f"{result.parameters / 1e6:.2f} M parameters",
+    ]
+    if result.macs is not None:
+        parts.append(f"{result.macs / 1e9:.3g} GMACs")
+    together = [
+        f"{target.name}: sparsity {target.actual:.4f}, target {target.wanted:.4f}"
+        for target in result.together
+    ]
+    return "\n".join([", ".join(parts), *together, _verdict(result)])
+
+
 def _layer(
-    name: str,
+    layer: LayerSparsity,
     conv: nn.Conv2d,
     batch_norm: str | None,
     inputs: Quantizer | None,
     target: PruningTarget | None,
     wanted: WantedQuantization | None,
 ) -> LayerReport:
-    weight = conv.weight.detach()
-    zeros = weight.numel() - int(weight.count_nonzero())
+    name, weight = layer.name, conv.weight.detach()
+    own = None if target is None or target.shared else of_layer(layer, target)
     broken = broken_groups(weight, target.mask) if target else None
     weights = weight_quantizer(conv)
     problems = [
         *([] if bool(weight.isfinite().all()) else [f"{name} has weights that are not finite"]),
-        *([] if target is None else _sparsity_problems(name, conv, zeros, target)),
+        *([own.missed] if own and own.missed else []),
         *([_broken(name, broken, target.mask)] if target and broken else []),
-        *_quantization_problems(name, "weights", weights, wanted.weights if wanted else None),
-        *_quantization_problems(name, "inputs", inputs, wanted.inputs if wanted else None),
+        *quantization_problems(name, "weights", weights, wanted.weights if wanted else None),
+        *quantization_problems(name, "inputs", inputs, wanted.inputs if wanted else None),
     ]
     return LayerReport(
         name=name,
-        shape=tuple(weight.shape),
-        zeros=zeros,
-        target=None if target is None or target.shared else target.sparsity,
-        mask=None if target is None else target.mask,
+        shape=layer.shape,
+        zeros=layer.zeros,
+        target=own.wanted if own else None,
+        mask=target.mask if target else None,
         mask_intact=None if broken is None else not broken,
         batch_norm=batch_norm,
         weight_quantizer=weights,
         input_quantizer=inputs,
         problems=tuple(problems),
     )
-
-
-def _sparsity_problems(
-    name: str, conv: nn.Conv2d, zeros: int, target: PruningTarget
-) -> Iterator[str]:
-    if target.shared:
-        return
-    layer = LayerSparsity(name, conv.weight.numel(), zeros)
-    coarse = granule(target.mask, layer, conv.weight.shape)
-    missed = SparsityTarget(name, target.sparsity, layer.sparsity, coarse).missed
-    if missed:
-        yield missed
-
-
-def _quantization_problems(
-    name: str, part: str, found: Quantizer | None, wanted: WantedQuantizer | None
-) -> Iterator[str]:
-    if found is not None and found.problem:
-        yield f"the quantizer of the {part} of {name} {found.problem}"
-    if wanted is None:
-        return
-    if found is None:
-        yield f"the {part} of {name} are not quantized"
-        return
-    have = WantedQuantizer(found.bits, found.symmetric, found.per_channel)
-    if have != wanted:
-        yield f"the {part} of {name} are {_scheme(have)} instead of {_scheme(wanted)}"
-
-
-def _scheme(quantizer: WantedQuantizer) -> str:
-    symmetry = "symmetric" if quantizer.symmetric else "asymmetric"
-    scope = "channel" if quantizer.per_channel else "tensor"
-    return f"{quantizer.bits} bits, {symmetry} per {scope}"
 
 
 def _broken(name: str, groups: int, mask: Mask) -> str:
@@ -324,20 +310,44 @@ def _layer_json(layer: LayerReport) -> dict[str, Any]:
         "mask_intact": layer.mask_intact,
         "batch_norm": layer.batch_norm,
         "quantized": layer.quantized,
-        "weight_quantizer": _quantizer_json(layer.weight_quantizer),
-        "input_quantizer": _quantizer_json(layer.input_quantizer),
+        "weight_quantizer": layer.weight_quantizer and layer.weight_quantizer.as_json(),
+        "input_quantizer": layer.input_quantizer and layer.input_quantizer.as_json(),
         "problems": list(layer.problems),
     }
 
 
-def _quantizer_json(quantizer: Quantizer | None) -> dict[str, Any] | None:
+def _verdict(result: ModelReport) -> str:
+    if result.missed:
+        return f"targets missed: {len(result.missed)}"
+    promised = result.together or any(x.target is not None for x in result.layers)
+    return "all targets met" if promised or result.quantized else "no targets"
+
+
+def _row(layer: LayerReport) -> Sequence[str]:
+    mask = layer.mask
+    return (
+        layer.name,
+        "x".join(map(str, layer.shape)),
+        f"{layer.sparsity:.4f}",
+        "" if layer.target is None else f"{layer.target:.4f}",
+        f"[{mask[0]}, {mask[1]}]" if isinstance(mask, tuple) else mask or "",
+        _weights_cell(layer.weight_quantizer),
+        _inputs_cell(layer.input_quantizer),
+        layer.batch_norm or "",
+        "MISSED" if layer.problems else "",
+    )
+
+
+def _weights_cell(quantizer: Quantizer | None) -> str:
     if quantizer is None:
-        return None
-    numbers = {
-        "scale_min": quantizer.scale[0],
-        "scale_max": quantizer.scale[1],
-        "range_min": quantizer.range[0],
-        "range_max": quantizer.range[1],
-    }
-    finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-    return {"bits": quantizer.bits, "scheme": quantizer.scheme, **finite}
+        return ""
+    low, high = (f"{scale:.2e}" for scale in quantizer.scale)
+    steps = low if low == high else f"{low}..{high}"
+    return f"{quantizer.bits} bit {quantizer.scheme}, step {steps}"
+
+
+def _inputs_cell(quantizer: Quantizer | None) -> str:
+    if quantizer is None:
+        return ""
+    low, high = quantizer.range
+    return f"{quantizer.bits} bit {low:.3g}..{high:.3g}"

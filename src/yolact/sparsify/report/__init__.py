@@ -1,1 +1,0 @@
-"""What a model really has: sparsity and quantization, layer by layer, against what was promised."""
