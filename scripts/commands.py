@@ -20,7 +20,7 @@ def call(name: str, *arguments: object, environment: Mapping[str, str] | None = 
     """
     words = [str(argument) for argument in arguments]
     print(f"\n$ sparseml.yolact.{name} {shlex.join(words)}", flush=True)
-    program = [sys.executable, "-c", "from yolact.cli.main import main; main()", name]
+    program = [sys.executable, "-c", "from yolact.cli import main; main()", name]
     process = subprocess.run([*program, *words], stdout=subprocess.PIPE, text=True, env=environment)
     print(process.stdout, end="", flush=True)
     if process.returncode:

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from training import data_of, tiny_config
 from yolact import config as config_module
 from yolact.checkpoint import Checkpoint, save_checkpoint
-from yolact.cli.main import command
+from yolact.cli import command
 from yolact.data.coco import CocoInstances
 from yolact.data.transforms import EvalTransform
 from yolact.engines.torch import TorchEngine

@@ -9,17 +9,9 @@ from pathlib import Path
 import pytest
 
 from onnx_models import CLASSES, SIDE, save, small_model
+from yolact.bench import BenchmarkOptions, parse_input_shapes
 from yolact.bench.benchmark import benchmark, benchmark_pair
-from yolact.bench.options import BenchmarkOptions, parse_input_shapes
-from yolact.bench.timing import (
-    PERCENTILES,
-    STAGES,
-    Speed,
-    run_async,
-    run_paired,
-    run_sync,
-    summarize,
-)
+from yolact.bench.timing import PERCENTILES, STAGES, Speed, run, run_paired, summarize
 from yolact.errors import ConfigError
 from yolact.exporter.export import export
 from yolact.exporter.options import ExportOptions
@@ -63,19 +55,20 @@ def test_warm_up_is_not_counted() -> None:
         calls.append(time.perf_counter())
         time.sleep(0.05 if len(calls) == 1 else 0.005)
 
-    latency = run_sync(call, seconds=0.1, warmup=0.04, batch_size=2)
+    latency = run(call, streams=1, seconds=0.1, warmup=0.04, batch_size=2)
     assert len(calls) == latency.iterations + 1
     assert latency.percentiles[99.9] < 50
     assert latency.items_per_sec == pytest.approx(2 * latency.iterations / latency.seconds_ran)
 
 
 def test_a_call_longer_than_the_time_is_still_measured_once() -> None:
-    assert run_sync(lambda: time.sleep(0.02), seconds=0.001, warmup=0, batch_size=1).iterations == 1
+    latency = run(lambda: time.sleep(0.02), streams=1, seconds=0.001, warmup=0, batch_size=1)
+    assert latency.iterations == 1
 
 
 def test_streams_run_at_the_same_time() -> None:
     inside = threading.Barrier(3, timeout=5)
-    latency = run_async(inside.wait, streams=3, seconds=0.0, warmup=0, batch_size=4)
+    latency = run(inside.wait, streams=3, seconds=0.0, warmup=0, batch_size=4)
     assert latency.iterations == 3
 
 
@@ -84,7 +77,7 @@ def test_a_failing_stream_fails_the_run() -> None:
         raise ConfigError("no such shape")
 
     with pytest.raises(ConfigError, match="no such shape"):
-        run_async(call, streams=2, seconds=0.01, warmup=0, batch_size=1)
+        run(call, streams=2, seconds=0.01, warmup=0, batch_size=1)
 
 
 def test_a_pair_is_measured_in_turns_and_the_ratio_is_that_of_the_medians() -> None:
@@ -198,7 +191,9 @@ def test_another_image_size_is_refused(onnx_file: Path) -> None:
 
 
 def test_pairs_need_the_same_batch_size_and_one_stream(onnx_file: Path, tmp_path: Path) -> None:
-    one, two, pair = benchmark_pair(onnx_file, onnx_file, quick())
+    result = benchmark_pair(onnx_file, onnx_file, quick())
+    (one, two), pair = result.reports, result.comparison
+    assert pair is not None
     assert one.latency == pair.first and two.latency == pair.second
     assert one.latency.iterations == two.latency.iterations
     with pytest.raises(ConfigError, match="scenario sync only"):

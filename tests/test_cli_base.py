@@ -16,8 +16,8 @@ from click.testing import CliRunner
 import yolact
 from conftest import OWN_GOLDEN, PUBLISHED
 from yolact import errors
+from yolact.cli import COMMANDS, command, main
 from yolact.cli.base import Command, setup_logging
-from yolact.cli.main import COMMANDS, command, main
 from yolact.errors import YolactError
 
 OPTIONS = [

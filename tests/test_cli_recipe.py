@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from test_imports import python
 from training import tiny_config
 from yolact.checkpoint import Checkpoint, save_checkpoint
-from yolact.cli.main import main
+from yolact.cli import main
 from yolact.model.yolact import Yolact
 from yolact.sparsify.recipe import load_recipe
 
@@ -174,7 +174,7 @@ def test_a_checkpoint_brings_its_network_its_zeros_and_its_recipes() -> None:
 def test_help_is_instant_and_loads_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from yolact.cli.main import main\n"
+        "from yolact.cli import main\n"
         "try: main(['recipe', 'check', '--help'], prog_name='sparseml.yolact')\n"
         "finally: print(*(n for n in ('torch', 'sparseml', 'numpy', 'matplotlib')"
         " if n in sys.modules), file=sys.stderr)\n"

@@ -15,7 +15,7 @@ from onnx_models import save, small_model
 from oracle import ANNOTATIONS, write_dataset
 from training import data_of, tiny_config
 from yolact import config as config_module
-from yolact.cli.main import COMMANDS, main
+from yolact.cli import COMMANDS, main
 from zoo import BASE, PRUNED, QUANT, RECIPE, ROOT, new_user, put
 
 TRACE = f"{PRUNED}: no checkpoint in the mirror map: there is no "

@@ -13,8 +13,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from yolact.cli import main
 from yolact.cli.base import Command, as_user_error
-from yolact.cli.main import main
 from yolact.errors import ConfigError, StorageError
 
 FEWER = "use a smaller --batch_size or --image_size"

@@ -30,7 +30,7 @@ from yolact.exporter.options import ExportOptions
 from yolact.exporter.trace import generated_picture
 from yolact.exporter.verify import sqnr
 from yolact.predict.detect import detect
-from yolact.predict.pipeline import find
+from yolact.predict.pipeline import Selection
 from yolact.types import Instances, RawOutputs
 
 HERE = Path(__file__).parent / "clients"
@@ -206,7 +206,7 @@ def test_the_pipeline_of_deepsparse_finds_what_we_find(
         *(tmp_path / "image.npy", tmp_path / "result.npz"),
     )
     theirs = np.load(tmp_path / "result.npz")
-    found = find(OrtEngine(path), [image], DetectConfig())[0].instances()
+    found = Selection().find(OrtEngine(path), [image])[0].instances()
     ours = Instances(*(values[: len(theirs["scores"])] for values in found))
     assert len(ours.scores) == len(theirs["scores"]) == 50
     np.testing.assert_allclose(theirs["scores"], ours.scores, atol=0.02 if quantized else 1e-3)

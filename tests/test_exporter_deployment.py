@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from onnx_models import CLASSES, SIDE, small_model
-from yolact.config import DetectConfig
 from yolact.data.images import read_rgb
 from yolact.engines.onnx_file import OUTPUT_MEANINGS
 from yolact.engines.onnxruntime import OrtEngine, run_graph
@@ -24,8 +23,8 @@ from yolact.exporter.deployment import FILES, require_deployable, write_deployme
 from yolact.exporter.export import export
 from yolact.exporter.options import ExportOptions
 from yolact.exporter.trace import generated_picture
-from yolact.predict.pipeline import find
-from yolact.predict.postprocess import above
+from yolact.predict.detect import above
+from yolact.predict.pipeline import Selection
 
 ALONE = """
 import runpy, sys
@@ -95,7 +94,7 @@ def test_the_script_finds_what_we_find_and_needs_nothing_of_ours(
     result = run_alone(folder, picture, tmp_path / "result.png")
     assert result.returncode == 0, result.stderr
     engine = OrtEngine(folder / "model.onnx")
-    found = find(engine, [read_rgb(picture)], DetectConfig())[0]
+    found = Selection().find(engine, [read_rgb(picture)])[0]
     found = found._replace(detections=above(found.detections, 0.3))
     instances = found.instances()
     lines = result.stdout.splitlines()

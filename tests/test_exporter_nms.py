@@ -29,9 +29,8 @@ from yolact.exporter.graph import Array
 from yolact.exporter.nms import detect_inside
 from yolact.exporter.options import ExportOptions
 from yolact.exporter.trace import generated_picture
-from yolact.predict.detect import detect
-from yolact.predict.pipeline import find
-from yolact.predict.postprocess import low_masks
+from yolact.predict.detect import detect, low_masks
+from yolact.predict.pipeline import Selection
 from yolact.types import RawOutputs
 
 GREEDY = DetectConfig(fast_nms=False)
@@ -207,7 +206,9 @@ def test_annotations_are_those_of_the_file_of_raw_outputs(tmp_path: Path) -> Non
     inside = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
     engines = [load_detector(path) for path in (raw, inside)]
     image = generated_picture(150, 200)
-    ours, theirs = (find(engine, [image], GREEDY)[0].instances() for engine in engines)
+    ours, theirs = (
+        Selection(detect=GREEDY).find(engine, [image])[0].instances() for engine in engines
+    )
     assert engines[1].classes == CLASSES
     assert len(theirs.scores) == len(ours.scores) > 10
     assert torch.equal(theirs.labels, ours.labels) and torch.equal(theirs.boxes, ours.boxes)

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 import yolact
 from onnx_models import CLASSES, save, small_model
 from oracle import write_dataset
+from yolact.cli import COMMANDS
 from yolact.cli.export_onnx import export_onnx
-from yolact.cli.main import COMMANDS
 
 HEAVY = ("torch", "sparseml", "sparsezoo", "onnxruntime", "cv2", "numpy")
 NO_NETWORK = (
@@ -36,7 +36,7 @@ def python(code: str, cwd: Path | None = None) -> subprocess.CompletedProcess[st
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     result = python(
         "import sys\n"
-        "from yolact.cli.main import main\n"
+        "from yolact.cli import main\n"
         f"try: main({[*arguments, '--help']}, prog_name='sparseml.yolact')\n"
         f"finally: print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)\n"
     )
@@ -51,7 +51,7 @@ def test_help_is_instant() -> None:
     best = 60.0
     for _ in range(5):
         began = time.perf_counter()
-        python("from yolact.cli.main import main; main(['--help'])")
+        python("from yolact.cli import main; main(['--help'])")
         best = min(best, time.perf_counter() - began)
     assert best < 1
 
@@ -160,7 +160,7 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_running_an_onnx_file_loads_no_sparseml(onnx_file: Path, arguments: list[str]) -> None:
     result = python(
         "import sys\n"
-        "from yolact.cli.main import main\n"
+        "from yolact.cli import main\n"
         f"try: main({arguments}, prog_name='sparseml.yolact')\n"
         "finally: print(*({'sparseml', 'sparsezoo', 'onnxruntime'} & set(sys.modules)))\n",
         cwd=onnx_file.parent,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from pycocotools.coco import COCO
@@ -22,7 +22,7 @@ from yolact.predict.results import (
     UNDEFINED,
     AveragePrecision,
     CocoResults,
-    annotation_file,
+    DetectionFile,
     average_precision,
 )
 
@@ -246,14 +246,11 @@ def test_other_files_are_no_saved_results(tmp_path: Path, text: str | None) -> N
 
 def test_an_annotation_file_of_detections_is_coco(dataset: CocoInstances, tmp_path: Path) -> None:
     results = collect(Oracle(dataset), dataset, progress=False)
-    content: dict[str, Any] = annotation_file(
-        dataset.coco.dataset["images"], results, dataset.classes
-    )
-    assert {category["name"] for category in content["categories"]} == {"cat", "dog", "owl"}
-    index = COCO()
-    index.dataset = content
+    path = tmp_path / "detections.json"
+    DetectionFile(dataset.classes, dataset.coco.dataset["images"], results).save(path)
     with redirect_stdout(io.StringIO()):
-        index.createIndex()
+        index = COCO(str(path))
+    assert {category["name"] for category in index.cats.values()} == {"cat", "dog", "owl"}
     for annotation in index.loadAnns(index.getAnnIds()):
         assert index.annToMask(annotation).sum() == annotation["area"] > 0
 

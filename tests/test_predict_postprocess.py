@@ -1,4 +1,4 @@
-"""Detections to pixel boxes and full-size masks."""
+"""Detections to pixel boxes and full-size masks, the second half of ``predict/detect.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pycocotools import mask as rle
 
 from conftest import Golden, GoldenSet
 from yolact.data.labels import COCO_CLASSES
-from yolact.predict.postprocess import above, first, mask_chunks, pixel_boxes, to_instances
+from yolact.predict.detect import above, first, mask_chunks, pixel_boxes, to_instances
 from yolact.predict.results import CocoResults, coco_box, encode_masks
 from yolact.types import Detections
 
@@ -97,10 +97,11 @@ def test_no_detections_are_no_instances() -> None:
 
 
 def test_masks_in_chunks_are_the_same_masks() -> None:
-    detections, proto = some_detections(7)
-    whole = to_instances(detections, proto, (40, 50)).masks
-    chunks = list(mask_chunks(detections, proto, (40, 50), pixels=2 * 40 * 50))
-    assert [len(chunk) for chunk in chunks] == [2, 2, 2, 1]
+    detections, proto = some_detections(3)
+    size = (2048, 4096)  # two such masks are enlarged at once
+    whole = to_instances(detections, proto, size).masks
+    chunks = list(mask_chunks(detections, proto, size))
+    assert [len(chunk) for chunk in chunks] == [2, 1]
     assert torch.equal(torch.cat(chunks), whole)
 
 

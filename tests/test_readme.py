@@ -14,7 +14,7 @@ import click
 import pytest
 
 from conftest import ROOT
-from yolact.cli.main import COMMANDS, command
+from yolact.cli import COMMANDS, command
 
 README = (ROOT / "README.md").read_text()
 RECIPES = (ROOT / "recipes" / "README.md").read_text()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from yolact.errors import YolactError as YolactError
     from yolact.model.yolact import InferenceModel as InferenceModel
     from yolact.model.yolact import Yolact as Yolact
-    from yolact.predict.postprocess import to_instances as to_instances
+    from yolact.predict.detect import to_instances as to_instances
 
 __version__ = "0.1.0"
 
@@ -41,7 +41,7 @@ _LAZY = {
     "CocoInstances": "yolact.data.coco",
     "load_checkpoint": "yolact.checkpoint",
     "load_engine": "yolact.engines",
-    "to_instances": "yolact.predict.postprocess",
+    "to_instances": "yolact.predict.detect",
 }
 
 __all__ = ["NM_INTEGRATED", "__version__", *_LAZY]

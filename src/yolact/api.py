@@ -29,8 +29,7 @@ from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.host import resolve_device
 from yolact.model_files import model_kinds, stub_file
 from yolact.predict.draw import Style, draw_instances, write_image
-from yolact.predict.media import groups
-from yolact.predict.pipeline import Selection
+from yolact.predict.pipeline import Selection, groups
 from yolact.predict.results import coco_box, encode_masks
 from yolact.types import Instances
 
@@ -152,7 +151,7 @@ class Model:
         pixels = [_rgb(image) for image in images]
         found = selection.find(self.engine, pixels)
         return [
-            Result.of(image, selection.instances(one), self.classes)
+            Result.of(image, one.instances(), self.classes)
             for image, one in zip(pixels, found, strict=True)
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from yolact.cli.main import command
+from yolact.cli import command
 
 
 def main() -> None:

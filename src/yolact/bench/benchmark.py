@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from yolact import __version__
-from yolact.bench.options import BenchmarkOptions
-from yolact.bench.timing import Call, Comparison, Latency, run_async, run_paired, run_sync
+from yolact.bench import BenchmarkOptions
+from yolact.bench.timing import Comparison, Latency, run, run_paired
 from yolact.engines import load_engine
 from yolact.engines.base import Engine, Operators, ReportsOperators
 from yolact.engines.compress import compressed_size
@@ -90,20 +90,6 @@ class BenchmarkResult:
         return first
 
 
-def benchmark_files(path: Path, other: Path | None, options: BenchmarkOptions) -> BenchmarkResult:
-    """Measure a model file, in turns with another where there is one.
-
-    Raises:
-        CheckpointError: A file is missing, unreadable or not a YOLACT model.
-        ConfigError: An option does not fit a file, or two are compared in another scenario than
-            sync.
-    """
-    if other is None:
-        return BenchmarkResult(reports=(benchmark(path, options),))
-    first, second, comparison = benchmark_pair(path, other, options)
-    return BenchmarkResult(reports=(first, second), comparison=comparison)
-
-
 def benchmark(path: Path, options: BenchmarkOptions) -> BenchmarkReport:
     """Measure one model file.
 
@@ -113,13 +99,17 @@ def benchmark(path: Path, options: BenchmarkOptions) -> BenchmarkReport:
     """
     with pinned(options.cpus):
         engine, images = _load(path, options)
-        latency = _measure(lambda: engine(images), options, images.shape[0])
+        latency = run(
+            lambda: engine(images),
+            streams=options.streams,
+            seconds=options.seconds,
+            warmup=options.warmup,
+            batch_size=images.shape[0],
+        )
     return _report(path, engine, images, options, latency)
 
 
-def benchmark_pair(
-    first: Path, second: Path, options: BenchmarkOptions
-) -> tuple[BenchmarkReport, BenchmarkReport, Comparison]:
+def benchmark_pair(first: Path, second: Path, options: BenchmarkOptions) -> BenchmarkResult:
     """Measure two model files in turns, batch by batch, in this process.
 
     Raises:
@@ -143,11 +133,11 @@ def benchmark_pair(
             warmup=options.warmup,
             batch_size=images_a.shape[0],
         )
-    return (
+    reports = (
         _report(first, engine_a, images_a, options, comparison.first),
         _report(second, engine_b, images_b, options, comparison.second),
-        comparison,
     )
+    return BenchmarkResult(reports=reports, comparison=comparison)
 
 
 def _load(path: Path, options: BenchmarkOptions) -> tuple[Engine, Tensor]:
@@ -168,15 +158,6 @@ def _load(path: Path, options: BenchmarkOptions) -> tuple[Engine, Tensor]:
         )
     generator = torch.Generator().manual_seed(0)
     return engine, torch.rand(batch, 3, *engine.image_size, generator=generator)
-
-
-def _measure(call: Call, options: BenchmarkOptions, batch_size: int) -> Latency:
-    seconds, warmup = options.seconds, options.warmup
-    if options.scenario == "sync":
-        return run_sync(call, seconds=seconds, warmup=warmup, batch_size=batch_size)
-    return run_async(
-        call, streams=options.streams, seconds=seconds, warmup=warmup, batch_size=batch_size
-    )
 
 
 def _report(

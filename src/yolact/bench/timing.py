@@ -1,8 +1,8 @@
 """Measure time: of an engine in one stream, in many or in turns with another, and of each stage.
 
-:func:`run_sync`, :func:`run_async` and :func:`run_paired` time an engine alone, for
-``sparseml.yolact.benchmark``. :func:`measure` times the way from decoded images to full-size masks,
-stage by stage, for ``sparseml.yolact.validation --benchmark``.
+:func:`run` and :func:`run_paired` time an engine alone, for ``sparseml.yolact.benchmark``.
+:func:`measure` times the way from decoded images to full-size masks, stage by stage, for
+``sparseml.yolact.validation --benchmark``.
 """
 
 from __future__ import annotations
@@ -104,25 +104,23 @@ class Speed:
         return f"median of {self.batches} batches of {self.batch_size}\n{columns(rows, '<<')}"
 
 
-def run_sync(call: Call, *, seconds: float, warmup: float, batch_size: int) -> Latency:
-    """One batch after the other for ``seconds``; what happens in ``warmup`` is not counted."""
-    _repeat(call, warmup)
-    start = time.perf_counter()
-    times = _repeat(call, seconds)
-    return summarize(times, wall=time.perf_counter() - start, batch_size=batch_size)
+def run(call: Call, *, streams: int, seconds: float, warmup: float, batch_size: int) -> Latency:
+    """Time batches for ``seconds``; what happens in ``warmup`` seconds before is not counted.
 
-
-def run_async(
-    call: Call, *, streams: int, seconds: float, warmup: float, batch_size: int
-) -> Latency:
-    """``streams`` threads, each sending batches to the same engine as fast as it answers.
+    Args:
+        call: Runs a batch.
+        streams: Threads that each send batches to the same engine as fast as it answers; one
+            stream is this thread.
+        seconds: How long to measure.
+        warmup: How long to run before.
+        batch_size: Images per batch.
 
     Raises:
-        Exception: Whatever ``call`` raised first in one of the threads.
+        Exception: Whatever ``call`` raised first in one of the streams.
     """
-    _in_threads(call, streams, warmup)
+    _in_streams(call, streams, warmup)
     start = time.perf_counter()
-    times = _in_threads(call, streams, seconds)
+    times = _in_streams(call, streams, seconds)
     return summarize(times, wall=time.perf_counter() - start, batch_size=batch_size)
 
 
@@ -201,7 +199,7 @@ def measure(
         found = selection.find(engine, list(islice(endless, batch_size)), watch=watch)
         with watch("postprocess"):
             for image in found:
-                selection.instances(image)
+                image.instances(crop=selection.crop, masks=selection.masks)
 
     for _ in range(warm_up):
         run(Stopwatch())
@@ -229,7 +227,9 @@ def _timed(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def _in_threads(call: Call, streams: int, seconds: float) -> list[float]:
+def _in_streams(call: Call, streams: int, seconds: float) -> list[float]:
+    if streams == 1:
+        return _repeat(call, seconds)
     stop = threading.Event()
     # The pool waits for its threads also on Ctrl-C (Thread.join, once interrupted, does not any
     # more): a process that ends while one of them is inside an engine is aborted.

@@ -29,6 +29,7 @@ FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
 """A file's path; whether it can be read is found where it is read: the message can say more."""
 FOLDER = click.Path(path_type=Path, file_okay=False, readable=False)
 _VERBOSE = "yolact.verbose"
+_HELP = {"help_option_names": ["-h", "--help"]}
 
 
 class Boundary(click.Command):
@@ -36,12 +37,12 @@ class Boundary(click.Command):
 
     The lines go to stderr, and the exit code is the error's (see :mod:`yolact.errors`). Any other
     exception is a bug and keeps its traceback. SIGTERM ends a command like Ctrl-C does, so that
-    unfinished files are removed. Every such command has ``--offline`` and ``--verbose``.
+    unfinished files are removed. Every such command has ``-h``, ``--offline`` and ``-v``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         """Add the options that every command has."""
-        super().__init__(*args, **kwargs)
+        super().__init__(context_settings=_HELP, **kwargs)
         taken = {name for parameter in self.params for name in parameter.opts}
         self.params += [one for one in _common_options() if not taken & set(one.opts)]
 

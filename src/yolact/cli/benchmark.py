@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from yolact.bench.options import BenchmarkOptions
+from yolact.bench import BenchmarkOptions
 from yolact.cli.base import FILE, Command, setup_logging
 from yolact.cli.inputs import local_path
 from yolact.cli.options import options, options_of, read
@@ -31,7 +31,6 @@ _FOR_LANGUAGE_MODELS = (
 
 @click.command(
     cls=Command,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sparseml.yolact.benchmark dense.onnx --vs pruned.onnx -t 30",
 )
 @options(
@@ -58,7 +57,8 @@ def benchmark(
 
     It is an .onnx or .pth file, or a zoo: stub.
     """
-    from yolact.bench.benchmark import benchmark_files
+    from yolact.bench.benchmark import BenchmarkResult, benchmark_pair
+    from yolact.bench.benchmark import benchmark as run
     from yolact.files import require_writable_file, write_text
 
     setup_logging()
@@ -71,7 +71,10 @@ def benchmark(
     if not quiet:
         paths = " and ".join(str(path) for path in (model_path, vs) if path)
         click.echo(f"Measuring {paths} on {chosen.cores} cores ...", err=True)
-    result = benchmark_files(model_path, vs, chosen)
+    if vs is None:
+        result = BenchmarkResult(reports=(run(model_path, chosen),))
+    else:
+        result = benchmark_pair(model_path, vs, chosen)
     for report in result.reports:
         click.echo("\n".join(report_lines(report)))
     if result.comparison is not None:

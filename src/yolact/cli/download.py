@@ -24,7 +24,6 @@ _LISTED = 20
 
 @click.command(
     cls=Command,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sparseml.yolact.download --dataset shapes --train_size 2000",
 )
 @options(*options_of(DownloadOptions))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sparseml.yolact.export_onnx --checkpoint weights/model.pth"
     " writes weights/model.onnx.",
 )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import click
+from typing import NamedTuple
 
 from yolact.download.options import COCO_FOLDER, SHAPES_FOLDER
 from yolact.download.stubs import Kind, is_stub
@@ -36,13 +34,6 @@ LAYOUTS = {
     "shapes": Layout(SHAPES_FOLDER, "instances_val.json", "instances_train.json"),
 }
 """Data sets that ``--dataset`` knows by name."""
-
-
-def option(name: str, *, default: bool, help: str) -> Any:
-    """An option that takes True or False as a word after it, as upstream spells its switches."""
-    return click.option(
-        name, type=click.BOOL, is_flag=False, default=default, show_default=True, help=help
-    )
 
 
 def local_path(path: Path, *kinds: Kind) -> Path:

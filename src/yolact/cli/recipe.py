@@ -26,7 +26,6 @@ class RecipeGroup(Boundary, click.Group):
 
 @click.group(
     cls=RecipeGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sparseml.yolact.recipe check yolact.pruned",
 )
 def recipe() -> None:
@@ -35,7 +34,6 @@ def recipe() -> None:
 
 @recipe.command(
     cls=Command,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sparseml.yolact.recipe check yolact.pruned_quant --plot schedule.png",
 )
 @options(

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from yolact.cli.base import Command, setup_logging
-from yolact.cli.inputs import LAYOUTS, USUAL, model_path, option, recipe_source
+from yolact.cli.inputs import LAYOUTS, USUAL, model_path, recipe_source
 from yolact.cli.options import changes, options, options_of, read
 from yolact.config import AugmentConfig, ModelConfig, OptimConfig, YolactConfig, named_config
 from yolact.errors import INTERRUPTED, ConfigError, TargetMissedError
@@ -25,7 +25,6 @@ from yolact.training.settings import (
 
 @click.command(
     cls=Command,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sparseml.yolact.train --resume weights/model.pth --recipe yolact.pruned",
 )
 @options(
@@ -73,7 +72,14 @@ from yolact.training.settings import (
         OptimConfig, "momentum", "weight_decay", "gamma", "max_grad_norm", otherwise="config's"
     ),
     *options_of(TrainSettings, "autoscale", "half", "device"),
-    option("--cuda", default=True, help="Use a GPU if there is one."),
+    click.option(
+        "--cuda",
+        type=bool,
+        is_flag=False,
+        default=True,
+        show_default=True,
+        help="Use a GPU if there is one.",
+    ),
     *options_of(TrainSettings, "batch_alloc", "seed"),
     *options_of(DataSettings, "num_workers"),
     *options_of(SaveSettings),

@@ -14,7 +14,8 @@ import click
 from yolact import __version__
 from yolact.cli.base import Command, setup_logging
 from yolact.cli.inputs import split_pair
-from yolact.cli.validation_options import Options, with_options
+from yolact.cli.options import options, options_of, read
+from yolact.cli.validation_options import Options
 from yolact.errors import ConfigError, TargetMissedError
 
 if TYPE_CHECKING:
@@ -24,39 +25,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_EVALUATION = "an evaluation"
+_DRAWING = ("--image", "--images", "--video", "--display")
 _USED_BY = {
-    "warm_up_iterations": "--benchmark",
-    "num_iterations": "--benchmark",
-    "video_multiframe": "--video",
-    "display_fps": "--video",
-    "emulate_playback": "--video",
-    "mask_proto_debug": "--image, --images or --display",
-    "display_lincomb": "--image, --images or --display",
-    "display_masks": "--image, --images, --video or --display",
-    "display_bboxes": "--image, --images, --video or --display",
-    "display_text": "--image, --images, --video or --display",
-    "display_scores": "--image, --images, --video or --display",
-    "min_map": "an evaluation",
-    "per_class": "an evaluation",
-    "resume": "an evaluation",
-    "output_coco_json": "an evaluation",
-    "output_web_json": "an evaluation",
-    "json": "an evaluation or --benchmark",
+    **dict.fromkeys(("warm_up_iterations", "num_iterations"), ("--benchmark",)),
+    **dict.fromkeys(("video_multiframe", "display_fps", "emulate_playback"), ("--video",)),
+    **dict.fromkeys(("mask_proto_debug", "display_lincomb"), ("--image", "--images", "--display")),
+    **dict.fromkeys(("display_masks", "display_bboxes"), _DRAWING),
+    **dict.fromkeys(("display_text", "display_scores"), _DRAWING),
+    **dict.fromkeys(("min_map", "per_class", "resume"), (_EVALUATION,)),
+    **dict.fromkeys(("output_coco_json", "output_web_json"), (_EVALUATION,)),
+    "json": (_EVALUATION, "--benchmark"),
 }
-"""Options that only some modes read -> those modes, for the message to who uses them elsewhere."""
-_DRAWING = {
-    *("mask_proto_debug", "display_lincomb"),
-    *("display_masks", "display_bboxes", "display_text", "display_scores"),
-}
-_VIDEO = {"video_multiframe", "display_fps", "emulate_playback"}
-_READS = {
-    "image": _DRAWING,
-    "images": _DRAWING,
-    "video": (_DRAWING | _VIDEO) - {"mask_proto_debug", "display_lincomb"},
-    "display": _DRAWING,
-    "benchmark": {"warm_up_iterations", "num_iterations", "json"},
-    "evaluation": {name for name, mode in _USED_BY.items() if mode.startswith("an evaluation")},
-}
+"""Options that only some modes read -> those modes."""
 
 _SCHEMA = 1
 _KEPT_IN_MEMORY = 64
@@ -65,11 +46,10 @@ _KEPT_IN_MEMORY = 64
 
 @click.command(
     cls=Command,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sparseml.yolact.validation --trained_model weights/yolact_darknet53_54.pth "
     "prints box and mask AP at IoU .50 to .95 and COCO's twelve numbers.",
 )
-@with_options
+@options(*options_of(Options))
 @click.pass_context
 def validation(ctx: click.Context, /, **values: Any) -> None:
     """Measure box and mask AP of a model, or run it on images and videos.
@@ -82,43 +62,39 @@ def validation(ctx: click.Context, /, **values: Any) -> None:
         for name in values
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
-    options = Options(given=frozenset(given), **values)
-    mode = _mode(options)
+    wanted = read(Options, values, given=frozenset(given))
+    mode, run = _mode(wanted)
     defaults = {parameter.name: parameter.default for parameter in ctx.command.params}
     _refuse_unused(mode, {name for name in given if values[name] != defaults[name]})
-    options.check()
-    run = {
-        "image": _annotate_image,
-        "images": _annotate_folder,
-        "video": _annotate_video,
-        "display": _display,
-        "benchmark": _benchmark,
-        "evaluation": _evaluate,
-    }
-    run[mode](options)
+    wanted.check()
+    run(wanted)
 
 
-def _mode(options: Options) -> str:
-    asked = {
-        "image": options.image is not None,
-        "images": options.images is not None,
-        "video": options.video is not None,
-        "display": options.display,
-        "benchmark": options.benchmark,
+def _mode(options: Options) -> tuple[str, Callable[[Options], None]]:
+    """What was asked for, in words, and what does it."""
+    modes = {
+        "--image": (options.image is not None, _annotate_image),
+        "--images": (options.images is not None, _annotate_folder),
+        "--video": (options.video is not None, _annotate_video),
+        "--display": (options.display, _display),
+        "--benchmark": (options.benchmark, _benchmark),
     }
-    modes = [name for name, chosen in asked.items() if chosen]
-    if len(modes) > 1:
-        named = " and ".join(f"--{name}" for name in modes)
+    chosen = [(name, run) for name, (asked, run) in modes.items() if asked]
+    if len(chosen) > 1:
+        named = " and ".join(name for name, _ in chosen)
         raise ConfigError(f"{named} exclude each other", hint="give one of them")
-    return modes[0] if modes else "evaluation"
+    return chosen[0] if chosen else (_EVALUATION, _evaluate)
 
 
 def _refuse_unused(mode: str, given: set[str]) -> None:
-    for name in sorted(given & _USED_BY.keys() - _READS[mode]):
-        here = "in an evaluation" if mode == "evaluation" else f"with --{mode}"
-        raise ConfigError(
-            f"--{name} has no effect {here}", hint=f"it belongs to {_USED_BY[name]}; leave it out"
-        )
+    for name in sorted(given & _USED_BY.keys()):
+        *others, last = _USED_BY[name]
+        if mode not in _USED_BY[name]:
+            here = f"in {mode}" if mode == _EVALUATION else f"with {mode}"
+            owners = f"{', '.join(others)} or {last}" if others else last
+            raise ConfigError(
+                f"--{name} has no effect {here}", hint=f"it belongs to {owners}; leave it out"
+            )
 
 
 def _evaluate(options: Options) -> None:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import click
-
-from yolact.cli.base import FILE, FOLDER
-from yolact.cli.inputs import (
-    ENGINE_NAMES,
-    DataPaths,
-    engine_name,
-    model_path,
-    option,
-    validation_paths,
-)
+from yolact.cli.inputs import ENGINE_NAMES, DataPaths, engine_name, model_path, validation_paths
 from yolact.config import YolactConfig, named_config
 from yolact.errors import ConfigError
 from yolact.model_files import model_kinds
+from yolact.setting import setting
 
 if TYPE_CHECKING:
     from yolact.data.coco import CocoInstances
@@ -31,245 +21,142 @@ if TYPE_CHECKING:
     from yolact.predict.media import Annotator
     from yolact.predict.pipeline import Selection
 
-DECLARED = [
-    click.option(
-        "--trained_model",
-        default="latest",
-        show_default=True,
-        help="A .pth or .onnx file, a zoo: stub, or latest or interrupt for a checkpoint in "
-        "--save_folder.",
-    ),
-    click.option(
-        "--save_folder",
-        type=FOLDER,
-        default="weights/",
-        show_default=True,
-        help="Where latest and interrupt are looked for.",
-    ),
-    click.option(
-        "--config",
-        default="yolact_darknet53_config",
-        show_default=True,
-        help="Configuration of a checkpoint that carries none, and of its name.",
-    ),
-    click.option(
-        "--engine",
-        type=click.Choice(ENGINE_NAMES),
-        help="What runs the model.  [default: by the file's ending]",
-    ),
-    option("--cuda", default=True, help="Use a GPU if there is one."),
-    click.option("--device", help="auto, cpu, cuda or cuda:N; overrides --cuda."),
-    click.option("--num_cores", type=int, help="Threads to use.  [default: all]"),
-    click.option(
-        "--batch_size",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Images per call of the model.",
-    ),
-    click.option(
-        "--validation_info",
-        type=FILE,
-        help="COCO annotation file.  [default: data/coco/annotations/instances_val2017.json]",
-    ),
-    click.option(
-        "--validation_images", type=FOLDER, help="Its images.  [default: data/coco/images]"
-    ),
-    click.option(
-        "--dataset", help="A folder with annotations/ and images/, or a name like coco2017_dataset."
-    ),
-    click.option(
-        "--max_images", default=-1, show_default=True, help="At most so many images; -1 takes all."
-    ),
-    click.option(
-        "--no_sort",
-        is_flag=True,
-        help="Take the first images by id, not a fixed unbiased choice (by a hash of the id).",
-    ),
-    click.option("--shuffle", is_flag=True, help="Take images in random order."),
-    click.option("--seed", type=int, help="Makes --shuffle repeatable."),
-    option("--fast_nms", default=True, help="YOLACT's one-pass suppression; False is greedy."),
-    option(
-        "--cross_class_nms", default=False, help="Let boxes of all classes suppress each other."
-    ),
-    click.option(
-        "--score_threshold",
-        type=click.FloatRange(0, 1),
-        default=0,
-        show_default=True,
-        help="Only detections with a higher score.",
-    ),
-    click.option(
-        "--top_k",
-        type=click.IntRange(1),
-        default=5,
-        show_default=True,
-        help="Draw at most so many detections; an evaluation keeps all unless this is given.",
-    ),
-    click.option(
-        "--no_crop",
-        "crop",
-        is_flag=True,
-        flag_value=False,
-        default=True,
-        help="Do not cut masks at their boxes.",
-    ),
-    click.option("--detect", "boxes_only", is_flag=True, help="Boxes only, no masks."),
-    click.option("--no_bar", is_flag=True, help="Show no progress bar."),
-    click.option(
-        "--ap_data_file",
-        type=FILE,
-        default="results/ap_data.pkl",
-        show_default=True,
-        help="Where detections are kept for --resume: as JSON, with .json for an ending.",
-    ),
-    click.option(
-        "--resume", is_flag=True, help="Run no model; measure the detections in --ap_data_file."
-    ),
-    click.option("--output_coco_json", is_flag=True, help="Also write COCO result files."),
-    click.option(
-        "--bbox_det_file",
-        type=FILE,
-        default="results/bbox_detections.json",
-        show_default=True,
-        help="Boxes of --output_coco_json.",
-    ),
-    click.option(
-        "--mask_det_file",
-        type=FILE,
-        default="results/mask_detections.json",
-        show_default=True,
-        help="Masks of --output_coco_json.",
-    ),
-    click.option(
-        "--output_web_json", is_flag=True, help="Also write a file for upstream's web viewer."
-    ),
-    click.option(
-        "--web_det_path",
-        type=FOLDER,
-        default="web/dets/",
-        show_default=True,
-        help="Folder of --output_web_json.",
-    ),
-    click.option("--per_class", is_flag=True, help="Also print the AP of each class."),
-    click.option("--json", type=FILE, help="Also write all that is measured to this JSON file."),
-    click.option(
-        "--min_map",
-        type=float,
-        help="End with exit code 9 if mask AP (all, in percent) is lower; box AP with --detect.",
-    ),
-    click.option("--benchmark", is_flag=True, help="Measure speed instead of AP."),
-    click.option(
-        "--warm_up_iterations",
-        type=click.IntRange(0),
-        default=10,
-        show_default=True,
-        help="Batches of --benchmark that do not count.",
-    ),
-    click.option(
-        "--num_iterations",
-        type=click.IntRange(0),
-        default=0,
-        show_default=True,
-        help="Batches of --benchmark; 0 goes through the images once.",
-    ),
-    click.option("--image", metavar="IN[:OUT]", help="Annotate an image; show it without an OUT."),
-    click.option("--images", metavar="IN:OUT", help="Annotate a folder of images into another."),
-    click.option(
-        "--video",
-        metavar="IN[:OUT]",
-        help="Annotate a video (or a camera's number); show or write it.",
-    ),
-    click.option("--display", is_flag=True, help="Show annotated images of the data set."),
-    option("--display_masks", default=True, help="Draw masks."),
-    option("--display_bboxes", default=True, help="Draw boxes."),
-    option("--display_text", default=True, help="Draw class names."),
-    option("--display_scores", default=True, help="Draw scores beside the names."),
-    option(
-        "--display_lincomb",
-        default=False,
-        help="Also write a picture of how the best mask is combined from prototypes.",
-    ),
-    click.option(
-        "--mask_proto_debug", is_flag=True, help="Also write a picture and an .npy of prototypes."
-    ),
-    click.option("--display_fps", is_flag=True, help="Write the speed on the frames of a video."),
-    click.option(
-        "--emulate_playback",
-        is_flag=True,
-        help="Let a written video drop the frames that real time would have dropped.",
-    ),
-    click.option(
-        "--video_multiframe",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Frames of a video per call of the model.",
-    ),
-]
-
-
-def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a function the command's options."""
-    for decorate in reversed(DECLARED):
-        command = decorate(command)
-    return command
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The values of all options by their names, and what they come to."""
+    """The values of all options, in the order of the help, and what they come to."""
 
     given: frozenset[str]
-    """Names of those on the command line."""
-    trained_model: str
-    save_folder: Path
-    config: str
-    engine: str | None
-    cuda: bool
-    device: str | None
-    num_cores: int | None
-    batch_size: int
-    validation_info: Path | None
-    validation_images: Path | None
-    dataset: str | None
-    max_images: int
-    no_sort: bool
-    shuffle: bool
-    seed: int | None
-    fast_nms: bool
-    cross_class_nms: bool
-    score_threshold: float
-    top_k: int
-    crop: bool
-    boxes_only: bool
-    no_bar: bool
-    ap_data_file: Path
-    resume: bool
-    output_coco_json: bool
-    bbox_det_file: Path
-    mask_det_file: Path
-    output_web_json: bool
-    web_det_path: Path
-    per_class: bool
-    json: Path | None
-    min_map: float | None
-    benchmark: bool
-    warm_up_iterations: int
-    num_iterations: int
-    image: str | None
-    images: str | None
-    video: str | None
-    display: bool
-    display_masks: bool
-    display_bboxes: bool
-    display_text: bool
-    display_scores: bool
-    display_lincomb: bool
-    mask_proto_debug: bool
-    display_fps: bool
-    emulate_playback: bool
-    video_multiframe: int
+    """Names of the parameters on the command line."""
+    trained_model: str = setting(
+        default="latest",
+        help="A .pth or .onnx file, a zoo: stub, or latest or interrupt for a checkpoint in "
+        "--save_folder.",
+    )
+    save_folder: Path = setting(
+        default=Path("weights"),
+        path="folder",
+        shown="weights/",
+        help="Where latest and interrupt are looked for.",
+    )
+    config: str = setting(
+        default="yolact_darknet53_config",
+        help="Configuration of a checkpoint that carries none, and of its name.",
+    )
+    engine: str | None = setting(
+        default=None,
+        choices=ENGINE_NAMES,
+        help="What runs the model.  [default: by the file's ending]",
+    )
+    cuda: bool = setting(default=True, spoken=True, help="Use a GPU if there is one.")
+    device: str | None = setting(default=None, help="auto, cpu, cuda or cuda:N; overrides --cuda.")
+    num_cores: int | None = setting(default=None, help="Threads to use.  [default: all]")
+    batch_size: int = setting(default=1, at_least=1, help="Images per call of the model.")
+    validation_info: Path | None = setting(
+        default=None,
+        help="COCO annotation file.  [default: data/coco/annotations/instances_val2017.json]",
+    )
+    validation_images: Path | None = setting(
+        default=None, path="folder", help="Its images.  [default: data/coco/images]"
+    )
+    dataset: str | None = setting(
+        default=None,
+        help="A folder with annotations/ and images/, or a name like coco2017_dataset.",
+    )
+    max_images: int = setting(default=-1, help="At most so many images; -1 takes all.")
+    no_sort: bool = setting(
+        default=False,
+        help="Take the first images by id, not a fixed unbiased choice (by a hash of the id).",
+    )
+    shuffle: bool = setting(default=False, help="Take images in random order.")
+    seed: int | None = setting(default=None, help="Makes --shuffle repeatable.")
+    fast_nms: bool = setting(
+        default=True, spoken=True, help="YOLACT's one-pass suppression; False is greedy."
+    )
+    cross_class_nms: bool = setting(
+        default=False, spoken=True, help="Let boxes of all classes suppress each other."
+    )
+    score_threshold: float = setting(
+        default=0, at_least=0, at_most=1, help="Only detections with a higher score."
+    )
+    top_k: int = setting(
+        default=5,
+        at_least=1,
+        help="Draw at most so many detections; an evaluation keeps all unless this is given.",
+    )
+    crop: bool = setting("--no_crop", default=True, help="Do not cut masks at their boxes.")
+    boxes_only: bool = setting("--detect", default=False, help="Boxes only, no masks.")
+    no_bar: bool = setting(default=False, help="Show no progress bar.")
+    ap_data_file: Path = setting(
+        default=Path("results/ap_data.pkl"),
+        help="Where detections are kept for --resume: as JSON, with .json for an ending.",
+    )
+    resume: bool = setting(
+        default=False, help="Run no model; measure the detections in --ap_data_file."
+    )
+    output_coco_json: bool = setting(default=False, help="Also write COCO result files.")
+    bbox_det_file: Path = setting(
+        default=Path("results/bbox_detections.json"), help="Boxes of --output_coco_json."
+    )
+    mask_det_file: Path = setting(
+        default=Path("results/mask_detections.json"), help="Masks of --output_coco_json."
+    )
+    output_web_json: bool = setting(
+        default=False, help="Also write a file for upstream's web viewer."
+    )
+    web_det_path: Path = setting(
+        default=Path("web/dets"),
+        path="folder",
+        shown="web/dets/",
+        help="Folder of --output_web_json.",
+    )
+    per_class: bool = setting(default=False, help="Also print the AP of each class.")
+    json: Path | None = setting(
+        default=None, help="Also write all that is measured to this JSON file."
+    )
+    min_map: float | None = setting(
+        default=None,
+        help="End with exit code 9 if mask AP (all, in percent) is lower; box AP with --detect.",
+    )
+    benchmark: bool = setting(default=False, help="Measure speed instead of AP.")
+    warm_up_iterations: int = setting(
+        default=10, at_least=0, help="Batches of --benchmark that do not count."
+    )
+    num_iterations: int = setting(
+        default=0, at_least=0, help="Batches of --benchmark; 0 goes through the images once."
+    )
+    image: str | None = setting(
+        default=None, metavar="IN[:OUT]", help="Annotate an image; show it without an OUT."
+    )
+    images: str | None = setting(
+        default=None, metavar="IN:OUT", help="Annotate a folder of images into another."
+    )
+    video: str | None = setting(
+        default=None,
+        metavar="IN[:OUT]",
+        help="Annotate a video (or a camera's number); show or write it.",
+    )
+    display: bool = setting(default=False, help="Show annotated images of the data set.")
+    display_masks: bool = setting(default=True, spoken=True, help="Draw masks.")
+    display_bboxes: bool = setting(default=True, spoken=True, help="Draw boxes.")
+    display_text: bool = setting(default=True, spoken=True, help="Draw class names.")
+    display_scores: bool = setting(default=True, spoken=True, help="Draw scores beside the names.")
+    display_lincomb: bool = setting(
+        default=False,
+        spoken=True,
+        help="Also write a picture of how the best mask is combined from prototypes.",
+    )
+    mask_proto_debug: bool = setting(
+        default=False, help="Also write a picture and an .npy of prototypes."
+    )
+    display_fps: bool = setting(default=False, help="Write the speed on the frames of a video.")
+    emulate_playback: bool = setting(
+        default=False,
+        help="Let a written video drop the frames that real time would have dropped.",
+    )
+    video_multiframe: int = setting(
+        default=1, at_least=1, help="Frames of a video per call of the model."
+    )
 
     @cached_property
     def configuration(self) -> YolactConfig:

@@ -83,7 +83,7 @@ _MASKS = """
     shown = And (inside, real_planes)
     masks = Where (shown, soft, {zero})
 """
-"""[batch, K, h, w] probabilities, as :func:`yolact.predict.postprocess.low_masks` cuts them."""
+"""[batch, K, h, w] probabilities, as :func:`yolact.predict.detect.low_masks` cuts them."""
 
 
 def detect_inside(model: onnx.ModelProto, config: DetectConfig) -> None:

@@ -30,8 +30,7 @@ from yolact.exporter.verify import (
     require_parity,
 )
 from yolact.files import atomic_path
-from yolact.predict.detect import detect
-from yolact.predict.postprocess import low_masks
+from yolact.predict.detect import detect, low_masks
 from yolact.types import RawOutputs
 
 HALF_SQNR = 40.0

@@ -84,7 +84,7 @@ def draw_instances(
     canvas = image.copy()
     scale = _Scale.of(image)
     labels = instances.labels.tolist()
-    boxes: list[Rect] = [_rect(box) for box in instances.boxes.tolist()]
+    boxes: list[Rect] = [(x1, y1, x2, y2) for x1, y1, x2, y2 in instances.boxes.tolist()]
     worst_first = range(len(labels) - 1, -1, -1)
     if style.masks:
         masks = instances.masks.cpu().numpy().view(np.uint8)
@@ -123,18 +123,17 @@ def prototype_sheet(proto: Tensor, *, columns: int = 8) -> RgbImage:
     return _sheet(tiles, columns)
 
 
-def lincomb_sheet(proto: Tensor, detections: Detections, index: int = 0) -> RgbImage:
-    """How the mask of one detection is put together (YOLACT, fig. 2).
+def lincomb_sheet(proto: Tensor, detections: Detections) -> RgbImage:
+    """How the mask of the best detection is put together (YOLACT, fig. 2).
 
     The prototypes times their coefficients, most influential first: green adds to the mask, red
     takes away. The last tile is the mask itself, before it is cut at its box.
 
     Args:
         proto: [h, w, k].
-        detections: Of the same image.
-        index: Which of them.
+        detections: Of the same image, best first.
     """
-    terms = (proto.float() * detections.coefficients[index]).cpu().permute(2, 0, 1)  # [k, h, w]
+    terms = (proto.float() * detections.coefficients[0]).cpu().permute(2, 0, 1)  # [k, h, w]
     strength = terms.abs().amax((1, 2))
     largest = strength.max().clamp(min=1e-6)
     order = strength.argsort(descending=True).tolist()
@@ -173,11 +172,6 @@ def _no_picture(path: Path) -> StorageError:
     return StorageError(
         f"cannot write an image as {path.name}", hint="use a name that ends in .png or .jpg"
     )
-
-
-def _rect(box: Sequence[int]) -> Rect:
-    x1, y1, x2, y2 = box
-    return x1, y1, x2, y2
 
 
 def _draw_mask(

@@ -18,7 +18,7 @@ from yolact.data.sources import ImageOrder
 from yolact.engines.base import Engine
 from yolact.errors import CheckpointError, ConfigError
 from yolact.files import require_writable_file
-from yolact.predict.pipeline import Selection, Stopwatch
+from yolact.predict.pipeline import Selection, Stopwatch, groups
 from yolact.predict.results import (
     UNDEFINED,
     AveragePrecision,
@@ -251,7 +251,7 @@ def collect(
         batch_size: Images per call; an engine of a fixed batch size keeps its own.
         image_ids: Which images, in this order; None means all.
         progress: Show a bar on a terminal.
-        watch: Gets the stages of :func:`yolact.predict.pipeline.find` and ``encode``.
+        watch: Gets the stages of :meth:`Selection.find` and ``encode``.
 
     Raises:
         CheckpointError: The data set has classes that the model does not know.
@@ -310,21 +310,18 @@ def _batches(
     unknown = [image_id for image_id in image_ids if image_id not in index_of]
     if unknown:
         raise ConfigError(f"no image {unknown[0]} in the data set", hint="check the image ids")
-    groups = [
-        list(image_ids[start : start + batch_size])
-        for start in range(0, len(image_ids), batch_size)
-    ]
 
-    def read(group: list[int]) -> list[RgbImage]:
-        return [dataset.image(index_of[image_id]) for image_id in group]
+    def read(batch: list[int]) -> list[RgbImage]:
+        return [dataset.image(index_of[image_id]) for image_id in batch]
 
+    batches = list(groups(image_ids, batch_size))
     with ThreadPoolExecutor(max_workers=1) as reader:
-        coming = [reader.submit(read, group) for group in groups[:1]]
-        for group, following in zip(groups, [*groups[1:], None], strict=True):
+        coming = [reader.submit(read, batch) for batch in batches[:1]]
+        for batch, following in zip(batches, [*batches[1:], None], strict=True):
             images = coming.pop().result()
             if following is not None:
                 coming.append(reader.submit(read, following))
-            yield group, images
+            yield batch, images
 
 
 def _cell(percent: float) -> str:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -36,13 +36,14 @@ from yolact.predict.draw import (
     prototype_sheet,
     write_image,
 )
-from yolact.predict.pipeline import Found, Selection
+from yolact.predict.pipeline import Found, Selection, groups
 
 SCRATCH = Path("results")
 """Where pictures of prototypes go when the annotated image itself is only shown."""
-
-
-_T = TypeVar("_T")
+_ROOM = 1 << 16
+"""Bytes; a disk with less is full, as far as videos are concerned."""
+_QUIT = (ord("q"), 27)
+_TITLE = "yolact"
 
 
 class Annotated(NamedTuple):
@@ -312,21 +313,6 @@ def _writer(out: Path | None, fps: float) -> Iterator[Callable[[RgbImage], None]
 def _require_room(out: Path) -> None:
     if shutil.disk_usage(out.parent).free < _ROOM:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-_ROOM = 1 << 16
-"""Bytes; a disk with less is full, as far as videos are concerned."""
-
-
-def groups(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    """The items in lists of ``size``, the last one of what is left."""
-    rest = iter(items)
-    while group := list(islice(rest, size)):
-        yield group
-
-
-_QUIT = (ord("q"), 27)
-_TITLE = "yolact"
 
 
 def has_display() -> bool:

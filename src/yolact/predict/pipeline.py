@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from yolact.data.images import RgbImage
 from yolact.data.transforms import preprocess
 from yolact.engines.base import DetectingEngine, Engine
 from yolact.errors import ConfigError
-from yolact.predict.detect import detect
-from yolact.predict.postprocess import above, first, pixel_boxes, to_instances
+from yolact.predict.detect import above, detect, first, pixel_boxes, to_instances
 from yolact.types import Detections, Instances
+
+_T = TypeVar("_T")
 
 
 class Found(NamedTuple):
@@ -80,13 +82,36 @@ class Selection:
         *,
         watch: Stopwatch | None = None,
     ) -> list[Found]:
-        """The objects of one batch that count; see :func:`find`."""
-        found = find(engine, images, self.detect, watch=watch)
-        return [image._replace(detections=self._best(image.detections)) for image in found]
+        """Run the network on images of any size and find those of their objects that count.
 
-    def instances(self, found: Found) -> Instances:
-        """The objects of an image at its own resolution; all masks are empty without masks."""
-        return found.instances(crop=self.crop, masks=self.masks)
+        An engine of a fixed batch size gets a batch filled up with copies of the last image.
+
+        Args:
+            engine: A loaded model; one that detects inside its graph has its own thresholds.
+            images: One batch, each [height, width, 3] uint8 RGB.
+            watch: Gets the stages ``preprocess``, ``network`` and ``detect``.
+
+        Raises:
+            ConfigError: More images than the engine's batch size.
+        """
+        watch = watch or Stopwatch()
+        with watch("preprocess"):
+            inputs = torch.stack([preprocess(image, engine.image_size) for image in images])
+            if engine.batch_size is not None and len(inputs) < engine.batch_size:
+                filler = inputs[-1:].expand(engine.batch_size - len(inputs), -1, -1, -1)
+                inputs = torch.cat([inputs, filler])
+        if isinstance(engine, DetectingEngine):
+            with watch("network"):
+                pairs = engine.detect(inputs)
+        else:
+            with watch("network"):
+                outputs = engine(inputs)
+            with watch("detect"):
+                pairs = list(zip(detect(outputs, self.detect), outputs.proto, strict=True))
+        return [
+            Found(self._best(detections), proto, (image.shape[0], image.shape[1]))
+            for (detections, proto), image in zip(pairs, images, strict=False)
+        ]
 
     def _best(self, detections: Detections) -> Detections:
         kept = above(detections, self.score_threshold)
@@ -113,41 +138,8 @@ class Stopwatch:
         self.seconds[stage].append(time.perf_counter() - start)
 
 
-def find(
-    engine: Engine | DetectingEngine,
-    images: Sequence[RgbImage],
-    config: DetectConfig,
-    *,
-    watch: Stopwatch | None = None,
-) -> list[Found]:
-    """Run the network on images of any size and find their objects.
-
-    An engine of a fixed batch size gets a batch filled up with copies of the last image.
-
-    Args:
-        engine: A loaded model.
-        images: One batch, each [height, width, 3] uint8 RGB.
-        config: Thresholds and suppression; one that detects inside its graph has its own.
-        watch: Gets the stages ``preprocess``, ``network`` and ``detect``.
-
-    Raises:
-        ConfigError: More images than the engine's batch size.
-    """
-    watch = watch or Stopwatch()
-    with watch("preprocess"):
-        inputs = torch.stack([preprocess(image, engine.image_size) for image in images])
-        if engine.batch_size is not None and len(inputs) < engine.batch_size:
-            filler = inputs[-1:].expand(engine.batch_size - len(inputs), -1, -1, -1)
-            inputs = torch.cat([inputs, filler])
-    if isinstance(engine, DetectingEngine):
-        with watch("network"):
-            pairs = engine.detect(inputs)
-    else:
-        with watch("network"):
-            outputs = engine(inputs)
-        with watch("detect"):
-            pairs = list(zip(detect(outputs, config), outputs.proto, strict=True))
-    return [
-        Found(detections, proto, (image.shape[0], image.shape[1]))
-        for (detections, proto), image in zip(pairs, images, strict=False)
-    ]
+def groups(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """The items in lists of ``size``, the last one of what is left."""
+    rest = iter(items)
+    while group := list(islice(rest, size)):
+        yield group

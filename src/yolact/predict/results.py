@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,8 @@ from torch import Tensor
 from yolact.data.labels import Classes
 from yolact.errors import DataError
 from yolact.files import write_text
+from yolact.predict.detect import mask_chunks, pixel_boxes
 from yolact.predict.pipeline import Found
-from yolact.predict.postprocess import mask_chunks, pixel_boxes
 from yolact.types import Detections
 
 Entry = dict[str, Any]
@@ -167,34 +167,23 @@ class DetectionFile:
         self.results.add(number, found.detections, found.proto, found.size, self.classes.ids)
 
     def save(self, path: Path) -> None:
-        """Write what :func:`annotation_file` makes of it.
+        """Write images, categories, and annotations with box, mask, area and score.
 
         Raises:
             StorageError: The file cannot be written.
         """
-        write_json(path, annotation_file(self.images, self.results, self.classes))
-
-
-def annotation_file(
-    images: Iterable[Mapping[str, Any]], results: CocoResults, classes: Classes
-) -> dict[str, Any]:
-    """A COCO data set of detections: images, categories and annotations with box, mask, score.
-
-    Args:
-        images: COCO image records: id, file_name, width, height.
-        results: Detections of those images.
-        classes: Meaning of their category ids.
-    """
-    annotations = []
-    for number, (box, mask) in enumerate(zip(results.bbox, results.segm, strict=True), start=1):
-        area = int(rle.area(mask["segmentation"]))
-        found = {"id": number, **box, "segmentation": mask["segmentation"]}
-        annotations.append({**found, "area": area, "iscrowd": 0})
-    categories = [
-        {"id": category, "name": name}
-        for category, name in zip(classes.ids, classes.names, strict=True)
-    ]
-    return {"images": list(images), "categories": categories, "annotations": annotations}
+        annotations = []
+        pairs = zip(self.results.bbox, self.results.segm, strict=True)
+        for number, (box, mask) in enumerate(pairs, start=1):
+            area = int(rle.area(mask["segmentation"]))
+            found = {"id": number, **box, "segmentation": mask["segmentation"]}
+            annotations.append({**found, "area": area, "iscrowd": 0})
+        categories = [
+            {"id": category, "name": name}
+            for category, name in zip(self.classes.ids, self.classes.names, strict=True)
+        ]
+        content = {"images": self.images, "categories": categories, "annotations": annotations}
+        write_json(path, content)
 
 
 THRESHOLDS = tuple(range(50, 100, 5))
