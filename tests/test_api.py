@@ -69,6 +69,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "engine"),
     [
@@ -368,6 +369,7 @@ def test_a_plot_draws_what_is_asked_for(result: yolact.Result) -> None:
         result.plot("a.xyz")
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_used_without_sparseml(files: Path) -> None:
     code = (
         "import sys, yolact\n"

@@ -207,6 +207,7 @@ def test_recipes_that_do_not_fit_stop_a_run_before_it_begins(data: Path) -> None
     assert not list(Path().rglob("*.pth"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_nothing_that_was_there(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,7 @@ def quick(**changes: object) -> BenchmarkOptions:
     return BenchmarkOptions(seconds=0.05, warmup=0, **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_report_has_deepsparses_keys(onnx_file: Path) -> None:
     report = benchmark(onnx_file, quick(batch_size=2, num_cores=1)).to_dict()
     result = report.pop("benchmark_result")
@@ -176,6 +177,7 @@ def test_checkpoints_are_measured_through_torch(tmp_path: Path) -> None:
     assert (report.engine, report.batch_size) == ("torch", 1)
 
 
+@pytest.mark.slow
 def test_a_static_file_decides_the_batch_size(tmp_path: Path) -> None:
     path = tmp_path / "two.onnx"
     export(small_model(), CLASSES, path, ExportOptions(batch_size=2, static=True))
@@ -190,6 +192,7 @@ def test_another_image_size_is_refused(onnx_file: Path) -> None:
         benchmark(onnx_file, quick(input_shape=(1, 3, 550, 550)))
 
 
+@pytest.mark.slow
 def test_pairs_need_the_same_batch_size_and_one_stream(onnx_file: Path, tmp_path: Path) -> None:
     result = benchmark_pair(onnx_file, onnx_file, quick())
     (one, two), pair = result.reports, result.comparison

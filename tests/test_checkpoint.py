@@ -387,6 +387,7 @@ def test_a_failing_write_keeps_the_old_file(
     assert path.read_bytes() == before and names(tmp_path) == ["a.pth"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_named_and_the_old_file_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     save_checkpoint(path, full_checkpoint())

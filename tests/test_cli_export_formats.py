@@ -38,6 +38,7 @@ def export(*arguments: object) -> tuple[Result, Counter[str]]:
     return result, Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
+@pytest.mark.slow
 def test_images_let_the_last_layers_of_a_trained_model_stay_in_integers(
     checkpoint: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -54,6 +55,7 @@ def test_images_let_the_last_layers_of_a_trained_model_stay_in_integers(
     assert (fewer["Relu"], count["Relu"]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_the_format_for_openvino_has_no_pair_between_convolution_and_activation(
     checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -63,6 +65,7 @@ def test_the_format_for_openvino_has_no_pair_between_convolution_and_activation(
     assert plain["QuantizeLinear"] - count["QuantizeLinear"] == count["LeakyRelu"] == 22
 
 
+@pytest.mark.slow
 def test_the_format_for_deepsparse_has_integer_convolutions(
     checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +76,7 @@ def test_the_format_for_deepsparse_has_integer_convolutions(
     assert "put out floats" not in result.stdout
 
 
+@pytest.mark.slow
 def test_weights_are_rounded_anew_on_request(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     export("--checkpoint", checkpoint, "--name", path, "--per_channel", "--reduce_range")
@@ -80,6 +84,7 @@ def test_weights_are_rounded_anew_on_request(checkpoint: Path, tmp_path: Path) -
     assert props["quantization"] == "int8 qdq, --per_channel, --reduce_range"
 
 
+@pytest.mark.slow
 def test_blocks_are_packed_on_request(checkpoint: Path, tmp_path: Path) -> None:
     name = ("--checkpoint", checkpoint, "--name", tmp_path / "m.onnx")
     _, plain = export(*name)

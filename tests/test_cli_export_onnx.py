@@ -110,6 +110,7 @@ def test_options_reach_the_file(checkpoint: Path, tmp_path: Path) -> None:
         assert load_engine(file).classes == CLASSES
 
 
+@pytest.mark.slow
 def test_a_deployment_folder_is_written_beside_the_file(checkpoint: Path, tmp_path: Path) -> None:
     result = invoke("--checkpoint", checkpoint, "--save_dir", tmp_path / "out", "--deployment")
     assert result.exit_code == 0, result.output
@@ -158,6 +159,7 @@ def test_detection_inside_is_reported_output_by_output(checkpoint: Path) -> None
     assert (folder.parent / "result.png").is_file()
 
 
+@pytest.mark.slow
 def test_nothing_is_compressed_twice(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +179,7 @@ def test_dashes_and_underscores_are_one(checkpoint: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_a_quantized_checkpoint_becomes_int8(tmp_path: Path) -> None:
     checkpoint = save(quantized_model(), tmp_path / "q.pth", recipe=QUANTIZATION)
     result = invoke("--checkpoint", checkpoint)
@@ -187,6 +190,7 @@ def test_a_quantized_checkpoint_becomes_int8(tmp_path: Path) -> None:
     assert {p.key: p.value for p in graph.metadata_props}["recipe"] == QUANTIZATION
 
 
+@pytest.mark.slow
 def test_a_quantized_checkpoint_without_recipe_takes_the_one_given(tmp_path: Path) -> None:
     checkpoint = save(quantized_model(), tmp_path / "q.pth")
     result = invoke("--checkpoint", checkpoint)
@@ -210,6 +214,7 @@ pruning_modifiers:
 """
 
 
+@pytest.mark.slow
 def test_a_pruning_recipe_can_be_applied_in_one_shot(checkpoint: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(PRUNING)
@@ -237,6 +242,7 @@ def draw(folder: Path, letters: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_quantizing_in_one_shot_takes_images(checkpoint: Path, pictures: Path) -> None:
     result = invoke(
         *("--checkpoint", checkpoint, "-o", "yolact.one_shot_int8"),
@@ -255,6 +261,7 @@ def test_quantizing_in_one_shot_takes_images(checkpoint: Path, pictures: Path) -
     assert metadata.recipe is not None and "strategy: channel" in metadata.recipe
 
 
+@pytest.mark.slow
 def test_the_same_images_give_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
     files = []
     for index, letters in enumerate(("abc", "cab")):

@@ -91,6 +91,7 @@ def test_warnings_fail_only_when_asked_to() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_length_may_come_from_the_command_line() -> None:
     text = "\n".join(line for line in RECIPE.splitlines() if "EpochRange" not in line)
     assert "no EpochRangeModifier says how long the run is" in check(text, *SMALL).stdout

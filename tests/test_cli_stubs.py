@@ -47,6 +47,7 @@ def lines(result: Result) -> list[str]:
     return result.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_a_stub_is_exported_into_the_current_folder(home: Path, cached: Path) -> None:
     shutil.copytree(cached / "training", home / "zoo" / ROOT / "pruned90-none" / "training")
     result = run("export_onnx", "--checkpoint", f"{PRUNED}/")
@@ -55,6 +56,7 @@ def test_a_stub_is_exported_into_the_current_folder(home: Path, cached: Path) ->
     assert Path("pruned90-none.onnx").stat().st_size == (cached / "model.onnx").stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--recipe", "--one-shot"])
 def test_export_takes_the_stub_of_a_recipe(home: Path, cached: Path, option: str) -> None:
     shutil.copytree(cached, home / "zoo" / ROOT / "pruned90-none")
@@ -155,6 +157,7 @@ def test_download_refuses_at_once_offline(home: Path) -> None:
     assert "--offline forbids fetching it" in result.stderr
 
 
+@pytest.mark.slow
 def test_nothing_but_fetching_touches_the_network(
     home: Path, tiny_shapes: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

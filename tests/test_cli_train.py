@@ -166,6 +166,7 @@ def test_data_sets_have_their_usual_folders() -> None:
 # Beginning and going on
 
 
+@pytest.mark.slow
 def test_latest_and_paths_continue_exactly(tiny_shapes: Path) -> None:
     two_epochs(tiny_shapes)
     whole = Path("weights/tiny_1_6.pth").rename("whole.pth")
@@ -211,6 +212,7 @@ def test_an_interruption_without_saving_says_no_more(
     assert result.stderr.endswith("interrupted\n") and names(Path("weights")) == []
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_process_group_saves_and_the_run_goes_on_exactly(
     tiny_shapes: Path,
 ) -> None:
@@ -295,6 +297,7 @@ def test_random_weights_of_the_full_network_are_warned_of(
 # Recipes
 
 
+@pytest.mark.slow
 def test_a_recipe_is_followed_and_missing_it_exits_with_9(tiny_shapes: Path) -> None:
     result = call(tiny_shapes, "--recipe", RECIPE, "--validation_epoch", "-1")
     first, head, *_, summary, verdict, last = result.stdout.splitlines()
@@ -406,6 +409,7 @@ def test_losses_of_two_runs_with_one_seed_are_equal(tiny_shapes: Path) -> None:
     assert losses(Path("a")) == losses(Path("b"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolact_small.pruned", "yolact_small.pruned_quant"])
 def test_a_packaged_recipe_reaches_its_targets_on_the_small_network(
     tiny_shapes: Path, name: str

@@ -84,6 +84,7 @@ def assert_alike(expected: dict[str, Any], actual: Any) -> None:
         assert sqnr(torch.from_numpy(value), torch.from_numpy(actual[name])) > 15, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"static": True}, {"half": True}])
 def test_opencv_computes_the_float_network(
     exports: Callable[..., Path], options: dict[str, bool]
@@ -103,6 +104,7 @@ def test_opencv_computes_the_float_network(
     np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "tolerance"), [({}, 1e-4), ({"half": True}, 1e-4), ({"with_nms": True}, 1e-4)]
 )
@@ -118,6 +120,7 @@ def test_openvino_computes_every_float_file(
     assert_close(run_graph(path, images), outputs, tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["qdq", "openvino"])
 def test_openvino_computes_integers(exports: Callable[..., Path], layout: str) -> None:
     pytest.importorskip("openvino")

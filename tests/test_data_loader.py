@@ -88,6 +88,7 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(shapes: CocoInstances) -> None:
     alone = make_loader(shapes, 4, 0, seed=1)
     helped = make_loader(shapes, 4, 2, seed=1)

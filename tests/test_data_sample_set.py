@@ -42,6 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_files(folder: Path, tmp_path: Path) -> None:
     generate_shapes(tmp_path / "again", train=TRAIN, val=VAL, image_size=96)
     assert contents(tmp_path / "again") == contents(folder)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tomli
 
 import yolact
@@ -108,6 +109,7 @@ def test_every_package_that_is_declared_is_imported_by_src_or_has_a_reason() -> 
     assert unused == set(NOT_IMPORTED)
 
 
+@pytest.mark.slow
 def test_every_package_that_tests_and_scripts_import_is_declared() -> None:
     declared = import_names(REQUIRED | DEVELOPMENT)
     assert imported_below(TESTS, SCRIPTS) - declared == set()

@@ -270,6 +270,7 @@ def taught(
     return train(tiny_settings(data, out, recipe=recipe, distill_teacher=str(teacher), **changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 2}], ids=["plain", "accumulate"])
 def test_a_resumed_run_goes_on_bit_by_bit(
     changes: dict[str, Any], tiny_shapes: Path, tmp_path: Path, teacher: Path
@@ -286,6 +287,7 @@ def test_a_resumed_run_goes_on_bit_by_bit(
         assert differences(result.checkpoint, whole.checkpoint) == []
 
 
+@pytest.mark.slow
 def test_checkpoints_do_not_hold_the_teacher(
     tiny_shapes: Path, tmp_path: Path, teacher: Path
 ) -> None:
@@ -298,6 +300,7 @@ def test_checkpoints_do_not_hold_the_teacher(
     assert list(state.distillation) == ["0.maps.0.weight", "0.maps.1.weight"]
 
 
+@pytest.mark.slow
 def test_self_is_the_checkpoint_the_run_begins_with(
     tiny_shapes: Path, tmp_path: Path, teacher: Path
 ) -> None:
@@ -310,6 +313,7 @@ def test_self_is_the_checkpoint_the_run_begins_with(
     assert differences(ends[0], ends[1]) == []
 
 
+@pytest.mark.slow
 def test_a_quantized_network_can_teach(tiny_shapes: Path, tmp_path: Path, teacher: Path) -> None:
     quantized = taught(tiny_shapes, tmp_path / "first", teacher).checkpoint
     assert quantized is not None and load_checkpoint(quantized).quantized
@@ -329,6 +333,7 @@ def test_disable_trains_without(tiny_shapes: Path, tmp_path: Path) -> None:
     assert "KD" not in log_lines(tmp_path / "a", "train")[0]["data"]["loss"]
 
 
+@pytest.mark.slow
 def test_half_precision_works_until_quantization(
     tiny_shapes: Path, tmp_path: Path, teacher: Path
 ) -> None:

@@ -72,6 +72,7 @@ def finish(folder: Path, server: Loopback) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_fifty_kills_end_in_a_correct_tree(server: Loopback, tmp_path: Path) -> None:
     longest = 0.5 * finish(tmp_path / "unharmed", server)
     moments = random.Random(1)

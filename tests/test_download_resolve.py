@@ -365,6 +365,7 @@ def test_sparsezoos_client_is_asked_and_its_file_kept(
     assert len(service.queries) == 1
 
 
+@pytest.mark.slow
 def test_what_the_service_has_for_transfer_is_kept_apart(
     home: Path, server: Loopback, service: Any
 ) -> None:

@@ -45,6 +45,7 @@ def onnx_file(checkpoint: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_torch_and_onnxruntime_agree(checkpoint: Path, onnx_file: Path) -> None:
     engines: list[Engine] = [load_engine(checkpoint), load_engine(onnx_file)]
     assert [engine.name for engine in engines] == ["torch", "onnxruntime"]
@@ -86,6 +87,7 @@ def test_a_thread_limit_holds_during_the_call_only(checkpoint: Path, onnx_file: 
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 def test_compressed_files_run_as_they_are(kind: Compression, onnx_file: Path) -> None:
     packed = compress_file(onnx_file, kind)
@@ -193,6 +195,7 @@ def test_files_that_are_no_models_are_named(
     assert str(path) in str(caught.value) and caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_truncated_file_is_named(onnx_file: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.onnx"
     half.write_bytes(onnx_file.read_bytes()[:100_000])

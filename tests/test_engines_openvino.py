@@ -43,6 +43,7 @@ def quantized(folder: Path, layout: Layout) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_it_computes_what_pytorch_computes(dense: Path) -> None:
     engine = load_engine(dense, engine="openvino", num_cores=1)
     assert isinstance(engine, OpenVinoEngine)
@@ -71,6 +72,7 @@ def test_annotate_and_validation_run_it_too(
     assert lines[0] == lines[1] != ""
 
 
+@pytest.mark.slow
 def test_compressed_files_run_as_they_are(dense: Path) -> None:
     packed = OpenVinoEngine(compress_file(dense, "zst"), num_cores=1)
     images = noise(1, 0)
@@ -88,6 +90,7 @@ def test_threads_do_not_get_each_others_results(dense: Path) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["qdq", "openvino"])
 def test_all_convolutions_run_in_integers_in_openvino(layout: Layout, tmp_path: Path) -> None:
     path = quantized(tmp_path, layout)
@@ -102,6 +105,7 @@ def test_all_convolutions_run_in_integers_in_openvino(layout: Layout, tmp_path: 
         assert sqnr(a, b) > 20, name
 
 
+@pytest.mark.slow
 def test_onnxruntime_runs_all_but_softmax_and_tanh_in_integers(tmp_path: Path) -> None:
     operators = OrtEngine(quantized(tmp_path, "qdq")).operators()
     assert operators.floating == {"Softmax": 1, "Tanh": 1}
@@ -153,6 +157,7 @@ except ConfigError as error:
 """
 
 
+@pytest.mark.slow
 def test_where_it_is_missing_the_way_to_get_it_is_named(dense: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", MISSING, str(dense)], capture_output=True, text=True
@@ -161,6 +166,7 @@ def test_where_it_is_missing_the_way_to_get_it_is_named(dense: Path) -> None:
     assert "sparseml-yolact[openvino]" in result.stdout
 
 
+@pytest.mark.slow
 def test_weights_with_the_channels_last_are_integers_as_before(tmp_path: Path) -> None:
     found = []
     for pack in (False, True):
@@ -188,6 +194,7 @@ os.kill(os.getpid(), signal.SIGINT)
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_handled_after_engines_have_come_and_gone(dense: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", SIGNALLED, str(dense)], capture_output=True, text=True

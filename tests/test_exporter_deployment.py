@@ -55,6 +55,7 @@ def run_alone(folder: Path, *arguments: object) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow
 def test_the_folder_holds_all_it_takes(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     assert folder.name == "deployment"
@@ -120,6 +121,7 @@ def test_the_script_names_what_it_cannot_read(
     assert result.stderr.splitlines()[-1] == words
 
 
+@pytest.mark.slow
 def test_an_older_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     export(small_model(), CLASSES, path)
@@ -169,6 +171,7 @@ def test_a_folder_that_fails_half_way_leaves_the_older_one(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deployment", "m.onnx"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_put_in_place_leaves_the_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +192,7 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_older_one(
     assert (tmp_path / "deployment" / "config.json").stat().st_ino == before
 
 
+@pytest.mark.slow
 def test_exporting_again_does_not_change_a_folder_made_before(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     export(small_model(), CLASSES, path)

@@ -89,6 +89,7 @@ def test_only_the_batch_axis_is_dynamic(exported: Exported) -> None:
         assert others and all(isinstance(size, int) for size in others), node.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [97, 130, 138])
 def test_sides_that_do_not_halve_evenly_keep_their_sizes(side: int, tmp_path: Path) -> None:
     report = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(image_size=side))
@@ -156,6 +157,7 @@ def test_the_file_computes_what_pytorch_computes(exported: Exported) -> None:
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_published_network_agrees_on_a_picture(tmp_path: Path, tiny_shapes: Path) -> None:
     picture = sorted((tiny_shapes / "images").iterdir())[0]
     config = named_config("yolact_darknet53").with_model(image_size=138)

@@ -241,6 +241,7 @@ def optimized(path: Path, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["qdq", "openvino"])
 def test_the_network_runs_in_integers_from_input_to_outputs(layout: Layout, tmp_path: Path) -> None:
     images = [noise(1, seed) for seed in range(2)]
@@ -271,6 +272,7 @@ def is_weight(graph: Graph, node: onnx.NodeProto) -> bool:
     return graph.constant(node.input[0]) is not None
 
 
+@pytest.mark.slow
 def test_without_images_only_the_outputs_stay_float(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     report = export(quantized_model(), CLASSES, path)
@@ -280,6 +282,7 @@ def test_without_images_only_the_outputs_stay_float(tmp_path: Path) -> None:
     assert ran["QLinearConv"] == 55 - 16
 
 
+@pytest.mark.slow
 def test_batches_of_an_integer_graph_equal_single_images(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     export(quantized_model(), CLASSES, path, images=[noise(1, 0)])
@@ -294,6 +297,7 @@ def test_batches_of_an_integer_graph_equal_single_images(tmp_path: Path) -> None
     assert engine.image_size == (SIDE, SIDE)
 
 
+@pytest.mark.slow
 def test_deepsparse_gets_what_sparseml_wrote(tmp_path: Path) -> None:
     path, plain = tmp_path / "m.onnx", tmp_path / "plain.onnx"
     model = quantized_model()
@@ -347,6 +351,7 @@ def test_every_channel_has_its_scale_behind_an_integer_convolution() -> None:
     assert nearly_all_equal(run(model, PICTURE), expected)
 
 
+@pytest.mark.slow
 def test_the_published_network_takes_less_than_52_mb(tmp_path: Path) -> None:
     config = named_config("yolact_darknet53").with_model(image_size=96)
     model = with_golden_weights(Yolact(config.model)).eval()

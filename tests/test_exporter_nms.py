@@ -158,6 +158,7 @@ def test_the_exported_file_holds_standard_operators_and_states_its_outputs(tmp_p
     assert report.detections is not None and report.detections > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized", [False, True])
 def test_a_batch_gives_what_the_file_of_raw_outputs_gives(quantized: bool, tmp_path: Path) -> None:
     model = quantized_model() if quantized else small_model()
@@ -168,6 +169,7 @@ def test_a_batch_gives_what_the_file_of_raw_outputs_gives(quantized: bool, tmp_p
     assert found > 10
 
 
+@pytest.mark.slow
 def test_a_static_file_detects_too(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     report = export(
@@ -177,6 +179,7 @@ def test_a_static_file_detects_too(tmp_path: Path) -> None:
     assert run_graph(path, noise(2, 1))["boxes"].shape == (2, 100, 4)
 
 
+@pytest.mark.slow
 def test_commands_that_need_raw_outputs_say_so(tmp_path: Path) -> None:
     path = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
     with pytest.raises(CheckpointError) as caught:
@@ -188,6 +191,7 @@ def test_commands_that_need_raw_outputs_say_so(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_graph_that_detects_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +205,7 @@ def test_a_graph_that_detects_something_else_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_annotations_are_those_of_the_file_of_raw_outputs(tmp_path: Path) -> None:
     raw = export(small_model(), CLASSES, tmp_path / "raw.onnx").path
     inside = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
@@ -216,6 +221,7 @@ def test_annotations_are_those_of_the_file_of_raw_outputs(tmp_path: Path) -> Non
     assert (theirs.masks ^ ours.masks).float().mean() < 1e-4
 
 
+@pytest.mark.slow
 def test_the_annotate_command_takes_the_file(tmp_path: Path) -> None:
     path = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
     picture = tmp_path / "picture.png"
@@ -227,6 +233,7 @@ def test_the_annotate_command_takes_the_file(tmp_path: Path) -> None:
     assert content["annotations"]
 
 
+@pytest.mark.slow
 def test_openvino_sends_annotate_to_onnx_runtime(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     path = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
@@ -234,6 +241,7 @@ def test_openvino_sends_annotate_to_onnx_runtime(tmp_path: Path) -> None:
         load_detector(path, engine="openvino")
 
 
+@pytest.mark.slow
 def test_a_file_without_our_metadata_does_not_guess_its_classes(tmp_path: Path) -> None:
     path = export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(with_nms=True)).path
     graph = onnx.load(str(path))

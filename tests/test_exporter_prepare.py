@@ -48,6 +48,7 @@ def weight_quantizers(model: nn.Module) -> list[FakeQuantize]:
     return [q for n, q in model.named_modules() if n.endswith("weight_fake_quant")]
 
 
+@pytest.mark.slow
 def test_weights_trained_with_one_range_get_one_per_channel_on_request(tmp_path: Path) -> None:
     model = quantized_model()
     one = weight_scales(export(model, CLASSES, tmp_path / "one.onnx").path)
@@ -61,6 +62,7 @@ def test_weights_trained_with_one_range_get_one_per_channel_on_request(tmp_path:
     assert all(q.scale.numel() == 1 for q in weight_quantizers(model)), "the model stays as it was"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", get_args(Layout))
 def test_every_format_takes_ranges_per_channel(layout: Layout, tmp_path: Path) -> None:
     report = export(
@@ -91,6 +93,7 @@ def test_no_weight_is_rounded_further_than_half_a_step_of_its_channel() -> None:
     assert bool((fine[:, 1] == 0).all())
 
 
+@pytest.mark.slow
 def test_weights_trained_with_ranges_per_channel_keep_them(tmp_path: Path) -> None:
     recipe = load_recipe("yolact_small.quantized", {"weight_ranges": "channel"})
     model = small_model()
@@ -109,6 +112,7 @@ def test_weights_trained_with_ranges_per_channel_keep_them(tmp_path: Path) -> No
     assert min(weight_scales(files[0]).values()) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["yolact.quantized", "yolact.pruned_quant", "yolact_small.thinned_quant"]
 )
@@ -123,6 +127,7 @@ def test_recipes_quantize_as_sparseml_does_unless_told_otherwise(name: str) -> N
     assert {q.qscheme for q in weight_quantizers(finer)} == {torch.per_channel_symmetric}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("layout", get_args(Layout))
 def test_products_of_seven_bits_do_not_overflow_sums_of_pairs(
@@ -165,6 +170,7 @@ def test_a_float_model_has_no_ranges(option: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_what_is_written_as_trained_keeps_its_ranges(option: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {option: True}
@@ -181,6 +187,7 @@ def test_what_is_written_as_trained_keeps_its_ranges(option: str, tmp_path: Path
     assert caught.value.hint == "give one of them"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folded", [True, False], ids=["folded", "as it trains"])
 @pytest.mark.parametrize("strategy", ["tensor", "channel"])
 def test_eight_bits_behind_a_limit_are_fewer_bits(strategy: str, folded: bool) -> None:

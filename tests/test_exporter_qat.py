@@ -75,6 +75,7 @@ def test_a_folded_layer_equals_the_training_layer() -> None:
     torch.testing.assert_close(stem(images), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_convolution_weight_is_stored_as_int8_around_zero(exported: Exported) -> None:
     weights = conv_weights(exported.graph)
     assert len(weights) == 22 + 8 + 5 + 4  # backbone, pyramid, prototypes, the shared head once
@@ -128,6 +129,7 @@ def test_the_graph_is_as_close_as_quantization_allows(exported: Exported) -> Non
     assert by_name["conf"].sqnr > 20
 
 
+@pytest.mark.slow
 def test_the_model_keeps_its_ranges_and_observers(tmp_path: Path) -> None:
     model = quantized_model()
     before = deepcopy(model.state_dict())
@@ -137,6 +139,7 @@ def test_the_model_keeps_its_ranges_and_observers(tmp_path: Path) -> None:
     assert is_quantized(model)
 
 
+@pytest.mark.slow
 def test_skipping_the_conversion_writes_the_training_graph(
     exported: Exported, tmp_path: Path
 ) -> None:
@@ -159,6 +162,7 @@ def test_batches_equal_single_images(exported: Exported) -> None:
         torch.testing.assert_close(together.conf[index], alone.conf[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.5, 0.5])
 def test_one_wrong_scale_is_noticed(
     factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

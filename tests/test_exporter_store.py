@@ -24,6 +24,7 @@ from yolact.exporter.write import HALF_SQNR
 from yolact.model.yolact import Yolact
 
 
+@pytest.mark.slow
 def test_the_file_is_half_as_large_and_computes_nearly_the_same(tmp_path: Path) -> None:
     model = small_model()
     prune(model)
@@ -36,6 +37,7 @@ def test_the_file_is_half_as_large_and_computes_nearly_the_same(tmp_path: Path) 
         torch.testing.assert_close(a, b, atol=0.02, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_priors_and_biases_stay_as_exact_as_they_were(tmp_path: Path) -> None:
     path = export(small_model(), CLASSES, tmp_path / "half.onnx", ExportOptions(half=True)).path
     for tensor in onnx.load(str(path)).graph.initializer:
@@ -50,6 +52,7 @@ def test_zeros_are_counted_in_16_bits_too(tmp_path: Path) -> None:
     assert graph_sparsity(onnx.load(str(report.path))) >= report.sparsity > 0.7
 
 
+@pytest.mark.slow
 def test_the_head_that_five_levels_share_is_stored_once(tmp_path: Path) -> None:
     graph = onnx.load(
         str(export(small_model(), CLASSES, tmp_path / "h.onnx", ExportOptions(half=True)).path)
@@ -113,6 +116,7 @@ def write(model: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Write:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_numbers_are_the_same_to_the_last_bit(write: Write, layout: Layout) -> None:
     plain = write(layout)
@@ -132,6 +136,7 @@ def test_blocks_of_zeros_pack_better(write: Write, layout: Layout) -> None:
     assert packed.size < plain.size + 20_000, "the file itself grows by a few nodes"
 
 
+@pytest.mark.slow
 def test_only_weights_of_several_pixels_are_turned(write: Write) -> None:
     plain = onnx.load(str(write().path))
     packed = onnx.load(str(write(pack_blocks=True).path))
@@ -151,6 +156,7 @@ def test_zeros_are_counted_in_that_order_too(write: Write, layout: Layout) -> No
     assert graph_sparsity(onnx.load(str(report.path))) == report.sparsity > 0.7
 
 
+@pytest.mark.slow
 def test_channels_keep_their_own_ranges(write: Write) -> None:
     paths = [
         write(per_channel=True).path,
@@ -161,6 +167,7 @@ def test_channels_keep_their_own_ranges(write: Write) -> None:
         np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_detection_goes_inside_behind_packed_weights(write: Write) -> None:
     plain, packed = write(with_nms=True), write(with_nms=True, pack_blocks=True)
     expected = run_graph(plain.path, noise(1, 5))

@@ -121,6 +121,7 @@ def decided(model: Yolact) -> Yolact:
     return model
 
 
+@pytest.mark.slow
 def test_integers_find_on_pictures_what_pytorch_finds(tmp_path: Path, pictures: Path) -> None:
     images = calibration_images(str(pictures), 8, SIDE)
     report = export(decided(quantized_model()), CLASSES, tmp_path / "m.onnx", images=images)
@@ -129,6 +130,7 @@ def test_integers_find_on_pictures_what_pytorch_finds(tmp_path: Path, pictures: 
     assert report.agreement.share >= 0.99
 
 
+@pytest.mark.slow
 def test_a_graph_that_misses_detections_is_refused(
     tmp_path: Path, tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def test_packages_that_are_imported_already_stay() -> None:
         assert sys.modules["os"] is os
 
 
+@pytest.mark.slow
 def test_openvino_is_not_imported_with_sparseml_and_never_reports(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     code = """

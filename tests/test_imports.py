@@ -32,6 +32,7 @@ def python(code: str, cwd: Path | None = None) -> subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     result = python(
@@ -63,6 +64,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert result.stdout == "\n"
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_without_network_and_writes_nothing(tmp_path: Path) -> None:
     result = python(
         NO_NETWORK + "import pkgutil, yolact\n"
@@ -104,6 +106,7 @@ def test_console_scripts_exist_for_every_command() -> None:
         assert callable(entry.load())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["train", "export", "eval"])
 def test_entry_modules_run_as_scripts(module: str) -> None:
     result = subprocess.run(
@@ -146,6 +149,7 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "m.onnx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

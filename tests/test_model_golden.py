@@ -77,6 +77,7 @@ def check_stages(forward: Golden, case: str, model: Yolact, image: Tensor) -> No
             forward.check(f"{case}.{kind}{index}", value, **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_golden_weights_are_filled_as_their_recipe_says(golden: GoldenSet, model: Yolact) -> None:
     state = model.state_dict()
     for name, head, total, largest in golden.json("state_dict.json")["fill_check"]["entries"]:
@@ -86,6 +87,7 @@ def test_golden_weights_are_filled_as_their_recipe_says(golden: GoldenSet, model
         np.testing.assert_allclose(values.abs().max(), largest, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_550_px_outputs_equal_the_reference(
     model: Yolact, forward: Golden, image550: Tensor
 ) -> None:
@@ -96,6 +98,7 @@ def test_550_px_outputs_equal_the_reference(
     check(forward, "eval550", outputs)
 
 
+@pytest.mark.slow
 def test_550_px_stages_and_levels_equal_the_reference(
     model: Yolact, forward: Golden, image550: Tensor
 ) -> None:
@@ -103,6 +106,7 @@ def test_550_px_stages_and_levels_equal_the_reference(
         check_stages(forward, "eval550", model, image550)
 
 
+@pytest.mark.slow
 def test_550_px_training_outputs_with_frozen_batch_norm_equal_the_reference(
     model: Yolact, forward: Golden, image550: Tensor
 ) -> None:

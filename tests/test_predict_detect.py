@@ -98,6 +98,7 @@ def test_equal_scores_come_in_any_order_but_none_is_lost(stored: Golden, mode: s
     np.testing.assert_array_equal(found.labels[4:], stored[f"{key}.class"][4:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fast", "cross_class"])
 def test_network_and_detection_together_equal_golden(
     golden: GoldenSet, stored: Golden, mode: str

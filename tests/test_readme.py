@@ -105,11 +105,13 @@ def toured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_tour_leaves_what_it_promises(toured: Path) -> None:
     assert (toured / "pruned_quant" / "yolact_darknet_small_best.onnx").is_file()
     assert list((toured / "annotation-results").rglob("result-*.jpg"))
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(toured: Path) -> None:
     (code,) = blocks("python")
     result = subprocess.run(

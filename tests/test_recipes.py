@@ -60,6 +60,7 @@ def test_hyperparameters_are_the_published_ones(name: str) -> None:
             assert ours[key] == value, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("short", [False, True])
 def test_recipes_fit_their_model(name: str, short: bool) -> None:
@@ -71,6 +72,7 @@ def test_recipes_fit_their_model(name: str, short: bool) -> None:
     assert driver.controls_lr == (name != "yolact.pruned")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sparsity"),
     [
@@ -103,6 +105,7 @@ def _check_blocks(model: Yolact) -> None:
             assert set(torch.unique(zeros).tolist()) <= {0, 4}, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_every_variable_can_be_set(name: str) -> None:
     """A variable that no modifier depends on would be a switch without effect."""

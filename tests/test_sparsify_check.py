@@ -390,6 +390,7 @@ def test_one_shot_asks_nothing_of_epochs_but_refuses_what_learns(tiny: Yolact) -
 # Numbers at the end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sparsity", "groups"),
     [
@@ -467,6 +468,7 @@ def test_of_two_targets_the_one_reached_last_counts() -> None:
     assert layers["proto_net.0.weight"] == 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["unstructured", [1, 4]])
 def test_the_estimated_size_is_that_of_a_real_file(mask: str | list[int], tmp_path: Path) -> None:
     config = named_config("yolact_darknet_small").with_model(image_size=64)
@@ -548,6 +550,7 @@ def test_without_learning_rates_in_the_recipe_the_configurations_are_drawn() -> 
     assert at(curves.epochs, curves.lr, 5.1) == pytest.approx(0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -564,6 +567,7 @@ def test_other_pruning_ends_at_its_target_too(text: str) -> None:
     assert group.final == pytest.approx(0.7)
 
 
+@pytest.mark.slow
 def test_the_schedule_is_a_picture(tmp_path: Path) -> None:
     path = tmp_path / "new" / "schedule.png"
     for text in (LENGTH + PRUNE + "- !QuantizationModifier {start_epoch: 6}\n", LENGTH):
@@ -708,6 +712,7 @@ def modifiers(draw: st.DrawFn) -> Entry:
     return Entry(name, kinds[name])
 
 
+@pytest.mark.slow
 @settings(
     deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

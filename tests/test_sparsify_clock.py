@@ -50,6 +50,7 @@ def due(epoch: float, per_epoch: int) -> int:
     return -(-round(epoch * 10) * per_epoch // 10)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     images=st.integers(1, 12),

@@ -93,11 +93,13 @@ def empty(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_without_network_files_or_output(empty: Path) -> None:
     result = run(RUN, empty)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_what_importing_patches_is_still_broken(empty: Path) -> None:
     result = run(UNPATCHED, empty)
     broken = json.loads(result.stdout.splitlines()[-1])

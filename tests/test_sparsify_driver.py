@@ -147,6 +147,7 @@ def whole() -> Training:
 
 
 # 2, 14: pruning begins and ends; 20: quantization begins; 26, 28: ranges, batch norms are fixed.
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 5, 13, 14, 15, 16, 18, 20, 21, 22, 26, 27, 28, 29])
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(whole: Training, step: int) -> None:
     assert_equal_from(whole, resume(whole, step), step, 8 * STEPS)

@@ -16,6 +16,7 @@ from yolact.sparsify.sparseml import Modifier
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_a_modifier_does_to_the_network_what_its_row_says(case: Case) -> None:
     case.check(case.recipe)

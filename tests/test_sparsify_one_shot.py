@@ -118,6 +118,7 @@ def test_rare_values_are_cut_off_where_all_others_gain_more() -> None:
     assert error < (coarse - values).square().mean()
 
 
+@pytest.mark.slow
 def test_images_count_the_same_in_any_order() -> None:
     """Moving averages would be near the first image."""
     images = noise(1, seed=9)
@@ -137,6 +138,7 @@ def test_a_calibrated_model_is_close_to_the_float_one(calibrated: Yolact) -> Non
     assert error < 0.01  # 20 dB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [QUANTIZATION, "yolact.one_shot_int8"])
 def test_the_file_computes_what_the_calibrated_model_computes(recipe: str, tmp_path: Path) -> None:
     model = small_model()
@@ -212,6 +214,7 @@ def test_what_the_weights_went_through_before_stays_in_the_recipe() -> None:
     assert done.recipe.text.count("final_sparsity: 0.5") == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_is_quantized_already_finds_its_ranges_anew(calibrated: Yolact) -> None:
     model = structured()
     calibrate(model, [10 * image for image in IMAGES])
@@ -304,6 +307,7 @@ def test_a_recipe_without_pruning_and_quantization_does_nothing() -> None:
     assert str(apply_at_once(model, recipe)) == "one shot: nothing changed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolact.quantized", "yolact_small.pruned_quant"])
 def test_recipes_for_training_work_in_one_shot_as_they_are(name: str) -> None:
     model = small_model()
@@ -311,6 +315,7 @@ def test_recipes_for_training_work_in_one_shot_as_they_are(name: str) -> None:
     assert overall_sparsity(model) == pytest.approx(0.776 if "pruned" in name else 0, abs=0.003)
 
 
+@pytest.mark.slow
 def test_channels_go_at_once_and_the_file_is_that_much_smaller(tmp_path: Path) -> None:
     dense = export(small_model(), CLASSES, tmp_path / "dense.onnx")
     model = small_model()

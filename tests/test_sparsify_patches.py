@@ -186,6 +186,7 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bool]:
     return found
 
 
+@pytest.mark.slow
 def test_sparseml_still_has_every_fault_that_is_patched(faults: dict[str, bool]) -> None:
     gone = sorted(name for name, there in faults.items() if not there)
     assert not gone, f"patches that are no longer needed: {gone}"

@@ -83,6 +83,7 @@ def at(folder: Path, step: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_widths_fall_to_what_the_recipe_wants(thinned: Path) -> None:
     last = build_model(load_checkpoint(at(thinned, 2 * STEPS)))
     assert widths(last) == {
@@ -96,6 +97,7 @@ def test_widths_fall_to_what_the_recipe_wants(thinned: Path) -> None:
     assert sum(widths(first).values()) > sum(widths(last).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(1, 3 * STEPS))
 def test_a_run_continues_exactly_through_thinning_and_into_quantization(
     thinned: Path, tiny_shapes: Path, tmp_path: Path, step: int
@@ -106,6 +108,7 @@ def test_a_run_continues_exactly_through_thinning_and_into_quantization(
     assert differences(result.checkpoint, at(thinned, 3 * STEPS)) == []
 
 
+@pytest.mark.slow
 def test_a_thinned_and_quantized_checkpoint_is_loaded_by_its_recipe_and_exported(
     thinned: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +143,7 @@ def test_another_run_goes_on_from_the_thinned_weights(
     ) < checkpoint.recipe.index("!GMPruningModifier")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "config", "epoch", "most"),
     [

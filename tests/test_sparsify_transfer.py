@@ -130,6 +130,7 @@ def weights_of(path: Path) -> dict[str, Tensor]:
     return {name: conv.weight.detach() for name, conv in convolutions(model).items()}
 
 
+@pytest.mark.slow
 def test_every_zero_stays_where_it_was_and_class_layers_are_new_and_dense(
     transfer: Transfer,
 ) -> None:
@@ -156,6 +157,7 @@ def test_the_report_counts_class_layers_as_dense_and_all_others_as_pruned(
     assert content["met"] and content["checkpoint"] == transfer.end.name
 
 
+@pytest.mark.slow
 def test_what_is_quantized_stays_so_and_what_is_to_be_becomes_so(transfer: Transfer) -> None:
     checkpoint = load_checkpoint(transfer.end)
     was = load_checkpoint(transfer.first.checkpoint or Path()).quantized
@@ -167,6 +169,7 @@ def test_what_is_quantized_stays_so_and_what_is_to_be_becomes_so(transfer: Trans
     assert not any(problems)
 
 
+@pytest.mark.slow
 def test_a_resumed_transfer_ends_bit_equal(transfer: Transfer, tmp_path: Path) -> None:
     steps = sorted(losses(transfer.out))
     ways, cont = [transfer.recipe, {"epochs": None}], [{}, {"continue_recipe": True}]
@@ -181,6 +184,7 @@ def test_a_resumed_transfer_ends_bit_equal(transfer: Transfer, tmp_path: Path) -
         assert differences(again.checkpoint, transfer.end) == []
 
 
+@pytest.mark.slow
 def test_a_transferred_model_exports_and_finds_its_own_classes(
     transfer: Transfer, tmp_path: Path
 ) -> None:
@@ -203,6 +207,7 @@ def assert_useful(path: Path, data: Path, out: Path) -> None:
     assert evaluate(engine, validation, Selection(detect=config.detect)).mask["all"] >= 0
 
 
+@pytest.mark.slow
 def test_a_second_transfer_keeps_the_zeros_of_the_first(
     transfer: Transfer, tiny_shapes: Path, tmp_path: Path
 ) -> None:
@@ -216,6 +221,7 @@ def test_a_second_transfer_keeps_the_zeros_of_the_first(
             assert torch.equal(weight == 0, before[name] == 0), name
 
 
+@pytest.mark.slow
 def test_without_a_recipe_zeros_are_not_held_and_nothing_is_promised(
     first: TrainResult, mine: Path, tmp_path: Path
 ) -> None:
@@ -279,6 +285,7 @@ def whole(tiny_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "weights"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 6, 7, 8, 9])
 def test_checkpoints_around_quantization_export_and_validate(
     whole: Path, tiny_shapes: Path, tmp_path: Path, step: int
@@ -288,6 +295,7 @@ def test_checkpoints_around_quantization_export_and_validate(
     assert_useful(path, tiny_shapes, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 6, 7, 9])
 def test_any_of_them_can_be_transferred(whole: Path, mine: Path, tmp_path: Path, step: int) -> None:
     (path,) = whole.glob(f"tiny_*_{step}.pth")
@@ -305,6 +313,7 @@ def test_any_of_them_can_be_transferred(whole: Path, mine: Path, tmp_path: Path,
     assert sparsity["proto_net.0.weight"] == pytest.approx(0.75, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_reference_is_transferred_by_its_stored_recipe(
     whole: Path, mine: Path, tmp_path: Path
 ) -> None:
@@ -340,6 +349,7 @@ def test_loop_and_recipe_agree_on_every_epoch(
         assert epoch * steps / steps == epoch, "an epoch begins at a whole number"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 3), (3, 1), (4, 1), (7, 1), (5, 4)])
 def test_a_recipe_keeps_its_promises_at_awkward_sizes(
     tiny_shapes: Path, tmp_path: Path, batch_size: int, accumulate: int

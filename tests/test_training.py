@@ -41,6 +41,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "steps", "epochs"),
     [
@@ -74,6 +75,7 @@ def test_the_schedule_is_scaled_to_the_effective_batch(tiny_shapes: Path, tmp_pa
         assert prepare(settings).optim.lr == pytest.approx(lr)
 
 
+@pytest.mark.slow
 def test_a_recipe_sets_the_length_and_the_learning_rate(tiny_shapes: Path, tmp_path: Path) -> None:
     train(tiny_settings(tiny_shapes, tmp_path, recipe=RECIPE))
     rates = [lr for lr, _ in losses(tmp_path).values()]
@@ -97,6 +99,7 @@ def special_shapes(tiny_shapes: Path, folder: Path) -> Path:
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [None, RECIPE])
 def test_images_without_objects_or_with_crowds_only_train(
     tiny_shapes: Path, tmp_path: Path, recipe: str | None
@@ -110,6 +113,7 @@ def test_images_without_objects_or_with_crowds_only_train(
     assert sum(loss["B"] == loss["M"] == 0 for _, loss in losses(tmp_path).values()) >= 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_read_is_named_and_the_run_can_go_on(
     tiny_shapes: Path, tmp_path: Path, workers: int
@@ -155,6 +159,7 @@ def test_training_works_outside_the_main_thread(tiny_shapes: Path, tmp_path: Pat
     assert result.checkpoint is not None and result.checkpoint.name == "tiny_1_6.pth"
 
 
+@pytest.mark.slow
 def test_a_recipe_reaches_its_sparsity_and_bits(tiny_shapes: Path, tmp_path: Path) -> None:
     result = train(tiny_settings(tiny_shapes, tmp_path, recipe=RECIPE))
     assert result.missed == () and result.checkpoint is not None

@@ -131,6 +131,7 @@ def test_a_resumed_run_does_not_replace_a_better_best(
     assert load_checkpoint(result.best_checkpoint).iteration == 3
 
 
+@pytest.mark.slow
 def test_only_weights_with_their_final_sparsity_and_bits_can_be_the_best(
     tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +154,7 @@ def test_validation_looks_at_as_many_images_as_asked_for(tiny_shapes: Path, tmp_
     assert result.evaluation is not None and result.evaluation.images == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "epochs"), [(1, [0, 1, 2]), (2, [1, 2]), (5, [2])])
 def test_validation_comes_after_every_nth_epoch_and_at_the_end(
     tiny_shapes: Path,
@@ -166,6 +168,7 @@ def test_validation_comes_after_every_nth_epoch_and_at_the_end(
     assert [line["data"]["epoch"] for line in log_lines(tmp_path, "val")] == epochs
 
 
+@pytest.mark.slow
 def test_the_log_has_the_lines_of_the_reference(tiny_shapes: Path, tmp_path: Path) -> None:
     for _ in range(2):
         log = LogSettings(folder=tmp_path / "logs", gpu=True)
@@ -219,6 +222,7 @@ def test_without_a_log_folder_only_checkpoints_are_written(
     assert names(tmp_path) == ["weights"]
 
 
+@pytest.mark.slow
 def test_lines_take_the_place_of_the_bar_where_there_is_no_terminal(
     tiny_shapes: Path, tmp_path: Path, package_log: pytest.LogCaptureFixture
 ) -> None:
@@ -229,6 +233,7 @@ def test_lines_take_the_place_of_the_bar_where_there_is_no_terminal(
         assert f" {word} " in second
 
 
+@pytest.mark.slow
 def test_sparsity_is_shown_and_logged_while_a_recipe_prunes(
     tiny_shapes: Path,
     tmp_path: Path,
@@ -244,6 +249,7 @@ def test_sparsity_is_shown_and_logged_while_a_recipe_prunes(
     assert len(shown) == 9 and shown == sorted(shown) and 0.2 < shown[-1] < 0.75
 
 
+@pytest.mark.slow
 def test_wandb_gets_losses_and_map_only_when_asked(
     tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

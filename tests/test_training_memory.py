@@ -100,6 +100,7 @@ def gradients_of(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [1, 2, 3])
 @pytest.mark.parametrize("error", [CUDA, CPU, MemoryError()])
 def test_parts_of_a_batch_have_the_gradient_of_the_whole(
@@ -161,6 +162,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(five: tuple[Any, Batch]
     assert limited.tried == [5]
 
 
+@pytest.mark.slow
 def test_an_attempt_that_failed_leaves_no_trace(
     tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +183,7 @@ def test_an_attempt_that_failed_leaves_no_trace(
     assert losses(tmp_path / "one") == losses(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_memory_ends_with_quantization(
     tiny_shapes: Path, tmp_path: Path
 ) -> None:
@@ -193,6 +196,7 @@ def test_a_run_goes_on_when_memory_ends_with_quantization(
     assert all(value.isfinite().all() for value in state.values())
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_go_on_saves_what_it_has(tiny_shapes: Path, tmp_path: Path) -> None:
     limited = Limited(0, when=is_quantized)
     save = SaveSettings(folder=tmp_path / "weights")
@@ -206,6 +210,7 @@ def test_a_run_that_cannot_go_on_saves_what_it_has(tiny_shapes: Path, tmp_path: 
     assert differences(whole.checkpoint, again.checkpoint) == []
 
 
+@pytest.mark.slow
 def test_a_step_that_is_too_large_later_on_leaves_a_checkpoint_to_continue(
     tiny_shapes: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +256,7 @@ for _ in range(20):  # the kernel may take a moment to count what was given back
 """In a process of its own: what other tests left running here allocates, too."""
 
 
+@pytest.mark.slow
 def test_a_peak_is_at_least_what_was_touched_and_forgets_what_was_before() -> None:
     result = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -260,6 +266,7 @@ def test_a_peak_is_at_least_what_was_touched_and_forgets_what_was_before() -> No
         assert any(again - low < 100 * 2**20 for again in after)
 
 
+@pytest.mark.slow
 def test_a_run_tells_once_what_quantization_takes(
     tiny_shapes: Path, tmp_path: Path, package_log: pytest.LogCaptureFixture
 ) -> None:

@@ -78,6 +78,7 @@ def assert_continues(whole: Whole, step: int, result: TrainResult, out: Path) ->
     assert losses(out) == expected and expected
 
 
+@pytest.mark.slow
 def test_a_run_resumed_at_any_step_ends_bit_equal(
     whole: Whole, tiny_shapes: Path, tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_run_resumed_at_any_step_ends_bit_equal(
         assert_continues(whole, step, result, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [2, STEPS])
 def test_a_signal_saves_a_state_that_continues_exactly(
@@ -136,6 +138,7 @@ def test_extending_a_finished_run_equals_a_longer_one(tiny_shapes: Path, tmp_pat
     assert differences(long, extended) == []
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(tiny_shapes: Path, tmp_path: Path) -> None:
     ends = []
     for workers in (0, 2):

@@ -126,6 +126,7 @@ def test_weights_for_other_classes_are_taken_but_for_the_class_layers(
     assert len(run.model.semantic_seg_conv.weight) == 6
 
 
+@pytest.mark.slow
 def test_other_classes_of_a_pruned_quantized_checkpoint_keep_its_structure(
     tiny_shapes: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ print("sparseml" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_a_run_without_a_recipe_does_not_wait_for_sparseml(
     tiny_shapes: Path, tmp_path: Path
 ) -> None:
@@ -225,6 +227,7 @@ def test_another_recipe_begins_a_new_run_from_the_weights(
     assert "the recipe is not the checkpoint's: a new run begins" in package_log.text
 
 
+@pytest.mark.slow
 def test_a_stored_recipe_continues_without_being_named_again(
     tiny_shapes: Path, tmp_path: Path
 ) -> None:
@@ -247,6 +250,7 @@ def test_cont_goes_on_with_the_recipe_of_a_checkpoint_of_the_reference(
     assert run.driver.recipe and run.iteration == STEPS and run.plan.total_steps == 9
 
 
+@pytest.mark.slow
 def test_a_second_stage_keeps_what_the_first_one_pruned(tiny_shapes: Path, tmp_path: Path) -> None:
     prune, quantize = (
         "\n".join(RECIPE.split("- !")[0:1] + [f"- !{part}" for part in parts])

@@ -54,6 +54,7 @@ def poisoned(*steps: int) -> Tampered:
     return Tampered(act)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [None, RECIPE])
 def test_a_step_that_is_not_finite_is_skipped_named_and_forgotten(
     tiny_shapes: Path,
@@ -97,6 +98,7 @@ def test_the_recipe_goes_on_through_skipped_steps(tiny_shapes: Path, tmp_path: P
     assert sparsity["proto_net.0.weight"] == pytest.approx(0.75, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_diverged_run_ends_with_advice(tiny_shapes: Path, tmp_path: Path) -> None:
     save = SaveSettings(folder=tmp_path / "weights")
     with pytest.raises(ConfigError, match="diverged: 100 steps in a row") as error:

@@ -97,6 +97,7 @@ def trace(request: pytest.FixtureRequest, golden: GoldenSet, initial: dict[str, 
     return trace
 
 
+@pytest.mark.slow
 def test_losses_follow_the_reference(trace: Trace) -> None:
     records = [*trace.reference["steps"], trace.reference["loss_after_3_steps_on_step0_batch"]]
     for step, (actual, record) in enumerate(zip(trace.losses, records, strict=True)):
