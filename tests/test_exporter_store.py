@@ -127,6 +127,7 @@ def test_the_numbers_are_the_same_to_the_last_bit(write: Write, layout: Layout) 
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_blocks_of_zeros_pack_better(write: Write, layout: Layout) -> None:
     plain = write(layout)

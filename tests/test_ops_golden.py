@@ -21,6 +21,7 @@ from yolact.ops.boxes import (
     pixel_span,
 )
 from yolact.ops.masks import crop_mask
+from yolact.predict.detect import pixel_boxes
 
 CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-5}
 
@@ -64,6 +65,14 @@ def test_pixel_spans_equal_the_reference(reference: Golden, size: int, padding: 
     case = f"san.size{size}_pad{padding}_cast0"
     assert_close(low.float(), tensor(reference, f"{case}.x1"), **CLOSE)
     assert_close(high.float(), tensor(reference, f"{case}.x2"), **CLOSE)
+
+
+def test_pixel_boxes_are_the_truncated_spans_of_the_reference(reference: Golden) -> None:
+    one, other = tensor(reference, "san.x1"), tensor(reference, "san.x2")
+    boxes = pixel_boxes(torch.stack([one, one, other, other], dim=1), (427, 427))
+    case = "san.size427_pad0_cast1"
+    for place, name in ((0, "x1"), (1, "x1"), (2, "x2"), (3, "x2")):
+        assert_close(boxes[:, place].float(), tensor(reference, f"{case}.{name}").float())
 
 
 def test_cropped_masks_equal_the_reference(reference: Golden) -> None:

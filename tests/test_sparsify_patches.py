@@ -12,6 +12,9 @@ import pytest
 
 from yolact.sparsify import sparseml
 
+pytestmark = pytest.mark.slow
+
+
 FAULTS = """
 import contextlib, io, json, torch, warnings
 from torch import nn
@@ -186,7 +189,6 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bool]:
     return found
 
 
-@pytest.mark.slow
 def test_sparseml_still_has_every_fault_that_is_patched(faults: dict[str, bool]) -> None:
     gone = sorted(name for name, there in faults.items() if not there)
     assert not gone, f"patches that are no longer needed: {gone}"

@@ -18,6 +18,9 @@ from yolact.model.weights import load_weights
 from yolact.model.yolact import Yolact
 from yolact.types import Target
 
+pytestmark = pytest.mark.slow
+
+
 TERMS = {"B": "box", "C": "classification", "M": "mask", "S": "semantic", "T": "total"}
 STEP_0_TOLERANCE = 1e-4
 LATER_TOLERANCE = {"bn_train": 2e-3, "bn_frozen": 1e-4}
@@ -97,7 +100,6 @@ def trace(request: pytest.FixtureRequest, golden: GoldenSet, initial: dict[str, 
     return trace
 
 
-@pytest.mark.slow
 def test_losses_follow_the_reference(trace: Trace) -> None:
     records = [*trace.reference["steps"], trace.reference["loss_after_3_steps_on_step0_batch"]]
     for step, (actual, record) in enumerate(zip(trace.losses, records, strict=True)):
