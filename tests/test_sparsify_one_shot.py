@@ -30,6 +30,7 @@ from yolact.sparsify.one_shot import apply_at_once, calibrate
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.sparsity import overall_sparsity
 from yolact.sparsify.structure import apply_structure
+from yolact.training.start import NoRecipe
 
 IMAGES = [noise(1, seed) for seed in range(3)]
 
@@ -291,7 +292,7 @@ def test_weights_that_are_not_finite_are_an_error() -> None:
 
 
 def test_a_missed_target_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(one_shot, "_prune", lambda *_: None)
+    monkeypatch.setattr(one_shot, "RecipeDriver", lambda recipe: NoRecipe())  # prunes nothing
     path = tmp_path / "r.yaml"
     path.write_text(PRUNING.replace("re:proto_net[.][0-9]+[.]weight$", "proto_net.0.weight"))
     with pytest.raises(TargetMissedError) as caught:
