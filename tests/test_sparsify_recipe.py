@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -300,6 +300,7 @@ def test_recipe_args_that_are_none(text: str) -> None:
 
 @settings(deadline=None)
 @given(st.dictionaries(NAMES, st.one_of(VALUES, st.text(max_size=12)), max_size=5))
+@example({"text": "0E0", "number": 1e-7})
 def test_documents_survive_writing_and_reading(values: dict[str, Any]) -> None:
     document = {"some_modifiers": [Entry("SomeModifier", values), Entry("Bare")], "variable": 1}
     assert parse(dump(document), "test") == document

@@ -48,11 +48,12 @@ def _entry(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Entry:
 
 
 _Loader.add_multi_constructor("!", _entry)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+for _kind in (_Loader, _Dumper):  # the writer quotes text that would be read as a number
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
 _Dumper.add_representer(
     Entry, lambda dumper, entry: dumper.represent_mapping(f"!{entry.name}", entry.fields)
 )
