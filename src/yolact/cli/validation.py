@@ -16,7 +16,7 @@ from yolact.cli.base import Command, setup_logging
 from yolact.cli.inputs import split_pair
 from yolact.cli.options import options, options_of, read
 from yolact.cli.validation_options import Options
-from yolact.errors import ConfigError, TargetMissedError
+from yolact.errors import ConfigError, DataError, TargetMissedError
 
 if TYPE_CHECKING:
     from yolact.data.images import RgbImage
@@ -111,6 +111,11 @@ def _evaluate(options: Options) -> None:
         log.warning("%s has no annotations: there is no AP to measure", options.paths.info)
         return
     _print(report.evaluation, per_class=options.per_class)
+    if report.bad_images:
+        raise DataError(
+            f"{report.bad_images} of {report.images + report.bad_images} images were skipped",
+            hint="the first are named above; the numbers are those of all others",
+        )
     _check_target(report.evaluation, options.min_map)
 
 
