@@ -74,7 +74,7 @@ def find_images(
             f"no folder of images at {folder}", hint="run sparseml.yolact.download, or correct it"
         )
     found = _with_files(folder, info, records, strict=strict)
-    looks = look_at([folder / record["file_name"] for record in found], folder)
+    looks = look_at([record["file_name"] for record in found], folder)
     used, bad, unsized, deep = [], _Bad(folder), [], []
     for record, seen in zip(found, looks, strict=True):
         if not isinstance(seen, Look):
@@ -156,7 +156,7 @@ def _with_files(
 ) -> list[Record]:
     """The records whose files are there, under the names that these have."""
     names = [_names_in(record) for record in records]
-    there = _present([folder / some[0] for some in names])
+    there = _present(folder, [some[0] for some in names])
     absent = [some for some, present in zip(names, there, strict=True) if not present]
     search = _Search(folder, frozenset(some[0] for some in names), absent)
     found, other, missing = [], [], []
@@ -181,10 +181,11 @@ def _names_in(record: Record) -> tuple[str, ...]:
     return tuple(value for value in values if isinstance(value, str) and value)
 
 
-def _present(paths: Sequence[Path]) -> list[bool]:
+def _present(folder: Path, names: Sequence[str]) -> list[bool]:
     """Whether each is there, by one listing of each folder instead of many look-ups."""
-    present = {folder: _names_of_files(folder) for folder in {path.parent for path in paths}}
-    return [path.name in present[path.parent] for path in paths]
+    split = [os.path.split(name) for name in names]
+    present = {head: _names_of_files(folder / head) for head in {head for head, _ in split}}
+    return [tail in present[head] for head, tail in split]
 
 
 def _names_of_files(folder: Path) -> set[str]:

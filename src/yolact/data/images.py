@@ -370,10 +370,12 @@ def _depth(pixels: NDArray[np.uint16]) -> int:
 def _bands(tiff: bytes) -> int:
     """How many numbers a pixel of a TIFF file has; 0 where the file does not say."""
     try:
-        tags = ImageFileDirectory_v2(tiff[:8])
-        file = io.BytesIO(tiff)
-        file.seek(tags.next)
-        tags.load(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tags = ImageFileDirectory_v2(tiff[:8])
+            file = io.BytesIO(tiff)
+            file.seek(tags.next)
+            tags.load(file)
         return int(tags.get(_SAMPLES_PER_PIXEL, 0))
     except UNREADABLE:
         return 0

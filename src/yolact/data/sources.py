@@ -207,7 +207,7 @@ def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
             hint="give a folder of images or a quoted pattern like 'images/*.jpg'",
         )
     chosen = spread(sorted(found.paths), count)
-    looks = look_at(chosen, chosen[0].parent)
+    looks = look_at([str(path) for path in chosen], Path())
     problems = [look for look in looks if isinstance(look, DataError)]
     if problems:
         raise DataError(
