@@ -17,6 +17,7 @@ from PIL import Image
 
 from yolact.data.image_checks import Look, common_bits, look_at
 from yolact.data.image_files import ImageFiles, find_images
+from yolact.data.sources import Images, find_source
 from yolact.errors import DataError
 
 INFO = Path("train.json")
@@ -26,7 +27,7 @@ def put(folder: Path, *names: str, size: tuple[int, int] = (6, 4)) -> Path:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        kind = None if path.suffix else "PNG"
+        kind = None if path.suffix in (".png", ".jpg", ".bmp") else "PNG"
         Image.new("RGB", size, (9, 9, 9)).save(path, kind)
     return folder
 
@@ -99,7 +100,7 @@ def test_names_that_fit_exactly_are_taken_without_a_word(
     names = ["a.png", "A.png", "sub/a.png", "a%20b.png", "./c.png", "b\\c.png"]
     put(tmp_path, *names)
     absolute = str(put(tmp_path / "elsewhere", "d.png") / "d.png")
-    assert find(tmp_path, *names, absolute) == [*names, absolute]
+    assert find(tmp_path, *names, absolute, on_bad_image="skip") == [*names, absolute]
     assert not said.messages
 
 
@@ -144,9 +145,9 @@ def test_a_file_listed_twice_is_found_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("there", "name", "hint"),
     [
-        (["train_(0).png"], "train_[0].png", "the nearest name there is 'train_(0).png'"),
-        (["im\u0430ge.png"], "image.png", r"the nearest name there is 'im\u0430ge.png'"),
-        (["a\u00a0b.png"], "a b.png", r"the nearest name there is 'a\xa0b.png'"),
+        (["train_(0).png"], "train_[0].png", "the nearest of 1 names there is 'train_(0).png'"),
+        (["im\u0430ge.png"], "image.png", r"names there is 'im\u0430ge.png'"),
+        (["a\u00a0b.png"], "a b.png", r"names there is 'a\xa0b.png'"),
         (["7.png"], "https://host/photo.png", "the names are addresses: download the images to"),
         (["7.png"], "photograph.png", "holds 1 files such as '7.png'"),
         ([], "photograph.png", "holds no files"),
@@ -186,6 +187,26 @@ def test_links_that_go_round_do_not_hang_the_search(tmp_path: Path) -> None:
     assert find(tmp_path, "a.png") == ["deep/a.png"]
 
 
+def test_files_of_a_folder_that_are_passed_over_are_counted_by_kind(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "a.png", "b.HEIC", "c.gif", "._a.png", ".DS_Store", "Thumbs.db", "sub/d.png")
+    (tmp_path / "notes.txt").write_text("")
+    found = find_source(str(tmp_path))
+    assert isinstance(found, Images)
+    assert [path.name for path in found.paths] == ["a.png", "b.HEIC", "c.gif"]
+    assert not said.messages
+    for name in ("e.zip", "f.ZIP", "g"):
+        (tmp_path / name).write_bytes(b"")
+    os.mkfifo(tmp_path / "h.png")
+    assert find_source(str(tmp_path)) == found
+    [line] = said.messages
+    assert "4 of 7 files are no images by their endings (2 .zip, 1 without ending, 1 pipes" in line
+    assert "(first: e.zip, f.ZIP, g)" in line
+    with pytest.raises(DataError, match=r"no images in .*: it holds 1 .zip"):
+        find_source(str(tmp_path / "*.zip"))
+
+
 def sized(folder: Path, sizes: Sequence[Any], **options: Any) -> ImageFiles:
     """The search for images that are all 6 x 4, and listed as (width, height)."""
     names = [f"{i}.png" for i in range(len(sizes))]
@@ -197,28 +218,21 @@ def sized(folder: Path, sizes: Sequence[Any], **options: Any) -> ImageFiles:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        (
-            [(4, 6)] * 4,
-            "4 of 4 images have another width and height than listed: these are swapped",
-        ),
-        (
-            [(6, 4), (4, 6)],
-            "1 of 2 images have another width and height than listed: these are swapped",
-        ),
-        ([(6, 4), (4, 6), (12, 8)], "2 of 3 images have another size than listed"),
-    ],
+    ("sizes", "swapped"),
+    [([(4, 6)] * 4, 3), ([(6, 4), (4, 6)], 1), ([(6, 4), (12, 8), (4, 6)], 1), ([(3, 2)], 0)],
 )
 def test_other_sizes_than_listed_are_refused(
-    tmp_path: Path, sizes: list[Any], message: str
+    tmp_path: Path, sizes: list[Any], swapped: int
 ) -> None:
+    wrong = [size for size in sizes if size != (6, 4)]
     with pytest.raises(DataError) as error:
         sized(tmp_path, sizes)
-    assert str(error.value).startswith(f"{INFO}: {message} (first: '")
-    assert "is 6 x 4, listed as 4 x 6" in str(error.value)
-    assert str(error.value).count("listed as") == min(3, sum(size != (6, 4) for size in sizes))
-    assert ("--on_bad_image" in str(error.value.hint)) == (sizes[0] == (6, 4)), "else none are left"
+    start = f"{INFO}: {len(wrong)} of {len(sizes)} images are of another size than listed (first: "
+    assert str(error.value).startswith(start)
+    for width, height in wrong[:3]:
+        assert f"is 6 x 4, but its annotations say {width} x {height}" in str(error.value)
+    assert str(error.value).count("(swapped)") == swapped
+    assert ("--on_bad_image" in str(error.value.hint)) == (len(wrong) < len(sizes))
 
 
 def test_bad_images_are_left_out_on_request(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -66,8 +66,8 @@ def find_images(
         on_bad_image: ``skip`` leaves out images that are damaged or of another size than listed.
 
     Raises:
-        DataError: The folder is missing, files are missing (all must be there, or with ``strict``
-            False at least half), or images are bad; the message counts and names the first.
+        DataError: The folder is missing, more than half of the files are missing (with ``strict``,
+            one), or images are bad; the message counts and names the first.
     """
     if not folder.is_dir():
         raise DataError(
@@ -75,30 +75,29 @@ def find_images(
         )
     found = _with_files(folder, info, records, strict=strict)
     looks = look_at([record["file_name"] for record in found], folder)
-    used, bad, unsized, deep = [], _Bad(folder), [], []
+    used, damaged, sizes, unsized, deep = [], [], [], [], []
     for record, seen in zip(found, looks, strict=True):
         if not isinstance(seen, Look):
-            bad.damaged.append(seen)
+            damaged.append(seen)
             continue
         if record.get("width") is None or record.get("height") is None:
             record = {**record, "height": seen.height, "width": seen.width}
             unsized.append(record["file_name"])
         size = record["height"], record["width"]
         if size not in seen.sizes:
-            bad.sizes.append((record["file_name"], (seen.height, seen.width), size))
+            sizes.append(wrong_size(folder / record["file_name"], seen.sizes[0], size))
             continue
         used.append(record)
         if seen.bits > 8:
             deep.append((seen.bits, record["file_name"]))
-    if bad.count:
-        bad.report(info, len(found), skip=on_bad_image == "skip")
+    _report_bad(info, damaged, sizes, len(found), skip=on_bad_image == "skip")
     _notice(info, unsized, len(found), "images have no width or height", "read from the files")
     bits = max(deep)[0] if deep else None
     if bits is not None and bits < 16:
         names = [name for _, name in deep]
         matter = f"images are 16-bit files whose values fit in {bits} bits"
         _notice(info, names, len(found), matter, "scaled to 8 bits by that")
-    return ImageFiles(records=used, bits=bits, bad=bad.count)
+    return ImageFiles(records=used, bits=bits, bad=len(damaged) + len(sizes))
 
 
 def _notice(info: Path, names: Sequence[str], of: int, matter: str, done: str) -> None:
@@ -112,43 +111,20 @@ def shown(name: str) -> str:
     return ascii(name)
 
 
-@dataclass(frozen=True)
-class _Bad:
-    """Images of a data set that cannot be used."""
-
-    folder: Path
-    damaged: list[DataError] = field(default_factory=list)
-    sizes: list[tuple[str, tuple[int, int], tuple[int, int]]] = field(default_factory=list)
-    """(name, size, size as listed) of those of another size; each size is (height, width)."""
-
-    @property
-    def count(self) -> int:
-        return len(self.damaged) + len(self.sizes)
-
-    def report(self, info: Path, of: int, *, skip: bool) -> None:
-        """Say how many there are, or raise what is wrong with the first ones."""
-        first = [str(error) for error in self.damaged[:_SHOWN]]
-        first += [_size_words(*seen) for seen in self.sizes[: _SHOWN - len(first)]]
-        text = f"{info}: {self.count} of {of} images {self._matter()}"
-        if skip and self.count < of:
-            log.warning("%s, left out (first: %s)", text, "; ".join(first))
-            return
-        errors = [*self.damaged[:1], *(wrong_size(self.folder / n, a, b) for n, a, b in self.sizes)]
-        hint = str(errors[0].hint)
-        if self.count < of:
-            hint += ", or leave them out with --on_bad_image skip"
-        raise DataError(f"{text} (first: {'; '.join(first)})", hint=hint)
-
-    def _matter(self) -> str:
-        if self.damaged:
-            return "cannot be used"
-        if all(size == listed[::-1] for _, size, listed in self.sizes):
-            return "have another width and height than listed: these are swapped"
-        return "have another size than listed"
-
-
-def _size_words(name: str, size: tuple[int, int], listed: tuple[int, int]) -> str:
-    return f"{shown(name)} is {size[1]} x {size[0]}, listed as {listed[1]} x {listed[0]}"
+def _report_bad(
+    info: Path, damaged: Sequence[DataError], sizes: Sequence[DataError], of: int, *, skip: bool
+) -> None:
+    bad = [*damaged, *sizes]
+    if not bad:
+        return
+    first = "; ".join(map(str, bad[:_SHOWN]))
+    matter = "cannot be used" if damaged else "are of another size than listed"
+    text = f"{info}: {len(bad)} of {of} images {matter}"
+    if skip and len(bad) < of:
+        log.warning("%s, left out (first: %s)", text, first)
+        return
+    instead = ", or leave them out with --on_bad_image skip" if len(bad) < of else ""
+    raise DataError(f"{text} (first: {first})", hint=f"{bad[0].hint}{instead}")
 
 
 def _with_files(
@@ -276,7 +252,10 @@ class _Search:
         near = get_close_matches(_loose(_last(name)), {_loose(p[-1]): p for p in paths}, 1)
         if near:
             path = next(path for path in paths if _loose(path[-1]) == near[0])
-            return f"the nearest name there is {shown('/'.join(path))}: correct file_name"
+            return (
+                f"the nearest of {len(paths)} names there is {shown('/'.join(path))}: "
+                "correct file_name, or give the folder that belongs to the annotation file"
+            )
         if _URL.match(name):
             return f"the names are addresses: download the images to {self.folder}"
         if not paths:
@@ -319,7 +298,7 @@ class _Files:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, ...]]:
-    """Paths of files below ``folder`` as their parts, without files of systems such as ``._a``."""
+    """Paths of files below ``folder`` as their parts, without hidden ones such as ``._a.jpg``."""
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         here = os.path.realpath(place)
@@ -327,6 +306,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, ...]]:
             folders.clear()
             continue
         seen.add(here)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         parts = Path(place).relative_to(folder).parts
         yield from ((*parts, name) for name in names if not name.startswith("."))
 
