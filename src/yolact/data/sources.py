@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 _DEFAULT_FPS = 30.0
+_SHOWN = 3
+"""Files that a message names."""
 _TEXT_ENDINGS = (".txt", ".json", ".csv", ".tsv", ".xml", ".md", ".yaml", ".yml", ".html", ".log")
 _OF_SYSTEMS = ("thumbs.db", "desktop.ini")
 """Files that Windows leaves in folders of images; those of macOS begin with a dot."""
@@ -113,7 +115,7 @@ class Pictures:
             except DataError as error:
                 if len(self.paths) == 1:
                     raise
-                log.warning("skipped: %s", error)
+                log.warning("skipped: %s; %s", error, error.hint)
                 self.failed += 1
             else:
                 yield Picture(number, str(path), image)
@@ -197,8 +199,8 @@ def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
         side: Of the network's input, in pixels.
 
     Raises:
-        DataError: There are no images, or a chosen one cannot be read; the message names all that
-            cannot.
+        DataError: There are no images, or a chosen one cannot be read; the message names the
+            first that cannot.
     """
     found = find_source(source)
     if not isinstance(found, Images):
@@ -212,7 +214,8 @@ def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
     if problems:
         raise DataError(
             f"{len(problems)} of {len(chosen)} calibration images cannot be read: "
-            + "; ".join(str(problem) for problem in problems),
+            + "; ".join(str(problem) for problem in problems[:_SHOWN])
+            + (f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""),
             hint="replace or remove these files",
         )
     bits = max((look.bits for look in looks if isinstance(look, Look)), default=8)
