@@ -72,6 +72,7 @@ class CocoInstances(Dataset[Sample]):
             DataError: Something is missing, contradictory or, for most objects, implausible; the
                 message names it.
         """
+        images, annotations = images.expanduser(), annotations.expanduser()
         data = read_annotations(annotations, annotated=annotated)
         require_image_files(images, data["images"])
         self.images, self.transform, self.seed = images, transform, seed
