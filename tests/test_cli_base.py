@@ -74,15 +74,20 @@ def test_values_keep_their_marks() -> None:
     assert (values["recipe"], values["ckpt"]) == ("--- {a_b: 1}", "a=b_c")
 
 
-PLACES = [
-    parameters
-    for parameters in OPTIONS
-    if parameters.values[1].type.name in ("file", "directory", "path", "text")
-    and parameters.values[1].expose_value
-]
+def places() -> list[Any]:
+    """The options that take a path, or text that may be one."""
+    return [
+        pytest.param(name, parameter, spelling, id=f"{name} {spelling}")
+        for name in COMMANDS
+        for parameter in command(name).params
+        if isinstance(parameter, click.Option) and parameter.expose_value
+        if parameter.type.name in ("file", "directory", "path", "text")
+        for spelling in parameter.opts
+        if spelling.startswith("--")
+    ]
 
 
-@pytest.mark.parametrize(("name", "option", "spelling"), PLACES)
+@pytest.mark.parametrize(("name", "option", "spelling"), places())
 def test_every_path_may_begin_at_home(
     name: str, option: click.Option, spelling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,7 +347,9 @@ def hints() -> list[Any]:
     for path in sorted(SOURCES.rglob("*.py")):
         file = path.relative_to(SOURCES).as_posix()
         for call in ast.walk(ast.parse(path.read_text("utf-8"))):
-            parts = [part.value for part in getattr(call, "keywords", ()) if part.arg == "hint"]
+            if not isinstance(call, ast.Call):
+                continue
+            parts = [part.value for part in call.keywords if part.arg == "hint"]
             text = " ".join(
                 str(node.value)
                 for part in parts
