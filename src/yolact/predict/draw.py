@@ -19,7 +19,7 @@ from torch import Tensor
 from yolact.data.images import RgbImage
 from yolact.errors import StorageError
 from yolact.files import atomic_path, require_writable_file
-from yolact.predict.text import Line, labels_of, letters, one_line
+from yolact.predict.text import labels_of, letters, one_line
 from yolact.types import Detections, Instances
 
 Color = tuple[int, int, int]
@@ -192,16 +192,17 @@ def _draw_mask(
 class _Tag:
     """A line of text on a filled box."""
 
-    line: Line
+    ink: NDArray[np.uint8]
+    """[rows, columns], 255 where the letters are."""
     width: int
     height: int
     margin: int
 
     @classmethod
     def of(cls, text: str, letter: int) -> _Tag:
-        line, margin = letters(one_line(text), letter), max(2, letter // 4)
-        rows, columns = line.ink.shape
-        return cls(line, columns + 2 * margin, rows + margin + 1, margin)
+        ink, margin = letters(one_line(text), letter), max(2, letter // 4)
+        rows, columns = ink.shape
+        return cls(ink, columns + 2 * margin, rows + margin + 1, margin)
 
     def draw(self, canvas: RgbImage, x: int, y: int, color: Color) -> None:
         """Draw with the box's top left corner at (x, y)."""
@@ -209,8 +210,8 @@ class _Tag:
         red, green, blue = color
         bright = 0.299 * red + 0.587 * green + 0.114 * blue > 140
         top, left = y + self.margin, x + self.margin
-        part = canvas[top : top + self.line.ink.shape[0], left : left + self.line.ink.shape[1]]
-        ink = self.line.ink[: part.shape[0], : part.shape[1], None].astype(np.uint16)
+        part = canvas[top : top + self.ink.shape[0], left : left + self.ink.shape[1]]
+        ink = self.ink[: part.shape[0], : part.shape[1], None].astype(np.uint16)
         mixed = part * (255 - ink) + ink * np.uint16(0 if bright else 255)
         part[:] = (mixed + 127) // 255
 

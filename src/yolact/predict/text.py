@@ -11,7 +11,6 @@ import logging
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -43,16 +42,6 @@ _NO_LETTERS = ("\uffff", "\U000effff")
 """Code points that are never assigned."""
 _INVISIBLE = ("Cf", "Mn", "Me", "Zs")
 """Categories of characters that may have no shape of their own."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of text as pixels."""
-
-    ink: NDArray[np.uint8]
-    """[height, width], from 0 (nothing) to 255 (letter)."""
-    top: int
-    """Rows from the first one of ``ink`` down to the line that the letters stand on."""
 
 
 def labels_of(names: Sequence[str]) -> tuple[str, ...]:
@@ -88,12 +77,15 @@ def one_line(text: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def letters(text: str, height: int) -> Line:
+def letters(text: str, height: int) -> NDArray[np.uint8]:
     """Draw one line of text; letters that no font has become boxes.
 
     Args:
         text: Without line breaks.
         height: Of capitals, in pixels.
+
+    Returns:
+        [height, width], from 0 (nothing) to 255 (letter), as large as the text with its tails.
     """
     size = max(1, round(height / _CAPITAL))
     font = _opened(_font_path(text) or _usual_font(), size)
@@ -103,7 +95,7 @@ def letters(text: str, height: int) -> Line:
     below = max(round(size * _TAIL), round(bottom))
     picture = Image.new("L", (max(1, round(right - left)), above + below))
     ImageDraw.Draw(picture).text((-left, above), text, 255, font, anchor="ls")
-    return Line(np.asarray(picture), above)
+    return np.asarray(picture, np.uint8)
 
 
 def _font_path(text: str) -> Path | None:
