@@ -32,6 +32,7 @@ from yolact.data.annotations import (
 )
 from yolact.data.image_files import ImageFiles, find_images
 from yolact.data.images import RgbImage, read_rgb
+from yolact.data.plausibility import check_plausible
 from yolact.data.transforms import Objects, Transform
 from yolact.errors import DataError
 from yolact.types import Sample, Target
@@ -76,8 +77,10 @@ class CocoInstances(Dataset[Sample]):
             strict: Refuse a data set whose files are not all there.
 
         Raises:
-            DataError: Something is missing or contradictory; the message names it.
+            DataError: Something is missing, contradictory or, for most objects, implausible; the
+                message names it.
         """
+        images, annotations = images.expanduser(), annotations.expanduser()
         found: list[ImageFiles] = []
 
         def find(records: list[Record]) -> list[Record]:
@@ -100,6 +103,9 @@ class CocoInstances(Dataset[Sample]):
         self._objects = _Packed(_grouped(data["annotations"], self.image_ids))
         self.num_objects = sum(has_area(a) and not a["iscrowd"] for a in data["annotations"])
         _report(annotations, data["annotations"])
+        if annotated:
+            input_size = getattr(transform, "image_size", None)
+            check_plausible(annotations, listed, data["annotations"], input_size)
 
     def __len__(self) -> int:
         """Number of images."""
