@@ -12,6 +12,7 @@ from yolact.config import YolactConfig, named_config
 from yolact.errors import ConfigError
 from yolact.model_files import model_kinds
 from yolact.setting import setting
+from yolact.training.settings import strict_setting
 
 if TYPE_CHECKING:
     from yolact.data.coco import CocoInstances
@@ -63,6 +64,7 @@ class Options:
         default=None,
         help="A folder with annotations/ and images/, or a name like coco2017_dataset.",
     )
+    strict: bool = strict_setting()
     max_images: int = setting(default=-1, help="At most so many images; -1 takes all.")
     no_sort: bool = setting(
         default=False,
@@ -215,7 +217,13 @@ class Options:
         from yolact.data.transforms import EvalTransform
 
         transform = EvalTransform(self.configuration.model.image_size)
-        return CocoInstances(self.paths.images, self.paths.info, transform, annotated=annotated)
+        return CocoInstances(
+            self.paths.images,
+            self.paths.info,
+            transform,
+            annotated=annotated,
+            strict=self.strict,
+        )
 
     @property
     def order(self) -> ImageOrder:

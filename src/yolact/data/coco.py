@@ -22,15 +22,15 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from yolact.data.annotations import (
-    Record,
+    Contents,
     boxes_xyxy,
-    classes_of,
     has_area,
     read_annotations,
     require_image_files,
-    to_rle,
 )
+from yolact.data.entries import Record, to_rle
 from yolact.data.images import RgbImage, read_rgb
+from yolact.data.labels import classes_of
 from yolact.data.transforms import Objects, Transform
 from yolact.types import Sample, Target
 
@@ -56,6 +56,7 @@ class CocoInstances(Dataset[Sample]):
         *,
         seed: int = 0,
         annotated: bool = True,
+        strict: bool = False,
     ) -> None:
         """Read and check the annotation file, and check that every image is there.
 
@@ -66,20 +67,24 @@ class CocoInstances(Dataset[Sample]):
                 :class:`~yolact.data.transforms.TrainTransform`.
             seed: Of the random transforms.
             annotated: False accepts a file without ground truth.
+            strict: Refuse an annotation file with an entry that cannot be used.
 
         Raises:
             DataError: Something is missing or contradictory; the message names it.
         """
-        data = read_annotations(annotations, annotated=annotated)
+        data = read_annotations(annotations, annotated=annotated, strict=strict)
         require_image_files(images, data["images"])
-        self.images, self.transform, self.seed = images, transform, seed
+        self.images, self.info = images, annotations
+        self.transform, self.seed = transform, seed
         self.classes = classes_of(data["categories"])
         listed = sorted(data["images"], key=lambda image: int(image["id"]))
         self.image_ids: list[int] = [image["id"] for image in listed]
+        self.original_ids = _original_ids(listed)
+        self.original_category_ids = _original_ids(data["categories"])
         self._categories = data["categories"]
         self._images = _Packed(listed)
         self._objects = _Packed(_grouped(data["annotations"], self.image_ids))
-        self.num_objects = sum(has_area(a) and not a["iscrowd"] for a in data["annotations"])
+        self.contents = Contents.of(data["images"], data["annotations"])
         _report(annotations, data["annotations"])
 
     def __len__(self) -> int:
@@ -185,6 +190,11 @@ class _Packed(Sequence[Any]):
         index %= len(self)
         start = self._ends[index - 1] if index else 0
         return pickle.loads(self._bytes[start : self._ends[index]].data)
+
+
+def _original_ids(entries: Iterable[Record]) -> dict[int, str]:
+    """What the file has in place of the integers that entries are known by here."""
+    return {e["id"]: e["original_id"] for e in entries if "original_id" in e}
 
 
 def _grouped(annotations: Sequence[Record], image_ids: Sequence[int]) -> Iterator[list[Record]]:
