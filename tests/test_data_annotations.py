@@ -24,8 +24,8 @@ from yolact.errors import DataError
 Json = dict[str, Any]
 Edit = Callable[[Json], Any]
 SQUARE = [2.0, 3, 12, 3, 12, 13, 2, 13]
-PAIRS = [[2.0, 3], [12, 3], [12, 13], [2, 13]]
-POINTS = [{"x": x, "y": y} for x, y in PAIRS]
+PAIRS: list[list[float]] = [[2, 3], [12, 3], [12, 13], [2, 13]]
+POINTS = [{"x": pair[0], "y": pair[1]} for pair in PAIRS]
 VIA = {"name": "polygon", "all_points_x": [2, 12, 12, 2], "all_points_y": [3, 3, 13, 13]}
 
 

@@ -209,10 +209,8 @@ def test_a_model_of_other_classes_is_refused(dataset: CocoInstances) -> None:
 
 
 def test_names_written_in_another_way_are_matched(dataset: CocoInstances) -> None:
-    other = Classes(("Owl", "dog ", "CAT"), (1, 2, 3))
-    assert match_classes(other, dataset.classes) == [21, 20, 7]
-    found = evaluate(Oracle(dataset, other), dataset, progress=False)
-    assert found.box["all"] == pytest.approx(100)
+    other = Classes(("Owl", "dog ", "CAT", "cow"), (1, 2, 3, 4))
+    assert match_classes(other, dataset.classes) == [21, 20, 7, None]
 
 
 def test_a_category_without_objects_need_not_be_known(tmp_path: Path) -> None:
@@ -244,9 +242,10 @@ def test_result_files_have_the_ids_of_the_annotation_file(tmp_path: Path) -> Non
     report = run_evaluation(lambda: Oracle(data), data, options)
     assert report.evaluation is not None
     assert report.evaluation.mask[75] == pytest.approx(100)
+    found = {("img-9", "CAT"), ("img-9", "DOG"), ("img-11", "OWL")}
     for path in (boxes, masks):
-        found = {(e["image_id"], e["category_id"]) for e in json.loads(path.read_text())}
-        assert found == {("img-9", "CAT"), ("img-9", "DOG"), ("img-11", "OWL")}
+        entries = [e for e in json.loads(path.read_text()) if e["score"] > 0.5]
+        assert {(e["image_id"], e["category_id"]) for e in entries} == found
 
 
 def test_a_model_without_names_fits_a_data_set_of_its_size() -> None:

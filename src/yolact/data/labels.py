@@ -96,8 +96,10 @@ def read_categories(entries: Sequence[Any], findings: Findings) -> dict[int | st
     for entry in found.values():
         if first.setdefault(entry["name"], entry) is not entry:
             findings.add(_TWINS, f"category {entry['id']}", shown(entry["name"]))
-    words = {name: entry for name, entry in first.items() if key_of(name) == name}
-    return {**words, **{key: first[entry["name"]] for key, entry in found.items()}}
+    known: dict[int | str | None, Record] = {
+        name: entry for name, entry in first.items() if key_of(name) == name
+    }
+    return known | {key: first[entry["name"]] for key, entry in found.items()}
 
 
 def classes_of(categories: Sequence[Record]) -> Classes:
