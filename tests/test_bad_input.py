@@ -123,7 +123,7 @@ def test_contradictory_annotations_stop_a_run_before_it_begins(
     coco = json.loads(path.read_text())
     edit(coco)
     path.write_text(json.dumps(coco))
-    result = run("train", *train_words(data), code=3, error=error)
+    result = run("train", *train_words(data), "--strict", code=3, error=error)
     assert "step 1" not in result.stderr
     assert not list(Path().rglob("*.pth"))
 
@@ -296,12 +296,12 @@ def spoil(data: Path, part: str, edit: Edit) -> Path:
     [
         (
             lambda coco: first_annotation(coco).update(image_id=[1]),
-            "annotation 5000001 in {} belongs to image [1], which is not listed",
+            "annotation 5000001 in {} has image_id [1], which is not listed",
             "add the image to the list of images, or remove the annotation",
         ),
         (
             lambda coco: first_annotation(coco).update(category_id="cat"),
-            "annotation 5000001 in {} is of category cat, which is not listed",
+            "annotation 5000001 in {} has category_id 'cat', which is not listed",
             "add the category to the list of categories, or correct category_id",
         ),
         (
@@ -311,17 +311,18 @@ def spoil(data: Path, part: str, edit: Edit) -> Path:
         ),
         (
             lambda coco: first_annotation(coco).update(segmentation=[[1, 2, 3, 4, None, 6]]),
-            "annotation 5000001 in {} has a malformed polygon",
-            "a polygon is a list of numbers: x, y, x, y, ...",
+            "annotation 5000001 in {} has no mask: a malformed polygon: [1, 2, 3, 4, None, 6]",
+            "export polygons or masks (instance segmentation), not boxes alone (object detection)",
         ),
         (
             lambda coco: coco["images"][0].update(height=-3),
-            "image 500001 in {} has no valid height",
+            "image 500001 in {} has no valid height: -3",
             "give height and width in pixels, at least 1",
         ),
         (
             lambda coco: coco.pop("images"),
-            "{} is not a COCO file: it has no list of images",
+            "{} is not a COCO file: it has no list of images, its keys are 'info', 'annotations', "
+            "'categories'",
             "give a COCO instances file: images, annotations and categories in one JSON object",
         ),
     ],
@@ -330,7 +331,7 @@ def test_entries_that_make_no_sense_are_named(
     data: Path, models: Path, edit: Edit, error: str, hint: str
 ) -> None:
     path = spoil(data, "val", edit)
-    words: Words = ["--trained_model", models / "model.pth", "--dataset", data]
+    words: Words = ["--trained_model", models / "model.pth", "--dataset", data, "--strict"]
     assert told(run("validation", *words, code=3)) == (error.format(path), hint)
 
 

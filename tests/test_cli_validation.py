@@ -454,7 +454,7 @@ def test_a_missing_model_and_missing_data(dataset: CocoInstances) -> None:
 
 def test_a_checkpoint_of_other_classes_is_refused(engine: Oracle) -> None:
     engine.classes = Classes(("car", "cat"), (1, 2))
-    fails(run(), CheckpointError, "but not 2 of the data set's 3: dog, owl")
+    fails(run(), CheckpointError, "but not 2 of the data set's 3: 'dog', 'owl'")
 
 
 def test_a_single_picture_format_is_unknown(engine: Oracle) -> None:

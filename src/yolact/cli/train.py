@@ -47,6 +47,7 @@ from yolact.training.settings import (
         *("train_info", "train_images", "validation_info", "validation_images"),
         otherwise="",
     ),
+    *options_of(DataSettings, "strict"),
     click.option(
         "--resume",
         help="Continue the run that wrote this checkpoint: a path, zoo: stub, latest or interrupt "

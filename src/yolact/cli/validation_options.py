@@ -12,6 +12,7 @@ from yolact.config import OnBadImage, YolactConfig, named_config, on_bad_image
 from yolact.errors import ConfigError
 from yolact.model_files import model_kinds
 from yolact.setting import setting
+from yolact.training.settings import strict_setting
 
 if TYPE_CHECKING:
     from yolact.data.coco import CocoInstances
@@ -64,6 +65,7 @@ class Options:
         help="A folder with annotations/ and images/, or a name like coco2017_dataset.",
     )
     on_bad_image: OnBadImage = on_bad_image()
+    strict: bool = strict_setting()
     max_images: int = setting(default=-1, help="At most so many images; -1 takes all.")
     no_sort: bool = setting(
         default=False,
@@ -222,6 +224,7 @@ class Options:
             transform,
             annotated=annotated,
             on_bad_image=self.on_bad_image,
+            strict=self.strict,
         )
 
     @property

@@ -23,15 +23,15 @@ from torchvision import tv_tensors
 
 from yolact.config import OnBadImage
 from yolact.data.annotations import (
-    Record,
+    Contents,
     boxes_xyxy,
-    classes_of,
     has_area,
     read_annotations,
-    to_rle,
 )
+from yolact.data.entries import Record, to_rle
 from yolact.data.image_files import ImageFiles, find_images
 from yolact.data.images import RgbImage, read_rgb
+from yolact.data.labels import classes_of
 from yolact.data.plausibility import check_plausible
 from yolact.data.transforms import Objects, Transform
 from yolact.errors import DataError
@@ -74,7 +74,8 @@ class CocoInstances(Dataset[Sample]):
             on_bad_image: ``skip`` leaves out images that are damaged or of another size than
                 listed. One whose damage shows only when it is decoded is replaced, as a sample, by
                 the next.
-            strict: Refuse a data set whose files are not all there.
+            strict: Refuse an annotation file with an entry that cannot be used, or without all of
+                its images.
 
         Raises:
             DataError: Something is missing, contradictory or, for most objects, implausible; the
@@ -89,19 +90,22 @@ class CocoInstances(Dataset[Sample]):
             )
             return found[0].records
 
-        data = read_annotations(annotations, annotated=annotated, find=find)
+        data = read_annotations(annotations, annotated=annotated, strict=strict, find=find)
         self.bad_images: int = found[0].bad
         """Images left out because they are damaged or of another size than listed."""
         self._bits = found[0].bits
-        self.images, self.transform, self.seed = images, transform, seed
+        self.images, self.info = images, annotations
+        self.transform, self.seed = transform, seed
         self.skips = on_bad_image == "skip"
         self.classes = classes_of(data["categories"])
         listed = sorted(data["images"], key=lambda image: int(image["id"]))
         self.image_ids: list[int] = [image["id"] for image in listed]
+        self.original_ids = _original_ids(listed)
+        self.original_category_ids = _original_ids(data["categories"])
         self._categories = data["categories"]
         self._images = _Packed(listed)
         self._objects = _Packed(_grouped(data["annotations"], self.image_ids))
-        self.num_objects = sum(has_area(a) and not a["iscrowd"] for a in data["annotations"])
+        self.contents = Contents.of(data["images"], data["annotations"])
         _report(annotations, data["annotations"])
         if annotated:
             input_size = getattr(transform, "image_size", None)
@@ -227,6 +231,11 @@ class _Packed(Sequence[Any]):
         index %= len(self)
         start = self._ends[index - 1] if index else 0
         return pickle.loads(self._bytes[start : self._ends[index]].data)
+
+
+def _original_ids(entries: Iterable[Record]) -> dict[int, str]:
+    """What the file has in place of the integers that entries are known by here."""
+    return {e["id"]: e["original_id"] for e in entries if "original_id" in e}
 
 
 def _grouped(annotations: Sequence[Record], image_ids: Sequence[int]) -> Iterator[list[Record]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from yolact.data.coco import CocoInstances
 from yolact.data.images import RgbImage
-from yolact.data.labels import Classes
+from yolact.data.labels import Classes, few_names, match_names, note_differences, unknown_names
 from yolact.data.sources import ImageOrder
 from yolact.engines.base import Engine
 from yolact.errors import CheckpointError, ConfigError, DataError
@@ -24,6 +24,7 @@ from yolact.predict.results import (
     AveragePrecision,
     CocoResults,
     average_precision,
+    with_ids,
     write_json,
     write_viewer,
 )
@@ -123,7 +124,9 @@ def run_evaluation(
         results = CocoResults.load(options.detections)
     else:
         engine = load()
-        match_classes(engine.classes, dataset.classes)
+        _match(engine.classes, dataset)
+        if dataset.contents.remarkable:
+            log.info("%s: %s", dataset.info, dataset.contents)
         for path in (options.detections, *options.outputs):
             require_writable_file(path)
         ids = options.order.of(dataset.image_ids)
@@ -155,11 +158,12 @@ def run_evaluation(
 def _write_results(
     results: CocoResults, dataset: CocoInstances, options: EvaluationOptions
 ) -> None:
+    known = dataset.original_ids, dataset.original_category_ids
     if options.bbox_file is not None:
-        write_json(options.bbox_file, results.bbox)
+        write_json(options.bbox_file, with_ids(results.bbox, *known))
         log.info("boxes written to %s", options.bbox_file)
     if options.mask_file is not None and options.selection.masks:
-        write_json(options.mask_file, results.segm)
+        write_json(options.mask_file, with_ids(results.segm, *known))
         log.info("masks written to %s", options.mask_file)
     if options.viewer_file is not None:
         title = {"name": options.viewer_title}
@@ -267,7 +271,9 @@ def collect(
         DataError: An image cannot be read, and the data set does not skip such images; or none can.
     """
     ids = list(dataset.image_ids if image_ids is None else image_ids)
-    categories = dict(enumerate(match_classes(engine.classes, dataset.classes)))
+    categories = dict(
+        enumerate(match_classes(engine.classes, dataset.classes, dataset.contents.of_category))
+    )
     known = {label: category for label, category in categories.items() if category is not None}
     selection = replace(selection or Selection(), labels=frozenset(known))
     watch, results = watch or Stopwatch(), CocoResults()
@@ -285,31 +291,44 @@ def collect(
     return results
 
 
-def match_classes(model: Classes, dataset: Classes) -> list[int | None]:
+def match_classes(
+    model: Classes, dataset: Classes, used: Collection[int] | None = None
+) -> list[int | None]:
     """The data set's category id of every class of the model, by name; None where it has none.
 
     A model file without names fits a data set of as many classes, in the order of their ids.
 
+    Args:
+        model: The model's classes.
+        dataset: The data set's.
+        used: Ids of the categories that have objects; see :func:`unknown_names`.
+
     Raises:
-        CheckpointError: The data set has classes that the model does not know.
+        CheckpointError: The data set has objects of classes that the model does not know.
     """
     if model == Classes.numbered(len(model)) and len(model) == len(dataset):
         return list(dataset.ids)
     if model.names == dataset.names:  # also when two classes share a name
         return list(dataset.ids)
-    id_of = dict(zip(dataset.names, dataset.ids, strict=True))
-    missing = [name for name in dataset.names if name not in model.names]
+    missing = unknown_names(model.names, dataset, used)
     if missing:
-        listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise CheckpointError(
-            f"the model knows {len(model)} classes, but not {len(missing)} of the data set's "
-            f"{len(dataset)}: {listed}",
+            f"the model knows {len(model)} classes ({few_names(model.names)}), but not "
+            f"{len(missing)} of the data set's {len(dataset)}: {few_names(missing, model.names)}",
             hint="this is a checkpoint of other classes; "
             "use the annotation file it was trained with, or train on this one",
         )
-    if len(dataset) < len(model):
-        log.warning("%d classes of the model are not in the data set", len(model) - len(dataset))
+    same = match_names(dataset.names, model.names)
+    pairs = zip(dataset.names, dataset.ids, strict=True)
+    id_of = {same[name]: number for name, number in pairs if name in same}
     return [id_of.get(name) for name in model.names]
+
+
+def _match(model: Classes, dataset: CocoInstances) -> None:
+    """Match classes, and say in the log where their names differ."""
+    match_classes(model, dataset.classes, dataset.contents.of_category)
+    if model != Classes.numbered(len(model)):
+        note_differences(dataset.info, dataset.classes, model.names)
 
 
 def _batches(

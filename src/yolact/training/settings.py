@@ -27,6 +27,14 @@ def read_batch_alloc(text: str) -> tuple[int, ...]:
         ) from error
 
 
+def strict_setting() -> Any:
+    """The option of every command that reads an annotation file."""
+    return setting(
+        default=False,
+        help="Refuse an annotation file with a bad entry, instead of leaving the entry out.",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Where the images and their COCO-format annotations are."""
@@ -40,6 +48,7 @@ class DataSettings:
     )
     """They never change what is trained on."""
     on_bad_image: OnBadImage = on_bad_image()
+    strict: bool = strict_setting()
 
 
 @dataclass(frozen=True, kw_only=True)
