@@ -24,6 +24,7 @@ from yolact.data.coco import CocoInstances, evaluation_order
 from yolact.data.images import RgbImage, damaged, read_rgb
 from yolact.data.transforms import preprocess
 from yolact.errors import DataError
+from yolact.sizes import ImageSize
 
 log = logging.getLogger(__name__)
 
@@ -162,20 +163,20 @@ class CalibrationImages:
     """Image files that are known to be readable; iterating reads them one at a time."""
 
     paths: Sequence[Path]
-    side: int
-    """Of the network's input, in pixels."""
+    size: ImageSize
+    """Of the network's input."""
 
     def __len__(self) -> int:
         """How many images there are."""
         return len(self.paths)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Network inputs [1, 3, side, side] float32 in 0..1, made as every inference makes them."""
+        """Network inputs [1, 3, H, W] float32 in 0..1, made as every inference makes them."""
         for path in self.paths:
-            yield preprocess(read_rgb(path), self.side)[None]
+            yield preprocess(read_rgb(path), self.size)[None]
 
 
-def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
+def calibration_images(source: str, count: int, size: ImageSize) -> CalibrationImages:
     """Choose images from a folder or a pattern, and look whether they can be read.
 
     They are spread evenly over the file names in alphabetical order, so the choice depends on the
@@ -184,7 +185,7 @@ def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
     Args:
         source: A folder of images, or a pattern with ``*``.
         count: How many to choose; with fewer there, all are taken.
-        side: Of the network's input, in pixels.
+        size: Of the network's input.
 
     Raises:
         DataError: There are no images, or a chosen one cannot be read; the message names all that
@@ -204,7 +205,7 @@ def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
             + "; ".join(str(problem) for problem in problems),
             hint="replace or remove these files",
         )
-    return CalibrationImages(chosen, side)
+    return CalibrationImages(chosen, size)
 
 
 def spread(paths: Sequence[Path], count: int) -> list[Path]:
