@@ -325,6 +325,7 @@ class TrainTransform(v2.Compose):  # type: ignore[misc]
     ) -> None:
         """Compose the pipeline; ``dice`` serves all but the mirror, which is torchvision's."""
         dice = dice or Dice()
+        self.image_size = image_size
         chosen: list[tuple[bool, v2.Transform]] = [
             (augment.photometric, PhotometricDistort(dice)),
             (augment.expand, RandomExpand(dice)),
