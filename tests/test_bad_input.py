@@ -229,7 +229,10 @@ def test_a_full_disk_costs_nothing_that_was_there(
 @pytest.mark.parametrize(
     ("name", "words", "code", "error"),
     [
-        ("export_onnx", ["--image-shape", "3", "64", "96"], 2, "3 64 96"),
+        ("export_onnx", ["--image-shape", "3", "64", "5000"], 2, "64 x 5000"),
+        ("export_onnx", ["--image_size", "64", "10"], 2, "64 x 10"),
+        ("export_onnx", ["--image_size", "wide"], 2, "'wide'"),
+        ("export_onnx", ["--prior_base_size", "0"], 2, "--prior_base_size"),
         ("export_onnx", ["--image-shape", "1", "64", "64"], 2, "1 64 64"),
         ("export_onnx", ["--opset", "3"], 2, "opset"),
         ("export_onnx", ["--batch-size", "0"], 2, "batch"),

@@ -63,7 +63,7 @@ from yolact.training.settings import (
         is_flag=True,
         help="The file given to --resume or --ckpt holds an ImageNet backbone only.",
     ),
-    *options_of(StartSettings, "start_iter", "use_checkpoint_epoch"),
+    *options_of(StartSettings, "prior_base_size", "start_iter", "use_checkpoint_epoch"),
     *options_of(TrainSettings, "recipe", "recipe_args", "distill_teacher"),
     *options_of(StartSettings, "continue_recipe"),
     *options_of(TrainSettings, "batch_size", "accumulate", "epochs", "max_iter"),

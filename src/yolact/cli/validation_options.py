@@ -12,6 +12,7 @@ from yolact.config import OnBadImage, YolactConfig, named_config, on_bad_image
 from yolact.errors import ConfigError
 from yolact.model_files import model_kinds
 from yolact.setting import setting
+from yolact.sizes import ImageSize, image_size_setting, prior_base_size_setting
 from yolact.training.settings import strict_setting
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Options:
         default="yolact_darknet53_config",
         help="Configuration of a checkpoint that carries none, and of its name.",
     )
+    image_size: ImageSize | None = image_size_setting()
+    prior_base_size: float | None = prior_base_size_setting()
     engine: str | None = setting(
         default=None,
         choices=ENGINE_NAMES,
@@ -205,6 +208,8 @@ class Options:
             device=str(resolve_device(wanted)),
             num_cores=self.num_cores,
             config=self.configuration if "config" in self.given else None,
+            image_size=self.image_size,
+            prior_base_size=self.prior_base_size,
         )
 
     @property

@@ -26,6 +26,7 @@ from yolact.data.image_checks import Look, common_bits, look_at
 from yolact.data.images import IMAGE_ENDINGS, RgbImage, read_rgb
 from yolact.data.transforms import preprocess
 from yolact.errors import DataError
+from yolact.sizes import ImageSize
 
 log = logging.getLogger(__name__)
 
@@ -172,8 +173,8 @@ class CalibrationImages:
     """Image files that are known to be readable; iterating reads them one at a time."""
 
     paths: Sequence[Path]
-    side: int
-    """Of the network's input, in pixels."""
+    size: ImageSize
+    """Of the network's input."""
     bits: int | None = None
     """What the values of 16-bit files fit in."""
 
@@ -182,12 +183,12 @@ class CalibrationImages:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Network inputs [1, 3, side, side] float32 in 0..1, made as every inference makes them."""
+        """Network inputs [1, 3, H, W] float32 in 0..1, made as every inference makes them."""
         for path in self.paths:
-            yield preprocess(read_rgb(path, bits=self.bits), self.side)[None]
+            yield preprocess(read_rgb(path, bits=self.bits), self.size)[None]
 
 
-def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
+def calibration_images(source: str, count: int, size: ImageSize) -> CalibrationImages:
     """Choose images from a folder or a pattern, and look whether they can be read.
 
     They are spread evenly over the file names in alphabetical order, so the choice depends on the
@@ -196,7 +197,7 @@ def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
     Args:
         source: A folder of images, or a pattern with ``*``.
         count: How many to choose; with fewer there, all are taken.
-        side: Of the network's input, in pixels.
+        size: Of the network's input.
 
     Raises:
         DataError: There are no images, or a chosen one cannot be read; the message names the
@@ -219,7 +220,7 @@ def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
             hint="replace or remove these files",
         )
     bits = max((look.bits for look in looks if isinstance(look, Look)), default=8)
-    return CalibrationImages(chosen, side, bits if bits > 8 else None)
+    return CalibrationImages(chosen, size, bits if bits > 8 else None)
 
 
 def spread(paths: Sequence[Path], count: int) -> list[Path]:

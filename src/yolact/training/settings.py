@@ -11,6 +11,7 @@ from typing import Any
 from yolact.config import OnBadImage, YolactConfig, on_bad_image
 from yolact.errors import ConfigError
 from yolact.setting import LARGEST_SEED, setting
+from yolact.sizes import prior_base_size_setting
 
 
 def read_batch_alloc(text: str) -> tuple[int, ...]:
@@ -60,6 +61,10 @@ class StartSettings:
     """Continue the run that wrote ``checkpoint``; False takes its weights for a new run."""
     backbone: Path | None = None
     """ImageNet weights of DarkNet-53 alone (``darknet53.pth``)."""
+    prior_base_size: float | None = prior_base_size_setting(
+        "as many pixels if it is smaller, the same share of the image if it is larger"
+    )
+    """See :func:`yolact.restore.config_to_train`."""
     start_iter: int = setting(
         default=0,
         at_least=-1,

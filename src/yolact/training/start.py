@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,8 @@ from yolact.host import resolve_device
 from yolact.loss.criterion import Objective, Supervised, YolactLoss
 from yolact.model.weights import parameter_count
 from yolact.model.yolact import Yolact
+from yolact.restore import config_to_train
+from yolact.sizes import size_words
 from yolact.training.datasets import amounts, open_datasets
 from yolact.training.origin import (
     Origin,
@@ -146,6 +148,7 @@ def prepare(settings: TrainSettings) -> Run:
     device = resolve_device(settings.device)
     _check_allocation(settings, device)
     origin = find_origin(settings)
+    settings = replace(settings, config=_fitted_config(settings, origin))
     train_data, validation_data = open_datasets(settings, origin.seed)
     classes = train_data.classes
     config = settings.config.with_model(num_classes=len(classes))
@@ -180,6 +183,13 @@ def prepare(settings: TrainSettings) -> Run:
     return run
 
 
+def _fitted_config(settings: TrainSettings, origin: Origin) -> YolactConfig:
+    """The configuration, with the priors that the weights are to meet."""
+    start = settings.start
+    whole = origin.checkpoint if start.backbone is None else None
+    return config_to_train(whole, start.checkpoint, settings.config, start.prior_base_size)
+
+
 def make_plan(
     *,
     batches_per_epoch: int,
@@ -200,7 +210,7 @@ def describe(run: Run) -> str:
     batch = f"{settings.batch_size}" + f" x {plan.accumulate}" * (plan.accumulate > 1)
     lr = "set by the recipe" if run.driver.controls_lr else f"{optim.lr:g}"
     lines = [
-        f"network     {run.config.name}, {run.config.model.image_size} px, "
+        f"network     {run.config.name}, {size_words(run.config.model.image_size)} px, "
         f"{parameters / 1e6:.1f} M parameters, on {run.device}",
         f"weights     {run.origin}",
         f"data        {amounts(run.train_data, run.validation_data, settings.validation_size)}",
