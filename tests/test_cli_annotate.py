@@ -20,7 +20,7 @@ from yolact.config import YolactConfig, yolact_darknet_small
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError
-from yolact.predict.media import Annotator, counts, every, free_folder
+from yolact.predict.media import Annotator, counts, free_folder
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_one_image_is_drawn_and_named(engine: Oracle) -> None:
     assert result.stdout == (
         "data/images/0009.png: 1 cat, 1 dog\nresults in annotation-results/oracle-annotations\n"
     )
-    picture = cv2.imread("annotation-results/oracle-annotations/result-0.jpg")
+    picture = cv2.imread("annotation-results/oracle-annotations/0009.jpg")
     assert picture.shape == (120, 80, 3)
 
 
@@ -75,13 +75,15 @@ def test_each_run_has_its_own_folder(engine: Oracle) -> None:
 
 
 @pytest.mark.parametrize("source", ["data/images", "data/images/00*.png"])
-def test_folders_and_patterns_are_numbered_in_order(engine: Oracle, source: str) -> None:
+def test_results_of_folders_and_patterns_are_named_after_their_images(
+    engine: Oracle, source: str
+) -> None:
     result = run(source, "--name", "x")
     assert [line.split(": ")[1] for line in result.stdout.splitlines()[:-1]] == [
         *("nothing", "1 cat, 1 dog", "1 owl"),
     ]
     folder = Path("annotation-results/x")
-    assert sorted(p.name for p in folder.iterdir()) == [f"result-{n}.jpg" for n in range(3)]
+    assert sorted(p.name for p in folder.iterdir()) == ["0003.jpg", "0009.jpg", "0011.jpg"]
 
 
 def test_the_json_file_is_a_coco_data_set(engine: Oracle) -> None:
@@ -135,12 +137,6 @@ def test_videos_can_be_thinned_out(engine: Oracle, monkeypatch: pytest.MonkeyPat
     capture = cv2.VideoCapture("annotation-results/x/results.mp4")
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
-
-
-def test_every_takes_frames_evenly() -> None:
-    frames = [np.full((1, 1, 3), n, np.uint8) for n in range(10)]
-    assert [int(frame[0, 0, 0]) for frame in every(frames, 2.5)] == [0, 3, 5, 8]
-    assert len(list(every(frames, 1))) == 10
 
 
 def test_counts_name_the_most_frequent_first(engine: Oracle, dataset: CocoInstances) -> None:
