@@ -166,7 +166,7 @@ class _Run:
         single, failed = len(source.videos) == 1, 0
         for video, name in zip(source.videos, names, strict=True):
             try:
-                self._video(video, name, "results" if single else name)
+                self._video(video, name, *_results(name, single=single))
             except DataError as error:
                 if single:
                     raise
@@ -182,8 +182,8 @@ class _Run:
 
         return finish
 
-    def _video(self, video: Video, name: str, result: str) -> None:
-        """Annotate one video, or a camera until q or Ctrl-C, into a file called ``result``."""
+    def _video(self, video: Video, name: str, result: str, detections: str) -> None:
+        """Annotate one video, or a camera until q or Ctrl-C, into files of these names."""
         from yolact.predict.media import has_display
         from yolact.predict.video import Seen, VideoOptions, annotate_video
 
@@ -191,12 +191,12 @@ class _Run:
         if video.live:
             log.info("press %s to stop", "q in the window" if show else "Ctrl-C")
         options = VideoOptions(
-            target=None if self.wanted.no_save else self.folder / f"{result}.mp4",
+            target=None if self.wanted.no_save else self.folder / result,
             target_fps=self.wanted.target_fps,
             show=show,
         )
         objects = self._objects()
-        with self._detections(JSON_NAME if result == "results" else f"{result}.json") as file:
+        with self._detections(detections) as file:
 
             def record(seen: Seen) -> None:
                 if file is not None:
@@ -232,6 +232,11 @@ class _Run:
                 file.save(self.folder / name)
             raise
         file.save(self.folder / name)
+
+
+def _results(name: str, *, single: bool) -> tuple[str, str]:
+    """The annotated video of one called ``name``, and the JSON file of what is found in it."""
+    return ("results.mp4", JSON_NAME) if single else (f"{name}.mp4", f"{name}.json")
 
 
 def _file_name(video: Video) -> str:

@@ -98,10 +98,13 @@ def _refuse_unused(mode: str, given: set[str]) -> None:
 
 
 def _evaluate(options: Options) -> None:
-    from yolact.files import require_writable_file
+    from yolact.files import require_own_places, require_writable_file
     from yolact.predict.evaluate import run_evaluation
 
     wanted = options.evaluation
+    kept = [] if wanted.resume else [wanted.detections]
+    read = [options.model, options.paths.info, wanted.detections if wanted.resume else None]
+    require_own_places([*kept, *wanted.outputs, options.json], read)
     dataset = options.data(annotated=not wanted.outputs)
     if options.json is not None:
         require_writable_file(options.json)
@@ -136,8 +139,9 @@ def _check_target(evaluation: Evaluation, target: float | None) -> None:
 
 def _benchmark(options: Options) -> None:
     from yolact.bench.timing import measure
-    from yolact.files import require_writable_file
+    from yolact.files import require_own_places, require_writable_file
 
+    require_own_places([options.json], [options.model, options.paths.info])
     if options.json is not None:
         require_writable_file(options.json)
     engine = options.load()

@@ -176,7 +176,7 @@ class ObjectFiles:
         boxes, _, labels, masks = (values.cpu().numpy() for values in found.instances())
         solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         for number, index in enumerate(np.flatnonzero(solid), start=1):
-            label = re.sub(r"[^\w-]+", "_", self.classes[labels[index]])[:40]
+            label = re.sub(r"[^\w-]+", "_", self.classes[labels[index]]).strip("_")[:40]
             begin = self.folder / f"{name}_{number:03d}_{label}"
             grey = masks[index].astype(np.uint8) * 255
             if self.masks:
