@@ -17,6 +17,7 @@ from PIL import Image
 
 import yolact.data.video
 from videos import delay, ticks, turn, write_video
+from yolact.data.images import RgbImage
 from yolact.data.sources import Images, Videos, find_source
 from yolact.data.video import Frame, Video, find_video, frame_rate, named_video, open_video
 from yolact.errors import DataError
@@ -27,7 +28,7 @@ def read(video: Video) -> list[Frame]:
         return list(reader)
 
 
-def red_corner(image: np.ndarray) -> tuple[bool, bool]:
+def red_corner(image: RgbImage) -> tuple[bool, bool]:
     """Whether the red patch is below and right of the middle."""
     red = (image[..., 0].astype(int) - image[..., 2]) > 100
     rows, columns = np.nonzero(red)

@@ -291,15 +291,14 @@ def _annotate_video(options: Options) -> None:
     from yolact.predict.video import VideoOptions, annotate_video, require_video_file
 
     source, out = split_pair(str(options.video))
-    video = find_video(source)
-    if video.remote:
-        require_online(video.name)
     if out is None:
         require_display("--video without an output")
     else:
-        read = video.path if isinstance(video.path, Path) else None
-        require_own_places([Path(out)], [read, options.model])
+        require_own_places([Path(out)], [Path(source), options.model])
         require_video_file(Path(out))
+    video = find_video(source)
+    if video.remote:
+        require_online(video.name)
     wanted = VideoOptions(
         target=None if out is None else Path(out),
         show=out is None,

@@ -91,6 +91,8 @@ def _known_to_pillow(path: Path) -> bool:
     try:
         with Image.open(path):
             return True
+    except Image.DecompressionBombError:
+        return True
     except (OSError, SyntaxError, ValueError):
         return False
 

@@ -119,13 +119,16 @@ def find_video(text: str) -> Video:
 
 def holds_image(path: Path) -> bool:
     """Whether a file's first bytes are a picture's; an animation of several pictures is none."""
-    with path.open("rb") as file:
-        head = file.read(12)
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:  # what reads it says why it cannot
+        return False
     if head.startswith(b"GIF8"):
         try:
             with Image.open(path) as image:
                 return not getattr(image, "is_animated", False)
-        except (OSError, SyntaxError, ValueError):
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return True
     if head[4:8] == b"ftyp":
         return head[8:12] in _STILLS
@@ -299,6 +302,8 @@ def _unopened(video: Video) -> DataError:
     path = video.path
     if not path.is_file():
         return DataError(f"no video at {path}", hint="check the path")
+    if not os.access(path, os.R_OK):
+        return DataError(f"no permission to read video {path}", hint="change it with chmod")
     if not path.stat().st_size:
         return DataError(f"video {path} is empty", hint="copy or record it again")
     if _without_index(path):

@@ -181,7 +181,7 @@ def write_viewer(
 
 
 POLYGON_TOLERANCE = 1.0
-"""Pixels that polygons in files may pass from the mask's edge: a tenth of the exact points."""
+"""Pixels that polygons in files may pass from the mask's edge, for far fewer points."""
 
 
 @dataclass

@@ -116,11 +116,8 @@ def annotate_video(
                 interrupted = True
             if not done and not interrupted:
                 raise _no_frames(video, reader)
-        if writer is not None and writer.dropped:
-            log.warning(
-                "%s: %d of %d frames follow another within 1/%g s, left out of %s",
-                *(video.name, writer.dropped, done, rate, options.target),
-            )
+        if writer is not None:
+            writer.say_what_was_left_out(video.name)
         if not interrupted and not stopped:
             _say_how_it_ended(video, reader)
     if options.show:
@@ -234,12 +231,13 @@ class _Writer:
     def __init__(self, path: Path, out: Path, fps: float) -> None:
         """Write to ``path``, which messages call ``out``."""
         self.path, self.out, self.fps = path, out, fps
-        self.written, self.dropped = 0, 0
+        self.given, self.written, self.dropped = 0, 0, 0
         self._last: RgbImage | None = None
         self._sink: cv2.VideoWriter | None = None
 
     def write(self, picture: RgbImage, ms: float) -> None:
         """Show ``picture`` from ``ms`` on, and until then the one before."""
+        self.given += 1
         place = int(ms * self.fps / 1000 + 0.5)
         if place < self.written:
             self.dropped += 1
@@ -273,6 +271,14 @@ class _Writer:
             raise StorageError(
                 f"only {count} of {self.written} frames could be written to {self.out}",
                 hint="use a name that ends in .mp4, and look whether the disk is full",
+            )
+
+    def say_what_was_left_out(self, source: str) -> None:
+        """Count the frames of ``source`` that had no place of their own."""
+        if self.dropped:
+            log.warning(
+                "%s: %d of %d frames follow another within 1/%g s, left out of %s",
+                *(source, self.dropped, self.given, self.fps, self.out),
             )
 
     def release(self) -> None:
