@@ -41,6 +41,8 @@ def turn(path: Path, degrees: int) -> None:
 def delay(path: Path, deltas: list[int]) -> None:
     """Give each frame of an .mp4 its own time on the screen, in ticks of its track."""
     data = bytearray(path.read_bytes())
+    place = data.index(b"elst") + 12  # what is shown of it, in milliseconds
+    data[place : place + 4] = (1000 * sum(deltas) // ticks(path)).to_bytes(4, "big")
     place = data.index(b"stts") - 4
     size = int.from_bytes(data[place : place + 4], "big")
     table = struct.pack(">II", 0, len(deltas)) + b"".join(struct.pack(">II", 1, d) for d in deltas)

@@ -272,7 +272,7 @@ def _capture(video: Video) -> Any:
         return cv2.VideoCapture(video.path)
     if isinstance(video.path, str):
         patience = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC]
-        limits = [number for kind in patience for number in (kind, 1000 * PATIENCE_S)]
+        limits = [number for kind in patience for number in (kind, int(1000 * PATIENCE_S))]
         return cv2.VideoCapture(video.path, cv2.CAP_ANY, limits)
     # FFmpeg takes what is before a colon for a protocol, but not in an absolute path.
     return cv2.VideoCapture(os.path.abspath(video.path))

@@ -140,7 +140,7 @@ def _no_frames(video: Video, reader: VideoReader) -> DataError:
 def _say_how_it_ended(video: Video, reader: VideoReader) -> None:
     if reader.missing:
         log.warning(
-            "%s: %d of %d frames could not be read, the others were annotated",
+            "%s: %d of %d frames could not be read (damaged or cut out), the others were annotated",
             *(video.name, reader.missing, reader.frames),
         )
     elif video.live and reader.frames is None:
