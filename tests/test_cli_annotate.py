@@ -193,7 +193,7 @@ def test_objects_become_masks_cut_outs_and_polygons(engine: Oracle) -> None:
         assert (cutout[..., 3] == mask[y : y + height, x : x + width]).all()
         drawn = np.zeros(mask.shape, np.uint8)
         for polygon in one["polygons"]:
-            cv2.fillPoly(drawn, [np.array(polygon, np.int32).reshape(-1, 2)], 255)
+            cv2.fillPoly(drawn, [np.array(polygon, np.int32).reshape(-1, 2)], (255,))
         assert (drawn != mask).mean() < 0.05
 
 
