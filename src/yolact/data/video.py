@@ -137,7 +137,7 @@ def holds_image(path: Path) -> bool:
 
 def holds_video(path: Path) -> bool:
     """Whether OpenCV finds a frame in a file when it takes it for a video."""
-    _silence_opencv()
+    silence_opencv()
     capture = cv2.VideoCapture(os.path.abspath(path))
     try:
         return bool(capture.isOpened() and capture.grab())
@@ -203,7 +203,7 @@ def open_video(video: Video) -> Iterator[VideoReader]:
     Raises:
         DataError: It cannot be opened.
     """
-    _silence_opencv()
+    silence_opencv()
     capture = _capture(video)
     try:
         if not capture.isOpened():
@@ -335,7 +335,7 @@ def _without_index(path: Path) -> bool:
     return kinds[:1] == [b"ftyp"] and b"moov" not in kinds
 
 
-def _silence_opencv() -> None:
+def silence_opencv() -> None:
     """Stop it and its FFmpeg from writing to stderr what an error of ours will say."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.setLogLevel(0)

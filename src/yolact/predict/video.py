@@ -21,7 +21,14 @@ import numpy as np
 from tqdm import tqdm
 
 from yolact.data.images import RgbImage
-from yolact.data.video import VIDEO_ENDINGS, Frame, Video, VideoReader, open_video
+from yolact.data.video import (
+    VIDEO_ENDINGS,
+    Frame,
+    Video,
+    VideoReader,
+    open_video,
+    silence_opencv,
+)
 from yolact.download.offline import require_online
 from yolact.errors import DataError, StorageError
 from yolact.files import atomic_path, require_writable_file, storage_errors
@@ -230,6 +237,7 @@ class _Writer:
 
     def __init__(self, path: Path, out: Path, fps: float) -> None:
         """Write to ``path``, which messages call ``out``."""
+        silence_opencv()
         self.path, self.out, self.fps = path, out, fps
         self.given, self.written, self.dropped = 0, 0, 0
         self._last: RgbImage | None = None
