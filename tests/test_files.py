@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -200,3 +201,9 @@ def test_two_results_need_two_places(tmp_path: Path) -> None:
 )
 def test_no_two_files_get_one_name(paths: list[str], names: list[str]) -> None:
     assert distinct_names([Path(path) for path in paths]) == names
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"b\xff.jpg"), "\ud800", "螺母"])
+def test_any_text_can_be_written_and_json_reads_it_back(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / "names.json", json.dumps([name], ensure_ascii=False))
+    assert json.loads((tmp_path / "names.json").read_text(encoding="utf-8")) == [name]
