@@ -93,6 +93,10 @@ def first_annotation(coco: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def gone(image: dict[str, Any]) -> dict[str, Any]:
+    return {**image, "file_name": "gone.jpg"}
+
+
 @pytest.mark.parametrize(
     ("edit", "error"),
     [
@@ -103,11 +107,12 @@ def first_annotation(coco: dict[str, Any]) -> dict[str, Any]:
         (lambda coco: first_annotation(coco).update(category_id=77777), "77777"),
         (lambda coco: first_annotation(coco).update(segmentation=[[1, 2, 3, 4]]), "2 points"),
         (lambda coco: first_annotation(coco).update(bbox=[0, 0, -5, 5]), "bbox"),
-        (lambda coco: coco["images"][0].update(file_name="gone.jpg"), "gone.jpg"),
+        (lambda coco: coco.update(images=[gone(image) for image in coco["images"]]), "gone.jpg"),
+        (lambda coco: coco["images"][0].update(width=1), "annotations say 1 x "),
     ],
     ids=[
         *("no annotations", "no categories", "no image", "missing image", "unlisted category"),
-        *("polygon of 2 points", "negative box", "absent file"),
+        *("polygon of 2 points", "negative box", "absent files", "other size"),
     ],
 )
 @pytest.mark.parametrize("part", ["train", "val"])
@@ -353,16 +358,19 @@ def test_all_broken_images_are_counted_at_once(data: Path) -> None:
     (images / "train_000001.jpg").write_bytes(b"")
     (images / "train_000004.jpg").write_text("<html>404</html>")
     (images / "train_000005.jpg").write_bytes((images / "train_000005.jpg").read_bytes()[:-300])
-    assert told(run("train", *train_words(data), code=3)) == (
-        f"3 of 7 images cannot be used, the first: cannot decode image {images}/train_000001.jpg",
-        "copy or download them again, or remove them from the annotation file",
-    )
+    info = data / "annotations" / "instances_train.json"
+    error, hint = told(run("train", *train_words(data), code=3))
+    assert error.startswith(f"{info}: 3 of 7 images cannot be used (first: cannot decode image ")
+    for text in ("train_000001.jpg, an empty file;", "000004.jpg, an HTML page;", "000005.jpg is"):
+        assert text in error
+    assert hint.endswith("or leave them out with --on_bad_image skip")
+    run("train", *train_words(data), "--on_bad_image", "skip", "--dry-run", code=0)
     (images / "train_000001.jpg").unlink()
     (images / "train_000001.jpg").mkdir()
-    assert told(run("train", *train_words(data), code=3)) == (
-        f"1 of 7 images are missing, the first is {images}/train_000001.jpg",
-        "check that the folder belongs to the annotation file and is complete",
-    )
+    skip = run("train", *train_words(data), "--on_bad_image", "skip", "--dry-run", code=0)
+    assert f"{info}: 1 of 7 images are not in {images}, left out" in skip.stderr
+    assert f"{info}: 2 of 6 images cannot be used, left out" in skip.stderr
+    assert "4 images to train on" in skip.stdout
 
 
 def test_one_broken_image_does_not_stop_a_folder(data: Path, models: Path) -> None:

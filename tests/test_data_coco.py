@@ -157,6 +157,59 @@ def test_images_may_lie_in_folders_of_their_own(tmp_path: Path) -> None:
     assert CocoInstances(images, path, EvalTransform(64)).image(1)[0, 0, 0] == 5
 
 
+@pytest.mark.parametrize("absent", [{"height": None}, {"height": None, "width": None}])
+def test_sizes_that_are_left_out_are_those_of_the_files(
+    tmp_path: Path, absent: dict[str, None]
+) -> None:
+    data = content()
+    for number in range(3):
+        at("images", number, **absent)(data)
+    assert [opened(tmp_path, data)[index].size for index in range(3)] == [(20, 30)] * 3
+
+
+def test_the_objects_of_missing_photos_are_left_out(tmp_path: Path) -> None:
+    images, path = write(tmp_path, content())
+    (images / "3.png").unlink()
+    dataset = CocoInstances(images, path, EvalTransform(64))
+    assert dataset.image_ids == [5, 7] and list(dataset.coco.anns) == [3]
+    with pytest.raises(DataError, match="1 of 3 images are not in"):
+        CocoInstances(images, path, EvalTransform(64), strict=True)
+
+
+def spoil_inside(path: Path) -> None:
+    """Damage that only decoding finds: a PNG whose pixels do not agree with their check sum."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"IDAT") + 8
+    data[place] ^= 255
+    path.write_bytes(data)
+
+
+def test_an_image_whose_damage_shows_late_is_replaced_or_stops(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images, path = write(tmp_path, content())
+    spoil_inside(images / "3.png")
+    dataset = CocoInstances(images, path, EvalTransform(64))
+    with pytest.raises(DataError, match="3.png is truncated or damaged") as error:
+        dataset[0]
+    assert "--on_bad_image skip" in str(error.value.hint)
+    dataset = CocoInstances(images, path, EvalTransform(64), on_bad_image="skip")
+    assert [dataset[index].image_id for index in range(3)] == [5, 5, 7]
+    assert "3.png is truncated or damaged" in caplog.text
+    for number in (5, 7):
+        spoil_inside(images / f"{number}.png")
+    with pytest.raises(DataError, match="no image of the data set can be read"):
+        dataset[1]
+
+
+def test_all_16_bit_images_are_scaled_alike(tmp_path: Path) -> None:
+    images, path = write(tmp_path, content())
+    for number, value in ((3, 4000), (5, 400), (7, 40)):
+        Image.fromarray(np.full((20, 30), value, np.uint16)).save(images / f"{number}.png")
+    dataset = CocoInstances(images, path, EvalTransform(64))
+    assert [int(dataset.image(index).max()) for index in range(3)] == [250, 25, 2]
+
+
 def without(key: str) -> Callable[[Json], None]:
     def change(data: Json) -> None:
         del data[key]
@@ -188,7 +241,7 @@ CONTRADICTIONS: list[tuple[Callable[[Json], Any], str]] = [
     (at("images", 0, id=3), "two entries of images have the id 3"),
     (at("images", 0, id="7"), "an entry of images has no integer id"),
     (at("images", 0, file_name=None), "image 7 in .* has no file_name"),
-    (at("images", 0, height=None), "image 7 in .* has no valid height"),
+    (at("images", 0, height="20"), "image 7 in .* has no valid height"),
     (at("images", 0, width=0), "image 7 in .* has no valid width"),
     (at("categories", 0, id=2), "two entries of categories have the id 2"),
     (at("categories", 0, name=None), "category 40 in .* has no name"),
@@ -250,7 +303,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         CocoInstances(tmp_path / "elsewhere", path, transform)
     (images / "3.png").unlink()
     (images / "7.png").unlink()
-    with pytest.raises(DataError, match=r"2 of 3 images are missing, the first is .*7.png"):
+    with pytest.raises(DataError, match=r"2 of 3 images are not in .* .first: '7.png', '3"):
         CocoInstances(images, path, transform)
 
 

@@ -11,10 +11,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from fractions import Fraction
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from yolact.errors import ConfigError
 from yolact.setting import setting
+
+OnBadImage = Literal["stop", "skip"]
+"""What becomes of a data set with an image that is damaged or of another size than listed."""
+
+
+def on_bad_image() -> Any:
+    """The setting of commands that read a data set."""
+    return setting(
+        default="stop",
+        help="Images that are damaged or of another size than listed: stop before the run, or "
+        "leave them out.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,12 @@ Compression = Literal["gz", "xz", "zst"]
 fastest unpacking."""
 
 
+def cache_folder() -> Path:
+    """Where files are kept that can be made again: under ``XDG_CACHE_HOME`` or ~/.cache."""
+    parent = os.environ.get("XDG_CACHE_HOME")
+    return (Path(parent).expanduser() if parent else Path.home() / ".cache") / "sparseml-yolact"
+
+
 def storage_error(error: OSError, path: Path) -> StorageError | None:
     """What a refusal of the operating system to write ``path`` means; None for other errors."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

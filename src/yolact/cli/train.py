@@ -81,7 +81,7 @@ from yolact.training.settings import (
         help="Use a GPU if there is one.",
     ),
     *options_of(TrainSettings, "batch_alloc", "seed"),
-    *options_of(DataSettings, "num_workers"),
+    *options_of(DataSettings, "on_bad_image", "num_workers"),
     *options_of(SaveSettings),
     *options_of(TrainSettings, "validation_epoch", "validation_size"),
     *options_of(LogSettings, "folder"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact.cli.inputs import ENGINE_NAMES, DataPaths, engine_name, model_path, validation_paths
-from yolact.config import YolactConfig, named_config
+from yolact.config import OnBadImage, YolactConfig, named_config, on_bad_image
 from yolact.errors import ConfigError
 from yolact.model_files import model_kinds
 from yolact.setting import setting
@@ -63,6 +63,7 @@ class Options:
         default=None,
         help="A folder with annotations/ and images/, or a name like coco2017_dataset.",
     )
+    on_bad_image: OnBadImage = on_bad_image()
     max_images: int = setting(default=-1, help="At most so many images; -1 takes all.")
     no_sort: bool = setting(
         default=False,
@@ -215,7 +216,13 @@ class Options:
         from yolact.data.transforms import EvalTransform
 
         transform = EvalTransform(self.configuration.model.image_size)
-        return CocoInstances(self.paths.images, self.paths.info, transform, annotated=annotated)
+        return CocoInstances(
+            self.paths.images,
+            self.paths.info,
+            transform,
+            annotated=annotated,
+            on_bad_image=self.on_bad_image,
+        )
 
     @property
     def order(self) -> ImageOrder:

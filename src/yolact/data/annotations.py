@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from yolact.data.images import damaged
 from yolact.data.labels import Classes
 from yolact.errors import DataError
 
@@ -30,7 +27,12 @@ _FIRST = 48
 """The character that stands for 0; each holds five bits of a number and one that says: more."""
 
 
-def read_annotations(path: Path, *, annotated: bool = True) -> dict[str, list[Record]]:
+def read_annotations(
+    path: Path,
+    *,
+    annotated: bool = True,
+    find: Callable[[list[Record]], list[Record]] | None = None,
+) -> dict[str, list[Record]]:
     """Read a COCO instances file and check that every entry can be used.
 
     Annotations get the fields that files of other tools leave out: ``iscrowd`` (0), and ``bbox``
@@ -39,6 +41,8 @@ def read_annotations(path: Path, *, annotated: bool = True) -> dict[str, list[Re
     Args:
         path: The JSON file.
         annotated: False accepts a file without ground truth, like COCO's ``image_info_test2017``.
+        find: Gets the list of images and returns those whose files can be used, with their sizes:
+            the file may leave sizes out. The objects of all others are left out.
 
     Returns:
         The lists ``images``, ``annotations`` and ``categories``, in the file's order.
@@ -66,6 +70,14 @@ def read_annotations(path: Path, *, annotated: bool = True) -> dict[str, list[Re
             _fail(f"category {category['id']} in {path} has no name", "give it a name")
     for image in data["images"]:
         _check_image(path, image)
+    if find is not None:
+        data["images"], listed = find(data["images"]), images
+        images = {image["id"]: image for image in data["images"]}
+        data["annotations"] = [
+            annotation
+            for annotation in data["annotations"]
+            if not _is_id(annotation.get("image_id"), listed) or annotation["image_id"] in images
+        ]
     for annotation in data["annotations"]:
         _check_annotation(path, annotation, images, categories)
         _complete(annotation, images[annotation["image_id"]])
@@ -76,32 +88,6 @@ def classes_of(categories: Sequence[Record]) -> Classes:
     """The classes that an annotation file's categories name, in the order of their ids."""
     ordered = sorted(categories, key=lambda category: int(category["id"]))
     return Classes(tuple(c["name"] for c in ordered), tuple(c["id"] for c in ordered))
-
-
-def require_image_files(folder: Path, images: Sequence[Record]) -> None:
-    """Check that every listed image exists and is whole, without decoding it.
-
-    Raises:
-        DataError: The folder is missing, or some files are missing, cut short or no images; the
-            message names the first and counts.
-    """
-    if not folder.is_dir():
-        _fail(f"no folder of images at {folder}", "run sparseml.yolact.download, or correct it")
-    paths = [folder / image["file_name"] for image in images]
-    missing = _missing(paths)
-    if missing:
-        _fail(
-            f"{len(missing)} of {len(images)} images are missing, the first is {missing[0]}",
-            "check that the folder belongs to the annotation file and is complete",
-        )
-    broken = damaged(paths)
-    if len(broken) == 1:
-        raise broken[0]
-    if broken:
-        _fail(
-            f"{len(broken)} of {len(images)} images cannot be used, the first: {broken[0]}",
-            "copy or download them again, or remove them from the annotation file",
-        )
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> Any:
@@ -201,10 +187,12 @@ def _by_id(path: Path, data: Mapping[str, list[Record]], section: str) -> dict[i
 
 def _check_image(path: Path, image: Record) -> None:
     name = f"image {image['id']} in {path}"
-    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+    names = (image.get("file_name"), image.get("coco_url"))
+    if not any(isinstance(given, str) and given for given in names):
         _fail(f"{name} has no file_name", "give the file's name inside the folder of images")
     for side in ("height", "width"):
-        if not isinstance(image.get(side), int) or image[side] < 1:
+        length = image.get(side)
+        if length is not None and not (isinstance(length, int) and length >= 1):
             _fail(f"{name} has no valid {side}", "give height and width in pixels, at least 1")
 
 
@@ -304,23 +292,3 @@ def _complete(annotation: Record, image: Record) -> None:
     encoded = to_rle(annotation["segmentation"], image["height"], image["width"])
     annotation.setdefault("bbox", rle.toBbox(encoded).tolist())
     annotation.setdefault("area", float(rle.area(encoded)))
-
-
-def _missing(paths: Sequence[Path]) -> list[Path]:
-    """Those that are not there, by one listing of each folder instead of many look-ups."""
-    wanted: defaultdict[Path, list[Path]] = defaultdict(list)
-    for path in paths:
-        wanted[path.parent].append(path)
-    present = {folder: _names(folder) for folder in wanted}
-    return [
-        path for folder in wanted for path in wanted[folder] if path.name not in present[folder]
-    ]
-
-
-def _names(folder: Path) -> set[str]:
-    """Names of everything in a folder that is not a folder itself."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
-        return set()

@@ -21,18 +21,20 @@ from pycocotools.coco import COCO
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from yolact.config import OnBadImage
 from yolact.data.annotations import (
     Record,
     boxes_xyxy,
     classes_of,
     has_area,
     read_annotations,
-    require_image_files,
     to_rle,
 )
+from yolact.data.image_files import ImageFiles, find_images
 from yolact.data.images import RgbImage, read_rgb
 from yolact.data.plausibility import check_plausible
 from yolact.data.transforms import Objects, Transform
+from yolact.errors import DataError
 from yolact.types import Sample, Target
 
 log = logging.getLogger(__name__)
@@ -57,8 +59,10 @@ class CocoInstances(Dataset[Sample]):
         *,
         seed: int = 0,
         annotated: bool = True,
+        on_bad_image: OnBadImage = "stop",
+        strict: bool = False,
     ) -> None:
-        """Read and check the annotation file, and check that every image is there.
+        """Read and check the annotation file, and check that every image is there and whole.
 
         Args:
             images: Folder that the file names are relative to.
@@ -67,15 +71,30 @@ class CocoInstances(Dataset[Sample]):
                 :class:`~yolact.data.transforms.TrainTransform`.
             seed: Of the random transforms.
             annotated: False accepts a file without ground truth.
+            on_bad_image: ``skip`` leaves out images that are damaged or of another size than
+                listed. One whose damage shows only when it is decoded is replaced, as a sample, by
+                the next.
+            strict: Refuse a data set whose files are not all there.
 
         Raises:
             DataError: Something is missing, contradictory or, for most objects, implausible; the
                 message names it.
         """
         images, annotations = images.expanduser(), annotations.expanduser()
-        data = read_annotations(annotations, annotated=annotated)
-        require_image_files(images, data["images"])
+        found: list[ImageFiles] = []
+
+        def find(records: list[Record]) -> list[Record]:
+            found.append(
+                find_images(images, annotations, records, strict=strict, on_bad_image=on_bad_image)
+            )
+            return found[0].records
+
+        data = read_annotations(annotations, annotated=annotated, find=find)
+        self.bad_images: int = found[0].bad
+        """Images left out because they are damaged or of another size than listed."""
+        self._bits = found[0].bits
         self.images, self.transform, self.seed = images, transform, seed
+        self.skips = on_bad_image == "skip"
         self.classes = classes_of(data["categories"])
         listed = sorted(data["images"], key=lambda image: int(image["id"]))
         self.image_ids: list[int] = [image["id"] for image in listed]
@@ -99,8 +118,9 @@ class CocoInstances(Dataset[Sample]):
             DataError: The image or one of its masks cannot be decoded.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        pixels, index = self._image_from(index)
         record = self._images[index]
-        image = tv_tensors.Image(torch.from_numpy(self.image(index)).permute(2, 0, 1))
+        image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
         with _seeded(self.seed, epoch, index):
             image, objects = self.transform(image, self._targets(index))
         return Sample(
@@ -117,7 +137,12 @@ class CocoInstances(Dataset[Sample]):
             DataError: The file cannot be decoded, or is not of the annotated size.
         """
         record = self._images[index]
-        return read_rgb(self.images / record["file_name"], (record["height"], record["width"]))
+        path, size = self.images / record["file_name"], (record["height"], record["width"])
+        try:
+            return read_rgb(path, size, self._bits)
+        except DataError as error:
+            hint = f"{error.hint}, or leave it out with --on_bad_image skip"
+            raise DataError(str(error), hint=None if self.skips else hint) from error
 
     @cached_property
     def coco(self) -> COCO:
@@ -138,6 +163,17 @@ class CocoInstances(Dataset[Sample]):
     def __getstate__(self) -> dict[str, Any]:
         """Workers that start by pickling do without the evaluation index."""
         return {key: value for key, value in self.__dict__.items() if key != "coco"}
+
+    def _image_from(self, first: int) -> tuple[RgbImage, int]:
+        """The image at an index and that index, or, if bad images are skipped, the next ones."""
+        for index in (*range(first, len(self)), *range(first)):
+            try:
+                return self.image(index), index
+            except DataError as error:
+                if not self.skips:
+                    raise
+                log.warning("skipped: %s", error)
+        raise DataError("no image of the data set can be read", hint="check the folder of images")
 
     def _targets(self, index: int) -> Objects:
         record = self._images[index]

@@ -16,7 +16,7 @@ from yolact.data.images import RgbImage
 from yolact.data.labels import Classes
 from yolact.data.sources import ImageOrder
 from yolact.engines.base import Engine
-from yolact.errors import CheckpointError, ConfigError
+from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.files import require_writable_file
 from yolact.predict.pipeline import Selection, Stopwatch, groups
 from yolact.predict.results import (
@@ -70,6 +70,8 @@ class EvaluationReport:
     """None for a data set without ground truth."""
     images: int
     """Images looked at."""
+    bad_images: int = 0
+    """Images of the data set that were to be looked at, but are damaged or of another size."""
     engine: str | None = None
     """Name of what ran the model; None where saved detections were measured."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -82,6 +84,7 @@ class EvaluationReport:
         |---|---|
         | ``engine`` | name, or null where saved detections were measured |
         | ``images`` | number of images looked at |
+        | ``bad_images`` | number of images that were skipped |
         | ``box``, ``mask`` | a measure of each (see below), or null where it was not asked for |
         | ``seconds`` | stage -> time of all images together |
 
@@ -93,6 +96,7 @@ class EvaluationReport:
         return {
             "engine": self.engine,
             "images": self.images,
+            "bad_images": self.bad_images,
             "box": None if found is None else _measure(found.box_ap),
             "mask": None if found is None or found.mask_ap is None else _measure(found.mask_ap),
             "seconds": dict(self.seconds),
@@ -114,7 +118,7 @@ def run_evaluation(
         DataError: An image, or the file of saved detections, cannot be read.
         StorageError: A file cannot be written.
     """
-    watch, engine = Stopwatch(), None
+    watch, engine, bad = Stopwatch(), None, dataset.bad_images
     if options.resume:
         results = CocoResults.load(options.detections)
     else:
@@ -122,15 +126,17 @@ def run_evaluation(
         match_classes(engine.classes, dataset.classes)
         for path in (options.detections, *options.outputs):
             require_writable_file(path)
+        ids = options.order.of(dataset.image_ids)
         results = collect(
             engine,
             dataset,
             options.selection,
             batch_size=options.batch_size,
-            image_ids=options.order.of(dataset.image_ids),
+            image_ids=ids,
             progress=options.progress,
             watch=watch,
         )
+        bad += len(ids) - len(results.image_ids)
         results.save(options.detections)
         log.info("detections saved to %s", options.detections)
     _write_results(results, dataset, options)
@@ -140,6 +146,7 @@ def run_evaluation(
     return EvaluationReport(
         evaluation=evaluation,
         images=len(results.image_ids),
+        bad_images=bad,
         engine=None if engine is None else engine.name,
         seconds={stage: sum(times) for stage, times in watch.seconds.items()},
     )
@@ -242,6 +249,7 @@ def collect(
 ) -> CocoResults:
     """Run a model over a data set and keep its detections as COCO result entries.
 
+    Images that cannot be read are left out, with a notice, where the data set skips such images.
     Masks are encoded at the image's size right after each image, so memory stays flat.
 
     Args:
@@ -256,7 +264,7 @@ def collect(
     Raises:
         CheckpointError: The data set has classes that the model does not know.
         ConfigError: An image id is not in the data set.
-        DataError: An image cannot be read.
+        DataError: An image cannot be read, and the data set does not skip such images; or none can.
     """
     ids = list(dataset.image_ids if image_ids is None else image_ids)
     categories = dict(enumerate(match_classes(engine.classes, dataset.classes)))
@@ -266,12 +274,14 @@ def collect(
     bar = tqdm(total=len(ids), unit="img", disable=None if progress else True)
     with bar:
         for names, images in _batches(dataset, ids, engine.batch_size or batch_size):
-            found = selection.find(engine, images, watch=watch)
+            found = selection.find(engine, images, watch=watch) if images else []
             with watch("encode"):
                 for image_id, (kept, proto, size) in zip(names, found, strict=True):
                     seen = proto if selection.masks else None
                     results.add(image_id, kept, seen, size, known, crop=selection.crop)
             bar.update(len(names))
+    if ids and not results.image_ids:
+        raise DataError("no image of the data set can be read", hint="check the folder of images")
     return results
 
 
@@ -311,17 +321,25 @@ def _batches(
     if unknown:
         raise ConfigError(f"no image {unknown[0]} in the data set", hint="check the image ids")
 
-    def read(batch: list[int]) -> list[RgbImage]:
-        return [dataset.image(index_of[image_id]) for image_id in batch]
+    def read(batch: list[int]) -> tuple[list[int], list[RgbImage]]:
+        images = {}
+        for image_id in batch:
+            try:
+                images[image_id] = dataset.image(index_of[image_id])
+            except DataError as error:
+                if not dataset.skips:
+                    raise
+                log.warning("skipped: %s", error)
+        return list(images), list(images.values())
 
     batches = list(groups(image_ids, batch_size))
     with ThreadPoolExecutor(max_workers=1) as reader:
         coming = [reader.submit(read, batch) for batch in batches[:1]]
-        for batch, following in zip(batches, [*batches[1:], None], strict=True):
-            images = coming.pop().result()
+        for following in [*batches[1:], None][: len(batches)]:
+            names, images = coming.pop().result()
             if following is not None:
                 coming.append(reader.submit(read, following))
-            yield batch, images
+            yield names, images
 
 
 def _cell(percent: float) -> str:

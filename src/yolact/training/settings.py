@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yolact.config import YolactConfig
+from yolact.config import OnBadImage, YolactConfig, on_bad_image
 from yolact.errors import ConfigError
 from yolact.setting import LARGEST_SEED, setting
 
@@ -39,6 +39,7 @@ class DataSettings:
         default=4, at_least=0, at_most=256, help="Processes that prepare images."
     )
     """They never change what is trained on."""
+    on_bad_image: OnBadImage = on_bad_image()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -236,11 +236,17 @@ def _datasets(settings: TrainSettings, seed: int) -> tuple[CocoInstances, CocoIn
         data.train_info,
         TrainTransform(size, settings.config.augment),
         seed=seed,
+        on_bad_image=data.on_bad_image,
     )
     _require_objects(train, data.train_info, "give annotations of the objects to learn")
     if settings.validation_epoch <= 0:
         return train, None
-    validation = CocoInstances(data.validation_images, data.validation_info, EvalTransform(size))
+    validation = CocoInstances(
+        data.validation_images,
+        data.validation_info,
+        EvalTransform(size),
+        on_bad_image=data.on_bad_image,
+    )
     _require_objects(validation, data.validation_info, "without any, use --validation_epoch -1")
     if set(validation.classes.names) != set(train.classes.names):
         raise ConfigError(
