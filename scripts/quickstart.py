@@ -136,8 +136,8 @@ class Quickstart:
             *("--save_dir", self.folder, "--name", "annotated", "--score_threshold", 0.5),
         )
         newest = max(self.folder.glob("annotated*/"), key=lambda path: path.stat().st_mtime)
-        drawn = [cv2.imread(str(newest / f"result-{i}.jpg")) for i in range(TILES)]
-        rows = [cv2.hconcat(drawn[i : i + 4]) for i in range(0, TILES, 4)]
+        drawn = [cv2.imread(str(path)) for path in sorted(newest.glob("*.jpg"))]
+        rows = [cv2.hconcat(drawn[i : i + 4]) for i in range(0, len(drawn), 4)]
         cv2.imwrite(str(self.picture), cv2.vconcat(rows))
 
     @property

@@ -334,6 +334,19 @@ def test_no_calibration_images_is_not_a_number_of_them(checkpoint: Path, picture
     assert "Invalid value for '--calibration_count': 0 is not in the range x>=1" in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--name", "--compress"])
+def test_an_export_never_replaces_its_checkpoint(
+    checkpoint: Path, tmp_path: Path, option: str
+) -> None:
+    link = tmp_path / ("b.onnx" if option == "--name" else "b.onnx.gz")
+    link.symlink_to(checkpoint)
+    before = checkpoint.read_bytes()
+    arguments = ["--checkpoint", checkpoint, "--name", tmp_path / "b.onnx", "--compress", "gz"]
+    result = CliRunner().invoke(export_onnx, [str(argument) for argument in arguments])
+    assert result.exit_code == 2 and "would replace a file that is read" in result.stderr
+    assert checkpoint.read_bytes() == before and link.is_symlink()
+
+
 def test_a_missing_checkpoint_reads_as_two_lines(tmp_path: Path) -> None:
     result = invoke("--checkpoint", tmp_path / "no.pth")
     assert result.exit_code == CheckpointError.exit_code

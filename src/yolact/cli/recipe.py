@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -64,12 +65,14 @@ def check(source: str, **given: Any) -> None:
     errors.
     """
     setup_logging(int(given["verbose"]))
-    from yolact.files import require_writable_file, write_text
+    from yolact.files import require_own_places, require_writable_file, write_text
     from yolact.sparsify.check.examine import check_draft, read_draft
     from yolact.sparsify.check.plot import plot_schedule
     from yolact.sparsify.check.words import check_json, describe_check
     from yolact.sparsify.variables import parse_recipe_args
 
+    read = [None if "\n" in source else Path(source), given["checkpoint"]]
+    require_own_places([given["plot"], given["json_file"]], read)
     for path in (given["plot"], given["json_file"]):
         if path is not None:
             require_writable_file(path)

@@ -140,7 +140,7 @@ class Options:
     video: str | None = setting(
         default=None,
         metavar="IN[:OUT]",
-        help="Annotate a video (or a camera's number); show or write it.",
+        help="Annotate a video, a camera's number or an address; show or write it.",
     )
     display: bool = setting(default=False, help="Show annotated images of the data set.")
     display_masks: bool = setting(default=True, spoken=True, help="Draw masks.")

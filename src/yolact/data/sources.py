@@ -1,4 +1,4 @@
-"""Where pictures come from: image files, a data set, a video file or a camera.
+"""Where pictures come from: image files, a data set, or videos.
 
 Also which of them a quantized model finds its ranges on.
 """
@@ -7,31 +7,27 @@ from __future__ import annotations
 
 import glob
 import logging
-import math
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import cv2
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from yolact.data.coco import CocoInstances, evaluation_order
 from yolact.data.image_checks import Look, common_bits, look_at
 from yolact.data.images import IMAGE_ENDINGS, RgbImage, read_rgb
 from yolact.data.transforms import preprocess
+from yolact.data.video import VIDEO_ENDINGS, Video, holds_image, holds_video, named_video
 from yolact.errors import DataError
 from yolact.sizes import ImageSize
 
 log = logging.getLogger(__name__)
 
-VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-_DEFAULT_FPS = 30.0
 _SHOWN = 3
 """Files that a message names."""
 _TEXT_ENDINGS = (".txt", ".json", ".csv", ".tsv", ".xml", ".md", ".yaml", ".yml", ".html", ".log")
@@ -47,40 +43,84 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Video:
-    """A video file, or a camera when ``path`` is its number."""
+class Videos:
+    """Videos, cameras or streams; several are those of a folder or pattern."""
 
-    path: Path | int
-
-    @property
-    def live(self) -> bool:
-        """Whether this is a camera: endless, and shown as in a mirror."""
-        return isinstance(self.path, int)
+    videos: list[Video]
 
 
-def find_source(text: str) -> Images | Video:
+def find_source(text: str) -> Images | Videos:
     """What a ``--source`` means.
 
     Args:
-        text: A camera's number, or the path of an image, a video or a folder of images, or a
-            pattern with ``*``.
+        text: A camera's number, the address of a stream, or the path of an image, a video or a
+            folder of either, or a pattern with ``*``. Whether a file is an image or a video is
+            decided by its content.
 
     Raises:
         DataError: There is nothing of that kind.
     """
-    path = Path(text)
-    if text.isdigit() and not path.exists():
-        return Video(int(text))
+    path, video = Path(text), named_video(text)
+    if video is not None:
+        if not isinstance(video.path, Path):
+            return Videos([video])
+        path = video.path
     if "*" in text:
-        return _some_images(sorted(Path(found) for found in glob.glob(text, recursive=True)), text)
+        return _several(sorted(Path(found) for found in glob.glob(text, recursive=True)), text)
     if path.is_dir():
-        return _some_images(sorted(path.iterdir()), text)
+        return _several(sorted(path.iterdir()), text)
     if not path.is_file():
         raise DataError(
             f"no image, video or folder at {text}",
-            hint="give a file, a folder, a quoted pattern like 'images/*.jpg', or a camera number",
+            hint="give a file, a folder, a quoted pattern like 'images/*.jpg', an address such as "
+            "rtsp://..., or a camera number",
         )
-    return Video(path) if path.suffix.lower() in VIDEO_ENDINGS else Images([path])
+    return _one(path)
+
+
+def _one(path: Path) -> Images | Videos:
+    """A file as what it holds; where that is nothing, as what its name says."""
+    if holds_image(path):
+        return Images([path])
+    ending = path.suffix.lower()
+    if ending in VIDEO_ENDINGS or holds_video(path):
+        return Videos([Video(path)])
+    if ending not in IMAGE_ENDINGS and not _known_to_pillow(path):
+        empty = not path.stat().st_size
+        raise DataError(
+            f"{path} is {'empty' if empty else 'neither an image nor a video that can be read'}",
+            hint="copy it again" if empty else "check that this is the file you mean",
+        )
+    return Images([path])
+
+
+def _known_to_pillow(path: Path) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def _several(paths: list[Path], text: str) -> Images | Videos:
+    """The images of a folder or pattern; only where there are none, its videos."""
+    videos = [path for path in paths if path.suffix.lower() in VIDEO_ENDINGS and path.is_file()]
+    videos = [path for path in videos if not holds_image(path)]
+    try:
+        images = _some_images(paths, text)
+    except DataError:
+        if not videos:
+            raise
+        return Videos([Video(path) for path in videos])
+    if videos:
+        found = len(videos) + len(images.paths)
+        log.warning(
+            "%s: %d of %d files are videos, left out (first: %s)",
+            *(text, len(videos), found, ", ".join(path.name for path in videos[:3])),
+        )
+    return images
 
 
 class Picture(NamedTuple):
@@ -206,7 +246,7 @@ def calibration_images(source: str, count: int, size: ImageSize) -> CalibrationI
     found = find_source(source)
     if not isinstance(found, Images):
         raise DataError(
-            f"{source} is a video, not images",
+            f"{source} holds videos, not images",
             hint="give a folder of images or a quoted pattern like 'images/*.jpg'",
         )
     chosen = spread(sorted(found.paths), count)
@@ -237,61 +277,6 @@ def noise_images(count: int, seed: int) -> list[RgbImage]:
     """Random pixels, 640 wide and 480 high, to measure speed where there are no images."""
     noise = np.random.default_rng(seed)
     return [noise.integers(0, 256, (480, 640, 3), np.uint8) for _ in range(count)]
-
-
-@dataclass(frozen=True)
-class VideoReader:
-    """An opened video; iterating it yields its frames."""
-
-    capture: Any
-    fps: float
-    size: tuple[int, int]
-    """(height, width) in pixels."""
-    frames: int | None
-    """Number of frames, or None when unknown or endless."""
-    mirror: bool
-
-    def __iter__(self) -> Iterator[RgbImage]:
-        """RGB frames until the end."""
-        while True:
-            more, frame = self.capture.read()
-            if not more:
-                return
-            frame = cv2.flip(frame, 1) if self.mirror else frame
-            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
-
-
-@contextmanager
-def open_video(video: Video) -> Iterator[VideoReader]:
-    """Open a video or camera for the time of the block.
-
-    Raises:
-        DataError: It cannot be opened.
-    """
-    _silence_opencv()
-    capture = cv2.VideoCapture(video.path if isinstance(video.path, int) else str(video.path))
-    try:
-        if not capture.isOpened():
-            raise DataError(
-                f"cannot open {'camera' if video.live else 'video'} {video.path}",
-                hint="check that it is connected and not in use"
-                if video.live
-                else "check the path; the file may be damaged or of an unknown format",
-            )
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        yield VideoReader(
-            capture,
-            fps if math.isfinite(fps) and fps > 0 else _DEFAULT_FPS,
-            (
-                int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-                int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
-            ),
-            count if count > 0 and not video.live else None,
-            video.live,
-        )
-    finally:
-        capture.release()
 
 
 def _some_images(paths: list[Path], text: str) -> Images:
@@ -327,9 +312,3 @@ def _is_beside(path: Path) -> bool:
     name = path.name.lower()
     expected = ending in _TEXT_ENDINGS or name in _OF_SYSTEMS or name.startswith(".")
     return expected or ending in VIDEO_ENDINGS or path.is_dir()
-
-
-def _silence_opencv() -> None:
-    """Stop it and its FFmpeg from writing to stderr what an error of ours will say."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    cv2.setLogLevel(0)

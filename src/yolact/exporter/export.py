@@ -26,7 +26,12 @@ from yolact.exporter.prepare import Reference, prepare
 from yolact.exporter.trace import OUTPUTS, compute_priors, label_outputs, sample_images, trace
 from yolact.exporter.verify import Agreement, OutputParity
 from yolact.exporter.write import greedy, write_checked
-from yolact.files import Compression, require_space, require_writable_file
+from yolact.files import (
+    Compression,
+    require_own_places,
+    require_space,
+    require_writable_file,
+)
 from yolact.model.weights import is_quantized, parameter_count, require_quantized
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model, config_for
@@ -76,11 +81,12 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
     """Export a checkpoint, after applying a recipe to it where one is asked for.
 
     Raises:
-        YolactError: A file is missing, unreadable or in the way, or the parts do not fit each
-            other; nothing is written then.
+        YolactError: A file is missing, unreadable, in the way or would be replaced by a result, or
+            the parts do not fit each other; nothing is written then.
         ExportError: The graph does not reproduce the model's outputs.
     """
     checkpoint = load_checkpoint(job.checkpoint)
+    _require_own_places(job)
     require_writable_file(job.target)
     if job.deployment:
         require_deployable(job.target)
@@ -110,6 +116,13 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
     if not job.deployment:
         return report
     return replace(report, deployment=write_deployment(job.target, image=options.image))
+
+
+def _require_own_places(job: ExportJob) -> None:
+    packed = [Path(f"{job.target}.{kind}") for kind in job.options.compress]
+    recipes = [text for text, _ in filter(None, (job.recipe, job.one_shot)) if "\n" not in text]
+    read = [job.checkpoint, job.options.image, *map(Path, recipes)]
+    require_own_places([job.target, *packed], read)
 
 
 def export(
