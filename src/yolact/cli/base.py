@@ -217,11 +217,6 @@ def as_user_error(error: BaseException) -> YolactError | None:
             f"out of memory: {_first_line(text)}",
             hint="use a smaller --batch_size or --image_size",
         )
-    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
-        return ConfigError(
-            f"a process that prepares images was killed: {_first_line(text)}",
-            hint="use a smaller --num_workers, or give the machine more (shared) memory",
-        )
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.EMFILE, errno.ENFILE):
