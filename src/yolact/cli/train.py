@@ -191,9 +191,9 @@ def _require_all_data(given: Mapping[str, Any]) -> None:
     missing = [name for name in needed if given[name] is None]
     if not named or not missing:
         return
-    hint = f"give it too, or name the data set that has the rest: --dataset {USUAL}"
+    hint = f"name all of your data, or the data set that has the rest: --dataset {USUAL}"
     if not set(missing) & set(TRAINING_DATA):
-        hint = "give it too, also if it is the same; or train without: --validation_epoch -1"
+        hint = "name the data to validate on, also if it is the same; or use --validation_epoch -1"
     raise ConfigError(f"{_listed(named)} without {_listed(missing)}", hint=hint)
 
 
