@@ -220,8 +220,8 @@ class Watch:
                 hint="use --num_workers 0",
             )
         return DataError(
-            f"no image could be read for {seconds:.0f} s: {len(busy)} processes wait "
-            f"(first: for {busy[0]})",
+            f"no image could be read for {seconds:.0f} s: {len(busy)} of {len(self.notes)} "
+            f"processes wait for a disk (first: for {busy[0]})",
             hint="check the disk or the network mount that it is on",
         )
 
