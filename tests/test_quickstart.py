@@ -36,7 +36,7 @@ class Commands:
         self.leave: str | None = None
         """Name of a checkpoint that an interrupted training run leaves behind."""
         self.refuse: dict[str, int] = {}
-        """Exit codes of training runs that go on from a checkpoint of that name."""
+        """Exit codes of training runs, by what :attr:`calls` says of them."""
 
     def call(self, name: str, *arguments: object, **_: object) -> str:
         words = [str(argument) for argument in arguments]
@@ -68,11 +68,11 @@ class Commands:
     def _train(self, words: list[str], options: dict[str, str]) -> str:
         start = Path(options.get("--resume", "random"))
         self.calls[-1] += f" from {start.name}"
-        if start.name in self.refuse:
-            raise SystemExit(self.refuse[start.name])
+        if self.calls[-1] in self.refuse:
+            raise SystemExit(self.refuse[self.calls[-1]])
         steps = options.get("--max_iter", str(TOTAL))
         path = Path(options["--save_folder"]) / f"yolact_darknet_small_1_{steps}.pth"
-        self._write(path, f"{path} {steps}")
+        self._write(path, f"{path} from {start.read_text() if start.exists() else None}")
         return f"checkpoint: {path}\n"
 
     def _export_onnx(self, words: list[str], options: dict[str, str]) -> None:
@@ -147,7 +147,11 @@ def test_a_file_that_was_written_by_half_is_passed_over(
     script: ModuleType, commands: Commands
 ) -> None:
     name = "yolact_darknet_small_1_30.pth"
-    commands.stop_at, commands.leave, commands.refuse = "train base", name, {name: 4}
+    commands.stop_at, commands.leave, commands.refuse = (
+        "train base",
+        name,
+        {f"train base from {name}": 4},
+    )
     run(script, commands)
     commands.stop_at = commands.leave = None
     rows, after = run(script, commands)
@@ -158,7 +162,11 @@ def test_a_run_killed_right_after_its_last_step_is_finished(
     script: ModuleType, commands: Commands
 ) -> None:
     name = "yolact_darknet_small_1_60.pth"
-    commands.stop_at, commands.leave, commands.refuse = "train base", name, {name: 2}
+    commands.stop_at, commands.leave, commands.refuse = (
+        "train base",
+        name,
+        {f"train base from {name}": 2},
+    )
     run(script, commands)
     commands.stop_at = commands.leave = None
     rows, after = run(script, commands)

@@ -100,8 +100,8 @@ class BatchLoader(DataLoader[Batch]):
         except StopIteration:
             return None
         except Exception as error:
-            self.close()
             failure = self.watch.failure(error)
+            self.close()
             if failure is None:
                 raise
             error.__traceback__ = None  # whose frames would keep what torch iterates over
@@ -128,9 +128,11 @@ class BatchLoader(DataLoader[Batch]):
             with _own_sigchld():
                 batches = super().__iter__()
             self.watch.start([child for child in active_children() if child not in before])
-        except (OSError, RuntimeError) as error:
+        except BaseException as error:
             for child in set(active_children()) - before:
                 child.kill()
+            if not isinstance(error, OSError | RuntimeError):  # a signal came meanwhile
+                raise
             _say_alone(self.num_workers, error)
             with _unfinished():
                 error.__traceback__ = None

@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -167,6 +168,9 @@ class Watch:
 
     def failure(self, error: BaseException) -> YolactError | None:
         """Why waiting for a batch ended with ``error``; None when that is a bug."""
+        if isinstance(error, OSError | EOFError):
+            time.sleep(_BETWEEN_LOOKS)  # a connection ends before the process does
+        self._look_for_dead()
         self._failure = self._failure or refused(error)
         return self._failure
 
@@ -180,7 +184,6 @@ class Watch:
         self._ended.set()
         if os.getpid() != self._owner:  # a process that was forked from it later
             return
-        self._look_for_dead()
         for process in self._processes:
             process.kill()
         for process in self._processes:
