@@ -108,11 +108,11 @@ def test_a_process_that_died_is_told_with_its_end(code: int, words: str) -> None
 
 def test_a_slow_disk_is_no_dead_process() -> None:
     process = Process()
-    watch = watched(process, patience=0.5)
+    watch = watched(process, patience=0.3)
     with watch.waiting():
         for _ in range(2):
             with watch.notes[0].making(0):
-                assert not process.killed.wait(0.4)
+                assert not process.killed.wait(0.25)
     watch.close()
 
 

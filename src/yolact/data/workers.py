@@ -38,7 +38,7 @@ Read = TypeVar("Read")
 
 PATIENCE = 40.0
 """Seconds that a disk may take for its first image."""
-_BETWEEN_LOOKS = 0.25
+_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_DIE = 1.0
 _ALIGNMENT = 64
 """Bytes; of the tensors in a parcel."""
@@ -169,7 +169,7 @@ class Watch:
     def failure(self, error: BaseException) -> YolactError | None:
         """Why waiting for a batch ended with ``error``; None when that is a bug."""
         if isinstance(error, OSError | EOFError):
-            time.sleep(_BETWEEN_LOOKS)  # a connection ends before the process does
+            time.sleep(3 * _BETWEEN_LOOKS)  # a connection ends before the process does
         self._look_for_dead()
         self._failure = self._failure or refused(error)
         return self._failure
