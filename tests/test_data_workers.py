@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import active_children
 from typing import Any
 
 import pytest
@@ -175,19 +174,6 @@ def test_where_no_process_can_be_started_images_are_prepared_all_the_same(
     monkeypatch.setattr(os, "fork", refuse)
     assert len(list(make_loader(Samples(), 4, 2, 0))) == 3
     assert "cannot start 2 processes" in package_log.text
-
-
-@pytest.mark.slow
-def test_a_dead_process_ends_the_loader_and_all_others() -> None:
-    def act(index: int) -> None:
-        if index == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    before = signal.getsignal(signal.SIGCHLD)
-    loader = make_loader(Samples(act), 2, 3, 0)
-    with pytest.raises(WorkerError, match="SIGKILL"):
-        list(loader)
-    assert not active_children() and signal.getsignal(signal.SIGCHLD) == before
 
 
 @pytest.mark.slow

@@ -114,6 +114,7 @@ STAGES = 3 + 3 + 9 + 3 + 1
 """Commands of a whole run after the download."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stop_at",
     ["train base", "train pruned", "export_onnx pruned", "benchmark base", "validation pruned"],
@@ -130,6 +131,7 @@ def test_what_was_done_before_a_ctrl_c_is_not_done_again(
     assert run(script, commands) == (rows, []), "a third time nothing is left to do"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["1_30_interrupt", "0_20"])
 @pytest.mark.parametrize("stage", ["base", "pruned"])
 def test_training_goes_on_from_what_an_interrupted_or_killed_run_left(
@@ -173,6 +175,7 @@ def test_a_run_killed_right_after_its_last_step_is_finished(
     assert after[:2] == [f"train base from {name}", f"train pruned from {name}"] and len(rows) == 3
 
 
+@pytest.mark.slow
 def test_another_number_of_steps_is_another_run(script: ModuleType, commands: Commands) -> None:
     run(script, commands, 40)
     rows, after = run(script, commands, 30)
@@ -180,6 +183,7 @@ def test_another_number_of_steps_is_another_run(script: ModuleType, commands: Co
     assert after[1] == "train pruned from yolact_darknet_small_1_30.pth"
 
 
+@pytest.mark.slow
 def test_a_result_that_was_removed_is_made_again(script: ModuleType, commands: Commands) -> None:
     run(script, commands)
     (commands.folder / "pruned.onnx").unlink()
