@@ -27,6 +27,7 @@ from training import (
 from yolact.checkpoint import load_checkpoint
 from yolact.cli.train import train, train_settings
 from yolact.config import CONFIGS
+from yolact.errors import ConfigError
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 from yolact.sparsify.sparsity import overall_sparsity
@@ -161,6 +162,44 @@ def test_data_sets_have_their_usual_folders() -> None:
     assert coco.train_info == Path("data/coco/annotations/instances_train2017.json")
     assert coco.validation_images == Path("data/coco/images")
     assert shapes.validation_info == Path("data/shapes/annotations/instances_val.json")
+
+
+OWN = {
+    "info": ("--train_info", "my/train.json"),
+    "images": ("--train_images", "my"),
+    "held_out": ("--validation_info", "my/val.json"),
+    "held_out_images": ("--validation_images", "my"),
+    "off": ("--validation_epoch", "-1"),
+    "shapes": ("--dataset", "shapes"),
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "missing", "hint"),
+    [
+        ("info", "--train_images and --validation_info and --validation_images", "--dataset"),
+        ("info images", "--validation_info and --validation_images", "--validation_epoch -1"),
+        ("info images held_out", "--validation_images", "--validation_epoch -1"),
+        ("info images held_out_images", "--validation_info", "--validation_epoch -1"),
+        ("images held_out held_out_images", "--train_info", "--dataset"),
+        ("held_out held_out_images", "--train_info and --train_images", "--dataset"),
+        ("info off", "--train_images", "--dataset"),
+        ("images off", "--train_info", "--dataset"),
+    ],
+)
+def test_half_of_ones_own_data_is_no_data(given: str, missing: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        settings_of(*(word for name in given.split() for word in OWN[name]))
+    assert str(error.value).endswith(f" without {missing}")
+    assert error.value.hint is not None and hint in error.value.hint
+
+
+@pytest.mark.parametrize(
+    "given", ["info images off", "info images held_out held_out_images", "shapes info", "", "off"]
+)
+def test_the_rest_of_the_data_may_be_left_out_where_it_is_clear(given: str) -> None:
+    data = settings_of(*(word for name in given.split() for word in OWN[name])).data
+    assert data.train_info.name in ("train.json", "instances_train2017.json")
 
 
 # Beginning and going on

@@ -134,6 +134,10 @@ class CocoInstances(Dataset[Sample]):
             (record["height"], record["width"]),
         )
 
+    def name(self, index: int) -> str:
+        """Path of the image file at ``index``."""
+        return str(self.images / self._images[index]["file_name"])
+
     def image(self, index: int) -> RgbImage:
         """The image at ``index``, [height, width, 3] uint8 RGB, without decoding any mask.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from yolact.data.coco import CocoInstances
 from yolact.data.images import RgbImage
 from yolact.data.labels import Classes, few_names, match_names, note_differences, unknown_names
 from yolact.data.sources import ImageOrder
+from yolact.data.workers import Reader
 from yolact.engines.base import Engine
 from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.files import require_writable_file
@@ -352,13 +352,13 @@ def _batches(
         return list(images), list(images.values())
 
     batches = list(groups(image_ids, batch_size))
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        coming = [reader.submit(read, batch) for batch in batches[:1]]
-        for following in [*batches[1:], None][: len(batches)]:
-            names, images = coming.pop().result()
-            if following is not None:
-                coming.append(reader.submit(read, following))
-            yield names, images
+    reader = Reader()
+    coming = [reader.submit(read, batch) for batch in batches[:1]]
+    for following in [*batches[1:], None][: len(batches)]:
+        names, images = coming.pop()()
+        if following is not None:
+            coming.append(reader.submit(read, following))
+        yield names, images
 
 
 def _cell(percent: float) -> str:

@@ -169,6 +169,9 @@ class TrainSettings:
         default=False,
         help="Mixed precision: float16 on CUDA, bfloat16 on the CPU; off once QAT begins.",
     )
+    freeze_bn: bool = setting(
+        default=False, help="Keep the statistics, scales and biases of batch norms as they are."
+    )
     device: str = setting(default="auto", help="auto, cpu, cuda or cuda:N.")
     batch_alloc: tuple[int, ...] | None = setting(
         default=None,
