@@ -12,6 +12,7 @@ from yolact.config import OptimConfig, YolactConfig
 from yolact.errors import RecipeError
 from yolact.sparsify.check.curves import Curves, trace_curves
 from yolact.sparsify.check.forecast import Forecast, forecast
+from yolact.sparsify.check.frozen import freezing
 from yolact.sparsify.check.parameters import (
     Parameters,
     Problem,
@@ -101,6 +102,7 @@ def examine(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> RecipeR
     else:
         problems += [_no_teacher(row) for row in rows if row.facts.distils and not run.teacher]
         problems += clashes(rows, end)
+        problems += freezing(rows, parameters)
         problems += _lost_zeros(model, rows)
     pruned = {n for row in rows if row.kind in ("pruning", "thinning") for n in row.parameters}
     return RecipeReport(

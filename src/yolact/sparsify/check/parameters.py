@@ -18,7 +18,7 @@ from yolact.errors import RecipeError
 from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.document import Entry, matches, nm_of
-from yolact.sparsify.sparseml import OBSPruningModifier, TrainableParamsModifier
+from yolact.sparsify.sparseml import OBSPruningModifier
 from yolact.sparsify.structure import recipe_names
 
 PRUNABLE = "__ALL_PRUNABLE__"
@@ -152,7 +152,6 @@ def misfits(
     for sentence, hint in (
         *_absent(entry, parameters),
         *_uneven(entry, parameters),
-        *_frozen(entry, parameters),
         *(_wrong_layers(entry, model) if quantizes else ()),
     ):
         yield Problem("error", sentence, hint, entry.name, number)
@@ -202,13 +201,6 @@ def _larger_kernels(entry: Entry, parameters: Parameters) -> Iterator[tuple[str,
                 f"block4 of OBS needs kernels of 1 x 1, unlike those of {name} {list(shape)}",
                 "use mask_type: unstructured, or GMPruningModifier",
             )
-
-
-def _frozen(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
-    if entry.name != TrainableParamsModifier.__name__ or entry.fields.get("trainable"):
-        return
-    if len(matched(entry, parameters)) == len(parameters.shapes):
-        yield "freezes every parameter: nothing is left to train", "name some of them in params"
 
 
 def _uneven(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
