@@ -139,7 +139,7 @@ def matched(entry: Entry, parameters: Parameters) -> tuple[str, ...]:
 def misfits(
     entry: Entry, number: int, parameters: Parameters, model: nn.Module
 ) -> Iterator[Problem]:
-    """Names that match nothing, blocks that do not divide, and layers there are not.
+    """Names that match nothing or too much, blocks that do not divide, and layers there are not.
 
     Args:
         entry: A modifier, its variables resolved.
@@ -155,15 +155,11 @@ def misfits(
         *(_wrong_layers(entry, model) if quantizes else ()),
     ):
         yield Problem("error", sentence, hint, entry.name, number)
-    if quantizes and entry.fields.get("num_calibration_steps"):
-        yield Problem(
-            "warning",
-            "num_calibration_steps has no effect on training: "
-            "the training images set the ranges of quantizers",
-            "quantize without training by export_onnx --one-shot",
-            entry.name,
-            number,
-        )
+    for sentence, hint in (
+        *_not_prunable(entry, parameters),
+        *(_idle_exclusions(entry, model) if quantizes else ()),
+    ):
+        yield Problem("warning", sentence, hint, entry.name, number)
 
 
 def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
@@ -174,6 +170,11 @@ def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
             "give names such as proto_net.0.weight, or re: and a regular expression",
         )
         return
+    if "params" in entry.fields and not patterns:
+        yield (
+            f"params is {entry.fields['params']!r}, which names no parameter",
+            f"name some, or give {PRUNABLE}",
+        )
     for pattern in patterns:
         try:
             absent = not parameters.matching(pattern)
@@ -190,6 +191,20 @@ def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
                 f"no parameter of the model matches {pattern!r}",
                 f"did you mean {near[0]!r}?" if near else "use the recipe made for this --config",
             )
+
+
+def _not_prunable(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
+    if facts_of(entry.name).kind not in ("pruning", "constant"):
+        return
+    names = matched(entry, parameters)
+    others = [name for name in names if name not in parameters.prunable]
+    if others:
+        first = ", ".join(others[:3])
+        yield (
+            f"{len(others)} of {len(names)} parameters are biases, or scales of batch norms, whose "
+            f"zeros cost accuracy and save nothing (first: {first})",
+            f"params: {PRUNABLE} names the weights of convolutions alone",
+        )
 
 
 def _larger_kernels(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
@@ -236,8 +251,7 @@ def _wrong_layers(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
         )
     if is_quantized(model):
         return
-    modules = {name: type(module).__name__ for name, module in model.named_modules() if name}
-    kinds = {*modules.values(), *_FUSED}
+    modules, kinds = _layers(model)
     if entry.fields.get("strict", True):
         for field in ("ignore", "scheme_overrides"):
             for text in _names(entry.fields.get(field)):
@@ -247,9 +261,22 @@ def _wrong_layers(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
     for text in _names(entry.fields.get("submodules")):
         if text not in modules:
             yield _unmatched("submodules", text, list(modules))
+
+
+def _idle_exclusions(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
+    if is_quantized(model):
+        return
+    _, kinds = _layers(model)
     for text in _names(entry.fields.get("exclude_module_types")):
         if text not in kinds:
-            yield _unmatched("exclude_module_types", text, sorted(kinds))
+            sentence, hint = _unmatched("exclude_module_types", text, sorted(kinds))
+            yield f"{sentence}: it excludes nothing", hint
+
+
+def _layers(model: nn.Module) -> tuple[dict[str, str], set[str]]:
+    """The classes of all layers by name, and those that any has now or once it is quantized."""
+    modules = {name: type(module).__name__ for name, module in model.named_modules() if name}
+    return modules, {*modules.values(), *_FUSED}
 
 
 def _names(value: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from yolact.sparsify.catalog import Kind, ModifierFacts, facts_of
 from yolact.sparsify.check.parameters import Parameters, Problem, Severity, from_error, matched
 from yolact.sparsify.document import Entry
 from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.sparseml import PerLayerDistillationModifier
 
 _SLACK = 1e-6
 """Epochs are sums and products of floats: windows that overlap by less only touch."""
@@ -122,7 +123,7 @@ def clashes(rows: Sequence[ModifierRow], end: RunEnd | None) -> Iterator[Problem
 
     Without the end of the run, what depends on it is left out.
     """
-    if rows and end is None and not any(row.kind == "length" for row in rows):
+    if rows and end is None:
         yield Problem(
             "warning",
             "no EpochRangeModifier says how long the run is",
@@ -198,7 +199,27 @@ def _lr_window(row: ModifierRow) -> tuple[float, float]:
 
 def _share_groups(one: ModifierRow, other: ModifierRow) -> bool:
     mine, theirs = (row.fields.get("param_groups") for row in (one, other))
-    return not mine or not theirs or bool(set(mine) & set(theirs))
+    if not isinstance(mine, list) or not isinstance(theirs, list):
+        return True
+    return not mine or not theirs or any(group in theirs for group in mine)
+
+
+def missing_groups(rows: Sequence[ModifierRow]) -> Iterator[Problem]:
+    """Modifiers of the optimizer that are for groups of parameters there are not."""
+    distilled = [row for row in rows if row.name == PerLayerDistillationModifier.__name__]
+    own = any(row.fields.get("project_features", True) for row in distilled)
+    there = ["group 0 (the network)"] + ["group 1 (the maps from student to teacher)"] * own
+    for row in rows:
+        wanted = row.fields.get("param_groups")
+        if not row.facts.optimizer_only or wanted is None:
+            continue
+        groups = wanted if isinstance(wanted, list) else [None]
+        if not all(type(group) is int and 0 <= group < len(there) for group in groups):
+            yield row.problem(
+                "error",
+                f"param_groups is {wanted!r}, and the optimizer has {' and '.join(there)}",
+                "leave param_groups out, or the modifier when it is for groups of another network",
+            )
 
 
 def _two_prunings(rows: Sequence[ModifierRow]) -> Iterator[Problem]:

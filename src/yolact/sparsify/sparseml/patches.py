@@ -9,13 +9,13 @@ What each piece corrects, in pruning:
 * :func:`_interpolate`: after the end of its window, which a step need not meet, ``inverse_cubic``
   is the root of a negative number.
 * :func:`_create_hooks` with :func:`lift_masks`: Top-KAST uncovers masked weights in a backward
-  hook, which in-place activations refuse and which a shared layer runs once for each use; and
-  gradients of frozen parameters take no hooks, which these may need when they are trained again.
+  hook, which in-place activations refuse and which a shared layer runs once for each use.
+* :func:`_trainable`: gradients of frozen parameters take no hooks, which these need when they are
+  trained again; and are not sampled.
 * :func:`_contiguous_scorer`: M-FAC views parameters as vectors, which channels-last ones are not.
 * :func:`_movement_step`: movement scores become NaN at the first gradient that overflows.
 * :class:`_GradSampler`: samples of gradients erase the gradients of the step, draw a progress bar
-  take the outputs of evaluation mode, in which there is no loss of the semantic branch, and lack
-  those of frozen parameters.
+  and take the outputs of evaluation mode, in which there is no loss of the semantic branch.
 
 In schedules:
 
