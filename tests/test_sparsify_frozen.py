@@ -33,7 +33,9 @@ OTHERS = {
     "GM __ALL_PRUNABLE__": "!GMPruningModifier {params: __ALL_PRUNABLE__, init_sparsity: 0.25, "
     f"final_sparsity: 0.75, {WINDOW}}}",
     "GM blocks": f"!GMPruningModifier {{{GRADUAL}, mask_type: [1, 4]}}",
-    "GM hooks removed": f"!GMPruningModifier {{{GRADUAL.replace('1.5', '2')}, leave_enabled: false}}",
+    "GM without hooks": f"!GMPruningModifier {{{GRADUAL}, leave_enabled: false}}".replace(
+        "1.5", "2"
+    ),
     "global": f"!GlobalMagnitudePruningModifier {{{GRADUAL}}}",
     "constant": "!ConstantPruningModifier {params: __ALL_PRUNABLE__}",
     "ACDC": "!ACDCPruningModifier {compression_sparsity: 0.75, start_epoch: 0, end_epoch: 2, "
