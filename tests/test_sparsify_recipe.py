@@ -275,6 +275,10 @@ def test_malformed_yaml_says_where() -> None:
     assert message.startswith("the recipe is not valid YAML at line 4, column 1: expected ','")
 
 
+def test_characters_that_are_no_text_are_an_error_too() -> None:
+    assert failure("modifiers:\n  - \0\n")[0].startswith("the recipe is not valid YAML: ")
+
+
 def test_no_modifiers() -> None:
     assert failure("num_epochs: 3\nother: 2\n")[0] == "the recipe contains no modifiers"
     assert failure("just\ntext\n")[0] == "the recipe is not a recipe"

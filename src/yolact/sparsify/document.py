@@ -91,8 +91,8 @@ def parse(text: str, label: str) -> Document:
     Raises:
         RecipeError: It is not YAML, or is not a mapping.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         content = loader.get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

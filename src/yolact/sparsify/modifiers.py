@@ -35,6 +35,8 @@ _EPOCHS = ("start_epoch", "end_epoch", "update_frequency", "cycle_epochs")
 _LATER = ("disable_quantization_observer_epoch", "freeze_bn_stats_epoch")
 _AMOUNTS = ("init_lr", "final_lr", "learning_rate", "weight_decay", "active_weight_decay")
 
+_COUNTS = ("fisher_block_size", "num_pages", "num_recomputations", "multiple_of")
+
 _FROM_PARAM = "__FROM_PARAM__"
 
 _TOLERANCE = 0.01
@@ -112,6 +114,7 @@ def _check(item: Entry, label: str) -> None:
         )
     _check_fields(item.fields, known[item.name], f"{label}: {item.name}")
     _check_numbers(item.fields, f"{label}: {item.name}")
+    _check_counts(item.fields, f"{label}: {item.name}")
     _check_sparsities(item, f"{label}: {item.name}")
     overrides = item.fields.get("scheme_overrides")
     schemes = list(overrides.values()) if isinstance(overrides, dict) else []
@@ -148,6 +151,29 @@ def _check_numbers(fields: Mapping[str, Any], owner: str) -> None:
             )
         if value < 0 and (name in _AMOUNTS or value != -1):
             raise RecipeError(f"{owner}: {name} is {value!r}", hint="give a number from 0 on")
+
+
+def _check_counts(fields: Mapping[str, Any], owner: str) -> None:
+    """The same of whole numbers, and of what M-FAC and OBS divide by and compute on."""
+    grads = fields.get("num_grads", 1)
+    counts = [("num_grads", n) for n in (grads.values() if isinstance(grads, dict) else [grads])]
+    for name, value in [*counts, *((name, fields.get(name, 1)) for name in _COUNTS)]:
+        if type(value) is not int or value < 1:
+            raise RecipeError(
+                f"{owner}: {name} is {value!r}", hint="give a whole number, at least 1"
+            )
+    damp = fields.get("damp", 1.0)
+    if not _is_number(damp) or not damp > 0:
+        raise RecipeError(f"{owner}: damp is {damp!r}", hint="give a number above 0, such as 1e-5")
+    devices = fields.get("available_devices") or ["cpu"]
+    known = isinstance(devices, list) and all(
+        isinstance(device, str) and re.fullmatch(r"cpu|cuda(:\d+)?", device) for device in devices
+    )
+    if not known:
+        raise RecipeError(
+            f"{owner}: available_devices is {devices!r}",
+            hint="give a list such as [cpu] or [cuda:0]",
+        )
 
 
 def _check_sparsities(item: Entry, owner: str) -> None:
@@ -217,18 +243,21 @@ def _refuse_values(modifier: Any, label: str) -> None:
 
 
 def _masks(modifier: Any) -> _Finding:
-    mask_type = getattr(modifier, "mask_type", None)
-    if mask_type is None or facts_of(type(modifier).__name__).mask == "filter":
+    mask_type = getattr(modifier, "mask_type", "unstructured")
+    if facts_of(type(modifier).__name__).mask == "filter":
         return _FINE
     if mask_type in ("filter", "channel"):
         return (
             f"mask_type {mask_type} is that of StructuredPruningModifier",
             "use that, or ChannelThinningModifier to remove channels",
         )
+    hint = "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
+    if not isinstance(mask_type, str | list):
+        return f"mask_type is {mask_type!r}", hint
     try:
         get_mask_creator_default(mask_type)
     except (ValueError, TypeError) as error:
-        return str(error), "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
+        return str(error), hint
     return _nm(modifier, nm_of(mask_type))
 
 
@@ -308,6 +337,8 @@ def _samples(modifier: Any) -> _Finding:
             "buffered gradients are too few whenever masks are due within num_grads steps",
             "leave use_gradient_buffering out: gradients of training batches are computed then",
         )
+    if isinstance(modifier.num_grads, dict) and not hasattr(modifier, "use_gradient_buffering"):
+        return f"num_grads is {modifier.num_grads!r}", "give one number; MFAC may have several"
     if isinstance(modifier.num_grads, dict) and 0.0 not in modifier.num_grads:
         return "num_grads has no entry for sparsity 0.0", "add one, such as {0.0: 64, 0.9: 256}"
     return _FINE
