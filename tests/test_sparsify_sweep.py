@@ -177,7 +177,7 @@ def train(text: str) -> None:
     for step in range(round((driver.max_epochs or EPOCHS) * STEPS)):
         driver.before_forward(model, optimizer, step / STEPS)
         optimizer.zero_grad()
-        loss(next(images())).backward()
+        loss(next(images())).backward()  # type: ignore[no-untyped-call]
         driver.before_step(model, optimizer, step / STEPS)
         optimizer.step()
         driver.after_step(model, optimizer, step / STEPS)

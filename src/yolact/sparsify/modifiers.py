@@ -35,7 +35,7 @@ _EPOCHS = ("start_epoch", "end_epoch", "update_frequency", "cycle_epochs")
 _LATER = ("disable_quantization_observer_epoch", "freeze_bn_stats_epoch")
 _AMOUNTS = ("init_lr", "final_lr", "learning_rate", "weight_decay", "active_weight_decay")
 
-_COUNTS = ("fisher_block_size", "num_pages", "num_recomputations", "multiple_of")
+_COUNTS = ("fisher_block_size", "num_pages", "num_recomputations")
 
 _FROM_PARAM = "__FROM_PARAM__"
 
