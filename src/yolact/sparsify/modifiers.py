@@ -134,7 +134,7 @@ def _check_scheme(scheme: Mapping[str, Any], owner: str) -> None:
 def _check_fields(fields: Mapping[str, Any], known: frozenset[str], owner: str) -> None:
     for name in fields:
         if name not in known:
-            near = get_close_matches(name, known, n=1) or sorted(known)
+            near = get_close_matches(str(name), known, n=1) or sorted(known)
             raise RecipeError(f"{owner} has no field {name!r}", hint=f"try: {', '.join(near)}")
 
 
