@@ -223,6 +223,13 @@ PROBLEMS = [
         "give the name or the class of a layer",
         id="idle exclusion",
     ),
+    pytest.param(
+        "- !SetParamModifier {params: [proto_net.10.bias], val: [1, 2], start_epoch: 1}\n",
+        "error",
+        "SetParamModifier: val has the shape [2], unlike proto_net.10.bias [4]",
+        "name parameters of one shape, and give values of that",
+        id="shape of a value",
+    ),
     *(
         pytest.param(
             f"- !{name}, param_groups: {groups}}}\n",

@@ -119,7 +119,7 @@ OBS = f"OBSPruningModifier {{{GRADUAL}, num_grads: 8, fisher_block_size: 4}}"
             *(OBS, "grads: 8", "grads: {0.0: 8}", "num_grads is {0.0: 8}"),
             "give one number; MFAC may have several",
         ),
-        (MFAC, "1e-5", "0", "damp is 0", "give a number above 0, such as 1e-5"),
+        (MFAC, "1e-5", "0", "damp is 0", "give a number above 0"),
         (
             *(MFAC, "[cpu]", "gpu", "available_devices is 'gpu'"),
             "give a list such as [cpu] or [cuda:0]",

@@ -162,9 +162,10 @@ def _check_counts(fields: Mapping[str, Any], owner: str) -> None:
             raise RecipeError(
                 f"{owner}: {name} is {value!r}", hint="give a whole number, at least 1"
             )
-    damp = fields.get("damp", 1.0)
-    if not _is_number(damp) or not damp > 0:
-        raise RecipeError(f"{owner}: damp is {damp!r}", hint="give a number above 0, such as 1e-5")
+    for name in ("damp", "init_update_fraction"):
+        value = fields.get(name, 1.0)
+        if not _is_number(value) or not value > 0:
+            raise RecipeError(f"{owner}: {name} is {value!r}", hint="give a number above 0")
     devices = fields.get("available_devices") or ["cpu"]
     known = isinstance(devices, list) and all(
         isinstance(device, str) and re.fullmatch(r"cpu|cuda(:\d+)?", device) for device in devices

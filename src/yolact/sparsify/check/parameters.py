@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from yolact.errors import RecipeError
@@ -152,6 +153,7 @@ def misfits(
     for sentence, hint in (
         *_absent(entry, parameters),
         *_uneven(entry, parameters),
+        *_ill_shaped(entry, parameters),
         *(_wrong_layers(entry, model) if quantizes else ()),
     ):
         yield Problem("error", sentence, hint, entry.name, number)
@@ -239,6 +241,26 @@ def _uneven(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
             yield (
                 f"blocks of {block} do not divide {name} {list(shape)}",
                 "leave that parameter out, or use mask_type: unstructured for it",
+            )
+
+
+def _ill_shaped(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
+    """Values for parameters that have other shapes."""
+    for field in ("val", "init_val", "final_val"):
+        if field not in entry.fields:
+            continue
+        value = entry.fields[field]
+        try:
+            shape = tuple(torch.tensor(value, dtype=torch.float32).shape)
+        except (TypeError, ValueError, RuntimeError):
+            yield f"{field} is {value!r}", "give numbers, nested as the parameter's dimensions"
+            continue
+        others = [name for name in matched(entry, parameters) if parameters.shapes[name] != shape]
+        if others:
+            yield (
+                f"{field} has the shape {list(shape)}, unlike {others[0]} "
+                f"{list(parameters.shapes[others[0]])}",
+                "name parameters of one shape, and give values of that",
             )
 
 
