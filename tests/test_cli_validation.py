@@ -190,6 +190,28 @@ def test_a_missed_target_ends_with_its_exit_code(engine: Oracle) -> None:
     assert run("--min_map", "50").exit_code == 0
 
 
+@pytest.mark.parametrize("damage", ["cut", "inside", "size"])
+def test_bad_images_are_skipped_on_request_and_the_command_says_so_after_the_table(
+    engine: Oracle, damage: str
+) -> None:
+    path = Path("data/images/0003.png")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    if damage == "size":
+        cv2.imwrite(str(path), np.zeros((5, 7, 3), np.uint8))
+    else:
+        path.write_bytes(content if damage == "inside" else content[:200])
+    stopped = run("--no_bar")
+    assert stopped.exit_code == 3 and "box" not in stopped.stdout
+    assert "0003.png" in stopped.stderr and "--on_bad_image skip" in stopped.stderr
+    result = run("--no_bar", "--on_bad_image", "skip", "--json", "measured.json")
+    fails(result, DataError, "1 of 3 images were skipped")
+    assert "mask (2 images)" in result.stdout and "0003.png" in result.stderr
+    measured = json.loads(Path("measured.json").read_text())
+    assert (measured["images"], measured["bad_images"]) == (2, 1)
+    assert measured["mask"]["ap"]["all"] == pytest.approx(100)
+
+
 def test_top_k_limits_an_evaluation_only_when_given(engine: Oracle) -> None:
     run("--top_k", "1")
     assert len(json.loads(Path("results/ap_data.json").read_text())["bbox"]) == 2
@@ -432,7 +454,7 @@ def test_a_missing_model_and_missing_data(dataset: CocoInstances) -> None:
 
 def test_a_checkpoint_of_other_classes_is_refused(engine: Oracle) -> None:
     engine.classes = Classes(("car", "cat"), (1, 2))
-    fails(run(), CheckpointError, "but not 2 of the data set's 3: dog, owl")
+    fails(run(), CheckpointError, "but not 2 of the data set's 3: 'dog', 'owl'")
 
 
 def test_a_single_picture_format_is_unknown(engine: Oracle) -> None:

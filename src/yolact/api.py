@@ -31,6 +31,7 @@ from yolact.model_files import model_kinds, stub_file
 from yolact.predict.draw import Style, draw_instances, write_image
 from yolact.predict.pipeline import Selection, groups
 from yolact.predict.results import coco_box, encode_masks
+from yolact.sizes import ImageSize
 from yolact.types import Instances
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def load(
     device: str = "cpu",
     num_cores: int | None = None,
     config: YolactConfig | None = None,
+    image_size: ImageSize | None = None,
 ) -> Model:
     """Load a model, ready to predict.
 
@@ -59,10 +61,12 @@ def load(
         device: Where PyTorch runs: cpu, cuda, cuda:N or auto. The other engines use the CPU.
         num_cores: Threads of one prediction; None leaves the choice to the engine.
         config: Configuration of a checkpoint that carries none.
+        image_size: What a checkpoint is to see: the side of a square in pixels, or (height,
+            width); None for the size of its training. An ONNX file has the one of its export.
 
     Raises:
         CheckpointError: The file is missing, unreadable or not a YOLACT model.
-        ConfigError: The engine or the device is unknown, or does not fit the file.
+        ConfigError: The engine, the device or the size is unknown, or does not fit the file.
     """
     loaded = load_detector(
         _model_file(str(model), engine),
@@ -70,6 +74,7 @@ def load(
         device=str(resolve_device(device)),
         num_cores=num_cores,
         config=config,
+        image_size=image_size,
     )
     return Model(loaded)
 
@@ -77,7 +82,7 @@ def load(
 def _model_file(model: str, engine: str | None) -> Path:
     if is_stub(model):
         return stub_file(model, *model_kinds(engine))
-    path = Path(model)
+    path = Path(model).expanduser()
     if not path.is_dir():
         return path
     if not (path / DEPLOYED).is_file():
@@ -159,7 +164,7 @@ class Model:
 def _rgb(image: ImageLike) -> RgbImage:
     """The pixels of an image, as a copy that nobody else changes."""
     if isinstance(image, str | PathLike):
-        return read_rgb(Path(image))
+        return read_rgb(Path(image).expanduser())
     if isinstance(image, Image.Image):
         return _rgb_of_pillow(image)
     if not isinstance(image, np.ndarray):
@@ -335,7 +340,7 @@ class Result:
         instances = Instances(*map(torch.from_numpy, arrays))
         picture = draw_instances(self.image, instances, self.classes.names, style)
         if path is not None:
-            write_image(Path(path), picture)
+            write_image(Path(path).expanduser(), picture)
         return picture
 
 

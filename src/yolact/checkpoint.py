@@ -201,6 +201,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: The file is missing, is not a checkpoint, holds anything but tensors and
             plain values, or was written by a newer version of this tool.
     """
+    path = path.expanduser()
     content = _read(path)
     state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not _all_tensors(state):

@@ -18,6 +18,12 @@ Compression = Literal["gz", "xz", "zst"]
 fastest unpacking."""
 
 
+def cache_folder() -> Path:
+    """Where files are kept that can be made again: under ``XDG_CACHE_HOME`` or ~/.cache."""
+    parent = os.environ.get("XDG_CACHE_HOME")
+    return (Path(parent).expanduser() if parent else Path.home() / ".cache") / "sparseml-yolact"
+
+
 def storage_error(error: OSError, path: Path) -> StorageError | None:
     """What a refusal of the operating system to write ``path`` means; None for other errors."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -80,7 +86,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` in one step (see :func:`atomic_path`)."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Bytes of a file's name that are no UTF-8 become escapes, which JSON reads back.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -165,7 +165,6 @@ def _annotate_video(
 
 
 def _load(wanted: Options) -> Engine | DetectingEngine:
-    from yolact.checkpoint import load_checkpoint
     from yolact.engines import load_detector
     from yolact.host import resolve_device
 
@@ -173,20 +172,11 @@ def _load(wanted: Options) -> Engine | DetectingEngine:
     name = (config or YolactConfig()).name
     kinds = model_kinds(engine_name(wanted.engine))
     path = model_path(wanted.model_filepath, Path("weights"), name, *kinds)
-    shape = wanted.model_input_image_shape
-    if shape and path.suffix == ".pth":
-        config = load_checkpoint(path).config_or(config).with_model(image_size=shape[0])
-    loaded = load_detector(
+    return load_detector(
         path,
         engine=wanted.engine,
         device=str(resolve_device(wanted.device)),
         num_cores=wanted.num_cores,
         config=config,
+        image_size=wanted.model_input_image_shape,
     )
-    if shape and shape != loaded.image_size:
-        height, width = loaded.image_size
-        raise ConfigError(
-            f"the model takes images of {height} x {width}, not {shape[0]} x {shape[1]}",
-            hint="leave --model_input_image_shape out, or export the model at that size",
-        )
-    return loaded

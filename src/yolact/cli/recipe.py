@@ -9,7 +9,7 @@ import click
 
 from yolact.cli.base import FILE, Boundary, Command, setup_logging
 from yolact.cli.inputs import local_path, recipe_source
-from yolact.cli.options import options, options_of
+from yolact.cli.options import changes, options, options_of
 from yolact.config import ModelConfig, YolactConfig, named_config
 from yolact.download.stubs import Kind
 from yolact.errors import RecipeError
@@ -99,10 +99,11 @@ def _subject(given: dict[str, Any]) -> Subject:
     from yolact.restore import bare_subject, load_subject
 
     config = named_config(given["config"]) if given["config"] else None
+    size = changes(ModelConfig, given).get("image_size")
     if given["checkpoint"] is None:
-        return bare_subject(config or YolactConfig(), given["image_size"])
+        return bare_subject(config or YolactConfig(), size)
     path = local_path(given["checkpoint"], Kind.CHECKPOINT)
-    return load_subject(path, str(given["checkpoint"]), config, given["image_size"])
+    return load_subject(path, str(given["checkpoint"]), config, size)
 
 
 def _history(earlier: str) -> str:

@@ -47,6 +47,7 @@ from yolact.training.settings import (
         *("train_info", "train_images", "validation_info", "validation_images"),
         otherwise="",
     ),
+    *options_of(DataSettings, "strict"),
     click.option(
         "--resume",
         help="Continue the run that wrote this checkpoint: a path, zoo: stub, latest or interrupt "
@@ -62,7 +63,7 @@ from yolact.training.settings import (
         is_flag=True,
         help="The file given to --resume or --ckpt holds an ImageNet backbone only.",
     ),
-    *options_of(StartSettings, "start_iter", "use_checkpoint_epoch"),
+    *options_of(StartSettings, "prior_base_size", "start_iter", "use_checkpoint_epoch"),
     *options_of(TrainSettings, "recipe", "recipe_args", "distill_teacher"),
     *options_of(StartSettings, "continue_recipe"),
     *options_of(TrainSettings, "batch_size", "accumulate", "epochs", "max_iter"),
@@ -81,7 +82,7 @@ from yolact.training.settings import (
         help="Use a GPU if there is one.",
     ),
     *options_of(TrainSettings, "batch_alloc", "seed"),
-    *options_of(DataSettings, "num_workers"),
+    *options_of(DataSettings, "on_bad_image", "num_workers"),
     *options_of(SaveSettings),
     *options_of(TrainSettings, "validation_epoch", "validation_size"),
     *options_of(LogSettings, "folder"),

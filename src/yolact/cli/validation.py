@@ -16,12 +16,12 @@ from yolact.cli.base import Command, setup_logging
 from yolact.cli.inputs import split_pair
 from yolact.cli.options import options, options_of, read
 from yolact.cli.validation_options import Options
-from yolact.errors import ConfigError, TargetMissedError
+from yolact.errors import ConfigError, DataError, TargetMissedError
 
 if TYPE_CHECKING:
     from yolact.data.images import RgbImage
     from yolact.data.sources import Picture
-    from yolact.predict.evaluate import Evaluation
+    from yolact.predict.evaluate import Evaluation, EvaluationReport
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +109,19 @@ def _evaluate(options: Options) -> None:
     _write_json(options, report.to_dict())
     if report.evaluation is None:
         log.warning("%s has no annotations: there is no AP to measure", options.paths.info)
+        _require_all(report)
         return
     _print(report.evaluation, per_class=options.per_class)
+    _require_all(report)
     _check_target(report.evaluation, options.min_map)
+
+
+def _require_all(report: EvaluationReport) -> None:
+    if report.bad_images:
+        raise DataError(
+            f"{report.bad_images} of {report.images + report.bad_images} images were skipped",
+            hint="the first are named above; what was measured holds for all others",
+        )
 
 
 def _print(evaluation: Evaluation, *, per_class: bool) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,15 +22,21 @@ import numpy as np
 from torch import Tensor
 
 from yolact.data.coco import CocoInstances, evaluation_order
-from yolact.data.images import RgbImage, damaged, read_rgb
+from yolact.data.image_checks import Look, common_bits, look_at
+from yolact.data.images import IMAGE_ENDINGS, RgbImage, read_rgb
 from yolact.data.transforms import preprocess
 from yolact.errors import DataError
+from yolact.sizes import ImageSize
 
 log = logging.getLogger(__name__)
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 _DEFAULT_FPS = 30.0
+_SHOWN = 3
+"""Files that a message names."""
+_TEXT_ENDINGS = (".txt", ".json", ".csv", ".tsv", ".xml", ".md", ".yaml", ".yml", ".html", ".log")
+_OF_SYSTEMS = ("thumbs.db", "desktop.ini")
+"""Files that Windows leaves in folders of images; those of macOS begin with a dot."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,8 @@ class Picture(NamedTuple):
 class Pictures:
     """The images of a list of files; what cannot be read is named and passed over.
 
-    The only file of a list is not passed over: iterating raises its DataError.
+    All 16-bit files are made 8-bit by one rule. The only file of a list is not passed over:
+    iterating raises its DataError.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -99,13 +107,16 @@ class Pictures:
 
     def __iter__(self) -> Iterator[Picture]:
         """The images that can be read, one at a time."""
+        bits = common_bits(self.paths)
+        if bits is not None and bits < 16:
+            log.warning("16-bit images are scaled to 8 bits by the %d that their values have", bits)
         for number, path in enumerate(self.paths):
             try:
-                image = read_rgb(path)
+                image = read_rgb(path, bits=bits)
             except DataError as error:
                 if len(self.paths) == 1:
                     raise
-                log.warning("skipped: %s", error)
+                log.warning("skipped: %s; %s", error, error.hint)
                 self.failed += 1
             else:
                 yield Picture(number, str(path), image)
@@ -162,20 +173,22 @@ class CalibrationImages:
     """Image files that are known to be readable; iterating reads them one at a time."""
 
     paths: Sequence[Path]
-    side: int
-    """Of the network's input, in pixels."""
+    size: ImageSize
+    """Of the network's input."""
+    bits: int | None = None
+    """What the values of 16-bit files fit in."""
 
     def __len__(self) -> int:
         """How many images there are."""
         return len(self.paths)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Network inputs [1, 3, side, side] float32 in 0..1, made as every inference makes them."""
+        """Network inputs [1, 3, H, W] float32 in 0..1, made as every inference makes them."""
         for path in self.paths:
-            yield preprocess(read_rgb(path), self.side)[None]
+            yield preprocess(read_rgb(path, bits=self.bits), self.size)[None]
 
 
-def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
+def calibration_images(source: str, count: int, size: ImageSize) -> CalibrationImages:
     """Choose images from a folder or a pattern, and look whether they can be read.
 
     They are spread evenly over the file names in alphabetical order, so the choice depends on the
@@ -184,11 +197,11 @@ def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
     Args:
         source: A folder of images, or a pattern with ``*``.
         count: How many to choose; with fewer there, all are taken.
-        side: Of the network's input, in pixels.
+        size: Of the network's input.
 
     Raises:
-        DataError: There are no images, or a chosen one cannot be read; the message names all that
-            cannot.
+        DataError: There are no images, or a chosen one cannot be read; the message names the
+            first that cannot.
     """
     found = find_source(source)
     if not isinstance(found, Images):
@@ -197,14 +210,17 @@ def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
             hint="give a folder of images or a quoted pattern like 'images/*.jpg'",
         )
     chosen = spread(sorted(found.paths), count)
-    problems = damaged(chosen)
+    looks = look_at([str(path) for path in chosen], Path())
+    problems = [look for look in looks if isinstance(look, DataError)]
     if problems:
         raise DataError(
             f"{len(problems)} of {len(chosen)} calibration images cannot be read: "
-            + "; ".join(str(problem) for problem in problems),
+            + "; ".join(str(problem) for problem in problems[:_SHOWN])
+            + (f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""),
             hint="replace or remove these files",
         )
-    return CalibrationImages(chosen, side)
+    bits = max((look.bits for look in looks if isinstance(look, Look)), default=8)
+    return CalibrationImages(chosen, size, bits if bits > 8 else None)
 
 
 def spread(paths: Sequence[Path], count: int) -> list[Path]:
@@ -279,11 +295,38 @@ def open_video(video: Video) -> Iterator[VideoReader]:
 
 
 def _some_images(paths: list[Path], text: str) -> Images:
-    images = [path for path in paths if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()]
+    """Those of ``paths`` that are images by their endings; what others there are is said."""
+    files = [path for path in paths if not _is_beside(path)]
+    images = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()]
+    chosen = set(images)
+    others = [path for path in files if path not in chosen]
+    kinds = Counter(
+        path.suffix.lower() or "without ending" if path.is_file() else "pipes or broken links"
+        for path in others
+    )
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
     if not images:
-        endings = ", ".join(IMAGE_ENDINGS)
-        raise DataError(f"no images in {text}", hint=f"files that count end in {endings}")
+        raise DataError(
+            f"no images in {text}" + (f": it holds {counted}" if counted else ""),
+            hint=f"files that count end in {', '.join(IMAGE_ENDINGS)}",
+        )
+    if others:
+        log.warning(
+            "%s: %d of %d files are no images by their endings (%s), passed over (first: %s)",
+            *(text, len(others), len(files), counted, ", ".join(path.name for path in others[:3])),
+        )
     return Images(images)
+
+
+def _is_beside(path: Path) -> bool:
+    """Whether a file is expected beside images: text, a folder, or what systems leave there.
+
+    Videos are not for this function to judge.
+    """
+    ending = path.suffix.lower()
+    name = path.name.lower()
+    expected = ending in _TEXT_ENDINGS or name in _OF_SYSTEMS or name.startswith(".")
+    return expected or ending in VIDEO_ENDINGS or path.is_dir()
 
 
 def _silence_opencv() -> None:

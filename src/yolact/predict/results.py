@@ -104,6 +104,23 @@ class CocoResults:
             ) from error
 
 
+def with_ids(
+    entries: Sequence[Entry], images: Mapping[int, str], categories: Mapping[int, str]
+) -> list[Entry]:
+    """Result entries with the ids that the annotation file has, where these are text.
+
+    Args:
+        entries: With the integers that stand for them.
+        images: The file's id of an image, by such an integer.
+        categories: The same of categories.
+    """
+    known = {"image_id": images, "category_id": categories}
+    return [
+        {**entry, **{key: ids.get(entry[key], entry[key]) for key, ids in known.items()}}
+        for entry in entries
+    ]
+
+
 def coco_box(box: Sequence[float]) -> list[float]:
     """[x, y, width, height] rounded to a tenth of a pixel, from xyxy.
 
