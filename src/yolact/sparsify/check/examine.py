@@ -13,7 +13,6 @@ from yolact.errors import RecipeError
 from yolact.sizes import ImageSize
 from yolact.sparsify.check.curves import Curves, trace_curves
 from yolact.sparsify.check.forecast import Forecast, forecast
-from yolact.sparsify.check.frozen import freezing
 from yolact.sparsify.check.parameters import (
     Parameters,
     Problem,
@@ -21,7 +20,14 @@ from yolact.sparsify.check.parameters import (
     misfits,
     raise_errors,
 )
-from yolact.sparsify.check.timetable import ModifierRow, clashes, missing_groups, rows_of, run_end
+from yolact.sparsify.check.timetable import (
+    ModifierRow,
+    clashes,
+    freezing,
+    missing_groups,
+    rows_of,
+    run_end,
+)
 from yolact.sparsify.recipe import Recipe, read_document
 from yolact.sparsify.sparsity import convolutions, layer_sparsity
 from yolact.sparsify.structure import rehearse
