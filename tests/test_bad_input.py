@@ -473,8 +473,8 @@ GOOD = "- !EpochRangeModifier {start_epoch: 0, end_epoch: 1}"
         ),
         (
             "n: .inf\nmodifiers:\n- !EpochRangeModifier {start_epoch: 0, end_epoch: eval(n)}",
-            "EpochRangeModifier: end_epoch is not finite",
-            "give a number",
+            "EpochRangeModifier: end_epoch is inf",
+            "give a number up to 100000",
         ),
         (
             "modifiers:\n- !EpochRangeModifier {start_epoch: 0, end_epoch: eval(9**9**9)}",

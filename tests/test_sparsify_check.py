@@ -36,7 +36,7 @@ from yolact.sparsify.check.words import check_json, describe_check
 from yolact.sparsify.document import Entry
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import Recipe, load_recipe
-from yolact.sparsify.sparsity import overall_sparsity
+from yolact.sparsify.sparsity import convolutions, overall_sparsity
 
 LENGTH = "- !EpochRangeModifier {start_epoch: 0, end_epoch: 10}\n"
 PRUNE = (
@@ -199,7 +199,79 @@ PROBLEMS = [
         "give train the teacher's checkpoint with --distill_teacher",
         id="teacher",
     ),
+    pytest.param(
+        PRUNE.replace("[proto_net.0.weight]", '["re:proto_net[.](8|10)"]'),
+        "warning",
+        "GMPruningModifier: 2 of 4 parameters are biases, or scales of batch norms, whose zeros "
+        "cost accuracy and save nothing (first: proto_net.8.bias, proto_net.10.bias)",
+        "params: __ALL_PRUNABLE__ names the weights of convolutions alone",
+        id="biases",
+    ),
+    pytest.param(
+        "- !ConstantPruningModifier {params: [backbone._preconv.1.weight]}\n",
+        "warning",
+        "ConstantPruningModifier: 1 of 1 parameters are biases, or scales of batch norms, whose "
+        "zeros cost accuracy and save nothing (first: backbone._preconv.1.weight)",
+        "params: __ALL_PRUNABLE__ names the weights of convolutions alone",
+        id="scales",
+    ),
+    pytest.param(
+        "- !QuantizationModifier {start_epoch: 5, exclude_module_types: [Tanh]}\n",
+        "warning",
+        "QuantizationModifier: exclude_module_types names 'Tanh', and the network has no such "
+        "layer: it excludes nothing",
+        "give the name or the class of a layer",
+        id="idle exclusion",
+    ),
+    pytest.param(
+        "- !SetParamModifier {params: [proto_net.10.bias], val: [1, 2], start_epoch: 1}\n",
+        "error",
+        "SetParamModifier: val has the shape [2], unlike proto_net.10.bias [4]",
+        "name parameters of one shape, and give values of that",
+        id="shape of a value",
+    ),
+    *(
+        pytest.param(
+            f"- !{name}, param_groups: {groups}}}\n",
+            "error",
+            f"{name.split(' ')[0]}: param_groups is {groups}, and the optimizer has "
+            "group 0 (the network)",
+            "leave param_groups out, or the modifier when it is for groups of another network",
+            id=f"groups {groups} of {name.split(' ')[0]}",
+        )
+        for name, groups in (
+            ("SetWeightDecayModifier {start_epoch: 1, weight_decay: 0.0", "[2]"),
+            ("SetLearningRateModifier {start_epoch: 1, learning_rate: 0.1", "[0, 1]"),
+            (
+                "LearningRateFunctionModifier {start_epoch: 0, end_epoch: 2, lr_func: linear, "
+                "init_lr: 0.1, final_lr: 0.0",
+                "[-1]",
+            ),
+            ("SetWeightDecayModifier {start_epoch: 1, weight_decay: 0.0", "0"),
+            ("SetWeightDecayModifier {start_epoch: 1, weight_decay: 0.0", "[[0]]"),
+        )
+    ),
 ]
+
+
+@pytest.mark.parametrize("pattern", ["__ALL__", "re:.*"])
+def test_pruning_everything_is_a_warning_that_counts(tiny: Yolact, pattern: str) -> None:
+    everything = len(list(tiny.parameters()))
+    text = LENGTH + PRUNE.replace("proto_net.0.weight", pattern)
+    (problem,) = report_of(text, tiny).problems
+    count = everything - len(convolutions(tiny))
+    assert problem.sentence.startswith(f"{count} of {everything} parameters are biases, or scales")
+    assert report_of(text.replace(f"[{pattern}]", "__ALL_PRUNABLE__"), tiny).problems == ()
+
+
+def test_maps_to_a_teacher_are_a_group_of_parameters(tiny: Yolact) -> None:
+    decay = "- !SetWeightDecayModifier {start_epoch: 1, weight_decay: 0.0, param_groups: [1]}\n"
+    layers = "- !PerLayerDistillationModifier {gain: 1.0, project_features: %s}\n"
+    assert report_of(LENGTH + decay + layers % "true", tiny).errors == ()
+    assert set(outlook_of(LENGTH + decay + layers % "true", tiny_config()).curves.weight_decay) == {
+        OptimConfig().weight_decay
+    }
+    assert len(report_of(LENGTH + decay + layers % "false", tiny).errors) == 1
 
 
 @pytest.mark.parametrize(("text", "severity", "sentence", "hint"), PROBLEMS)
@@ -220,6 +292,8 @@ def test_quantizing_before_the_start_of_quantization_is_refused_by_the_modifier(
 LR = "- !LearningRateFunctionModifier {start_epoch: %s, end_epoch: %s, lr_func: linear,\n"
 LR += "    init_lr: 0.1, final_lr: 0.01}\n"
 SET = "- !SetLearningRateModifier {start_epoch: %s, learning_rate: 0.1%s}\n"
+MAPS = "- !PerLayerDistillationModifier {gain: 1.0}\n"
+"""It brings a second group of parameters."""
 STEP = "- !LearningRateModifier {start_epoch: %s, lr_class: ExponentialLR, init_lr: 0.1,\n"
 STEP += "    lr_kwargs: {gamma: 0.9}}\n"
 
@@ -251,13 +325,13 @@ def test_two_learning_rates_at_once_are_an_error(
         LR % (0, 0.1 + 0.2) + LR % (0.3, 8),  # which is a hair less
         LR % (0, 5) + SET % (5, ""),
         SET % (0, "") + LR % (1, 5),
-        SET % (2, ", param_groups: [0]") + SET % (2, ", param_groups: [1]"),
+        SET % (2, ", param_groups: [0]") + SET % (2, ", param_groups: [1]") + MAPS,
     ],
 )
 def test_learning_rates_after_each_other_or_of_other_groups_are_none(
     tiny: Yolact, text: str
 ) -> None:
-    assert found(LENGTH + text, tiny) == []
+    assert [problem for problem in found(LENGTH + text, tiny) if problem[0] == "error"] == []
 
 
 def test_two_modifiers_that_prune_one_parameter_at_once_are_an_error(tiny: Yolact) -> None:

@@ -110,6 +110,12 @@ masks = reintroducing(conv)
 (conv(image) + conv(image)).sum().backward()
 found["_create_hooks: shared"] = conv.weight.item() != before
 
+conv = nn.Conv2d(1, 1, 1).requires_grad_(False)
+masks = ModuleParamPruningMask(
+    [conv], UnstructuredPruningMaskCreator(), None, layer_names=["c"]
+)
+found["_trainable: hooks"] = raises(RuntimeError, lambda: setattr(masks, "enabled", True))
+
 kast = TopKASTPruningModifier(0.5, 0.5, 0, 1, 1, ["0.weight"])
 model = nn.Sequential(nn.Conv2d(1, 4, 1))
 kast.initialize(model, 0, quiet)
@@ -143,6 +149,9 @@ conv.weight.grad = torch.ones_like(conv.weight)
 with contextlib.redirect_stderr(shown):
     sampler = GradSampler([([image], {}, None)], lambda outputs, _: outputs.sum())
     list(sampler.iter_module_backwards(conv, 1))
+    conv.bias.requires_grad_(False)
+    for _ in sampler.iter_module_backwards(conv, 1):
+        found["_trainable: samples"] = conv.bias.grad is None
 found["_GradSampler: gradients"] = conv.weight.grad is None
 found["_GradSampler: bar"] = "Collecting gradients" in shown.getvalue()
 

@@ -69,6 +69,79 @@ def test_one_recipe_in_every_guise(tmp_path: Path) -> None:
     assert load_recipe(guises[3]).label == guises[3]
 
 
+INDENTED = "".join(f"    {line}" for line in RECIPE.splitlines(keepends=True))
+
+PUBLISHED = {
+    "after a licence": f"<!--\nCopyright\n-->\n\n---\n{RECIPE}---\n\n# A card\n",
+    "after a rule and a table": f"A title\n-----\n\n|a|b|\n|-|-|\n\n---\n{RECIPE}---\n\n---\n",
+    "after other metadata": f"---\nlicense: apache-2.0\ntags: [int8]\n---\n\n---\n{RECIPE}---\n",
+    "with spaces": f"  ---  \n{RECIPE}--- \t\n# A card\n",
+    "with longer rules": f"-----\n{RECIPE}-----\n",
+    "with plus signs": f"+++\n{RECIPE}+++\n",
+    "indented": f"Save this:\n\n    ---\n{INDENTED}    ---\n\n    and train\n",
+    "in a fence": f"```yaml\n---\n{RECIPE}---\n```\n",
+    "with rules in comments": f"---\n# --- epochs ---\n{RECIPE}# +++\n---\n",
+    "ended within a line": f"---\n{RECIPE}--- the end of it\n",
+    "in a marked document": f"--- # of YAML\n{RECIPE}---\n",
+}
+"""Forms that recipes were published in, which sparseml reads all but the second and the third."""
+
+
+@pytest.mark.parametrize("text", PUBLISHED.values(), ids=PUBLISHED)
+@pytest.mark.parametrize("ends", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_front_matter_is_found_wherever_it_stands(tmp_path: Path, text: str, ends: str) -> None:
+    (tmp_path / "card.md").write_bytes(text.replace("\n", ends).encode())
+    assert load_recipe(str(tmp_path / "card.md")).text == load_recipe(RECIPE).text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be-bom"])
+@pytest.mark.parametrize("name", ["card.md", "recipe.yaml", "recipe.YML"])
+def test_the_encodings_that_editors_write(tmp_path: Path, name: str, encoding: str) -> None:
+    text = f"# Größe\n{RECIPE}" if "card" not in name else f"---\n# Größe\n{RECIPE}---\n"
+    if encoding == "utf-16-be-bom":
+        content = b"\xfe\xff" + text.encode("utf-16-be")
+    else:
+        content = text.encode(encoding)
+    (tmp_path / name).write_bytes(content)
+    assert load_recipe(str(tmp_path / name)).text == load_recipe(RECIPE).text
+
+
+def test_another_encoding_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "cp.yaml").write_bytes(f"# Größe\n{RECIPE}".encode("cp1252"))
+    message, hint = failure(str(tmp_path / "cp.yaml"))
+    assert message.startswith(f"{tmp_path}/cp.yaml cannot be read: 'utf-8' codec can't decode")
+    assert hint == "save it as UTF-8"
+
+
+def test_the_line_of_an_error_is_that_of_the_file(tmp_path: Path) -> None:
+    card = tmp_path / "card.md"
+    card.write_text("<!-- a\nlicence -->\n---\n\nmodifiers:\n  - !EpochRangeModifier\n\t\n---\n")
+    assert failure(str(card))[0].startswith(f"{card} is not valid YAML at line 7, column 1")
+
+
+def test_a_modifier_alone_under_a_key_is_a_list_of_one() -> None:
+    alone = RECIPE.replace("pruning_modifiers:\n  - !GMP", "pruning: !pytorch.GMP")
+    assert list(entries(parse(alone, ""))) == list(entries(parse(RECIPE, "")))
+    assert load_recipe(alone).entries == load_recipe(RECIPE).entries
+
+
+def test_a_key_given_twice_is_a_notice(caplog: pytest.LogCaptureFixture) -> None:
+    load_recipe(RECIPE + "pruning_modifiers:\n  - !ConstantPruningModifier {params: [a]}\n")
+    assert [record.getMessage() for record in caplog.records] == [
+        "the recipe: 1 of 21 keys are given twice, the last value counts "
+        "(first: 'pruning_modifiers' again at line 23)"
+    ]
+
+
+def test_modifiers_beside_stages_are_not_left_out() -> None:
+    staged = "first:\n  a_modifiers:\n    - !EpochRangeModifier {start_epoch: 0, end_epoch: 2}\n"
+    assert failure(RECIPE + staged) == (
+        "the recipe has stages (first) and modifiers outside of them "
+        "(training_modifiers, pruning_modifiers)",
+        "move these lists into a stage, or take all lists out of the stages",
+    )
+
+
 def test_variables_are_resolved_and_gone() -> None:
     text = load_recipe(RECIPE).text
     assert "eval" not in text and "num_epochs" not in text
@@ -181,7 +254,7 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     checkpoint.write_bytes(b"\x80")
     assert failure(str(card)) == (
         f"{card} has no YAML front matter",
-        "put the recipe at the top of the file, between two lines of ---",
+        "put the recipe between two lines of ---; a file of YAML alone ends in .yaml",
     )
     assert failure(str(empty)) == (
         f"{empty} is empty",
@@ -200,6 +273,10 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
 def test_malformed_yaml_says_where() -> None:
     message, _ = failure("modifiers:\n  - !EpochRangeModifier\n    start_epoch: [0\n")
     assert message.startswith("the recipe is not valid YAML at line 4, column 1: expected ','")
+
+
+def test_characters_that_are_no_text_are_an_error_too() -> None:
+    assert failure("modifiers:\n  - \0\n")[0].startswith("the recipe is not valid YAML: ")
 
 
 def test_no_modifiers() -> None:

@@ -86,3 +86,57 @@ def test_values_that_would_fail_later(entry: str, message: str | None, hint: str
     assert words.startswith(begin)
     assert message in (THEIRS, words.removeprefix(begin))
     assert caught.value.hint == hint
+
+
+NUMBER = "give a number up to 100000"
+WHOLE = "give a whole number, at least 1"
+FRACTION = "give a fraction such as 0.9"
+GROUPS = f"{FRACTION}, or {{0.9: [names of parameters]}}"
+RATE = "SetLearningRateModifier {start_epoch: 0, learning_rate: 0.1}"
+MFAC = f"MFACPruningModifier {{{GRADUAL}, num_grads: 8, damp: 1e-5, available_devices: [cpu]}}"
+OBS = f"OBSPruningModifier {{{GRADUAL}, num_grads: 8, fisher_block_size: 4}}"
+
+
+@pytest.mark.parametrize(
+    ("entry", "good", "bad", "message", "hint"),
+    [
+        (RATE, "0.1", "true", "learning_rate is True", NUMBER),
+        (RATE, "0.1", "'0.1'", "learning_rate is '0.1'", f"{NUMBER}, without quotes"),
+        (RATE, "0.1", ".nan", "learning_rate is nan", NUMBER),
+        (RATE, "0.1", "-0.1", "learning_rate is -0.1", "give a number from 0 on"),
+        (RATE, ": 0,", ": 0, end_epoch: null,", "end_epoch is None", NUMBER),
+        (RATE, ": 0,", ": -0.5,", "start_epoch is -0.5", "give a number from 0 on"),
+        (RATE, ": 0,", ": 1e9,", "start_epoch is 1000000000.0", NUMBER),
+        (MFAC, "0.5,", "[0.5],", "final_sparsity is [0.5]", GROUPS),
+        (MFAC, "0.5,", "{},", "final_sparsity is {}", GROUPS),
+        (MFAC, "0.5,", "'half',", "final_sparsity is 'half'", GROUPS),
+        (MFAC, "0.1,", "__PARAM__,", "init_sparsity is '__PARAM__'", FRACTION),
+        (MFAC, "grads: 8", "grads: 0", "num_grads is 0", WHOLE),
+        (MFAC, "grads: 8", "grads: {0.0: few}", "num_grads is 'few'", WHOLE),
+        (OBS, "grads: 8", "grads: 0.5", "num_grads is 0.5", WHOLE),
+        (OBS, "size: 4", "size: null", "fisher_block_size is None", WHOLE),
+        (
+            *(OBS, "grads: 8", "grads: {0.0: 8}", "num_grads is {0.0: 8}"),
+            "give one number; MFAC may have several",
+        ),
+        (MFAC, "1e-5", "0", "damp is 0", "give a number above 0"),
+        (
+            *(MFAC, "[cpu]", "gpu", "available_devices is 'gpu'"),
+            "give a list such as [cpu] or [cuda:0]",
+        ),
+        (f"GMPruningModifier {{{GRADUAL}, mask_type: x}}", "x", "null", "mask_type is None", MASKS),
+    ],
+)
+def test_values_of_a_kind_that_cannot_be(
+    entry: str, good: str, bad: str, message: str, hint: str
+) -> None:
+    name = entry.split(" ")[0]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(f"- !{entry.replace(good, bad, 1)}\n")
+    assert (str(caught.value), caught.value.hint) == (f"the recipe: {name}: {message}", hint)
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_run_of_no_epochs_is_refused(epoch: int) -> None:
+    with pytest.raises(RecipeError, match=f"ends at epoch {epoch}, but starts at {epoch}"):
+        load_recipe(f"- !EpochRangeModifier {{start_epoch: {epoch}, end_epoch: {epoch}}}\n")

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from modifier_cases import Case
-from modifier_cases.practice import in_turn, lr, modifier_class, practice, recipe, refused
+from modifier_cases.practice import in_turn, lr, modifier_class, practice, recipe, refused, zeros
 from training import tiny_config
 from yolact.model.yolact import Yolact
 from yolact.sparsify.sparseml import quiet_loggers
@@ -48,6 +48,12 @@ def freezes(text: str) -> None:
         for before, after in zip([[done.first[n] for n in names], *done.seen], done.seen)  # noqa: B905
     ]
     assert moved == [[True, True]] * 3 + [[False, True]] * 3 + [[True, True]] * 3
+
+
+def freezes_and_prunes(text: str) -> None:
+    done = practice(text)
+    assert zeros(done.weight("proto_net.2.weight")) == pytest.approx(0.75, abs=0.01)
+    assert not done.missed
 
 
 def freezes_all(text: str) -> None:
@@ -250,6 +256,19 @@ CASES = (
         "works",
         "batch norms' running statistics still move",
         freezes,
+    ),
+    Case(
+        "TrainableParamsModifier",
+        "while its parameters are pruned",
+        recipe(
+            '!TrainableParamsModifier {params: ["re:proto_net.*"], trainable: false}',
+            "!GMPruningModifier {params: [proto_net.2.weight], init_sparsity: 0.25, "
+            "final_sparsity: 0.75, start_epoch: 0, end_epoch: 1, update_frequency: 0.5}",
+        ),
+        "patched",
+        "masks could not be put on frozen parameters: RuntimeError when pruning began; movement "
+        "and RigL pruning, which need weights that move, are refused before training",
+        freezes_and_prunes,
     ),
     Case(
         "TrainableParamsModifier",

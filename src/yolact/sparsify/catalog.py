@@ -36,6 +36,9 @@ class ModifierFacts:
     remembers: bool = False
     """Prunes by what it has seen, which no checkpoint holds: its masks do not follow from the
     weights alone."""
+    by_movement: bool = False
+    """Its parameters have to be trained meanwhile: it prunes by how they move, or lets pruned ones
+    grow again from zero."""
     momentary: bool = False
     """Without an ``end_epoch`` it acts once, at its ``start_epoch``."""
     optimizer_only: bool = False
@@ -67,12 +70,13 @@ _ROWS = (
     replace(_GRADUAL, name="MagnitudePruningModifier", at_once=True),
     replace(_GRADUAL, name="GlobalMagnitudePruningModifier", at_once=True, shared="always"),
     replace(_GRADUAL, name="StructuredPruningModifier", mask="filter", remembers=True),
-    replace(_GRADUAL, name="MovementPruningModifier", remembers=True),
+    replace(_GRADUAL, name="MovementPruningModifier", remembers=True, by_movement=True),
     replace(_BY_GRADIENTS, name="MFACPruningModifier"),
     replace(_BY_GRADIENTS, name="OBSPruningModifier", shared="unless told"),
     replace(
         _BY_GRADIENTS,
         name="RigLPruningModifier",
+        by_movement=True,
         sparsities=("final_sparsity",),
         shared="always",
     ),

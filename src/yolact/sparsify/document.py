@@ -7,6 +7,7 @@ staged document nests such lists one level deeper, one dict per stage, in the or
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ import yaml
 from yolact.errors import RecipeError
 
 Document = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,22 @@ class Entry:
 class _Loader(yaml.SafeLoader):
     """Safe YAML, with any ``!Tag`` as an Entry and 1e-3 as the number it is in YAML 1.2."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.keys = 0
+        self.repeated: list[str] = []
+        """Keys that a mapping has twice, and the lines where they stand again."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; of a key that it has twice, the last value counts."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                self.repeated.append(f"{key.value!r} again at line {key.start_mark.line + 1}")
+            seen.add(str(key.value))
+        self.keys += len(node.value)
+        return super().construct_mapping(node, deep)
+
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
@@ -38,6 +57,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _entry(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Entry:
+    tag = tag.removeprefix("pytorch.")
     if isinstance(node, yaml.MappingNode):
         return Entry(tag, {str(k): v for k, v in loader.construct_mapping(node, deep=True).items()})
     if isinstance(node, yaml.ScalarNode) and not node.value:
@@ -47,6 +67,12 @@ def _entry(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Entry:
     )
 
 
+# sparseml registers !pytorch. tags with yaml's own loader, to build its objects.
+_Loader.yaml_constructors = {
+    tag: build
+    for tag, build in yaml.SafeLoader.yaml_constructors.items()
+    if not str(tag).startswith("!")
+}
 _Loader.add_multi_constructor("!", _entry)
 for _kind in (_Loader, _Dumper):  # the writer quotes text that would be read as a number
     _kind.add_implicit_resolver(
@@ -66,7 +92,8 @@ def parse(text: str, label: str) -> Document:
         RecipeError: It is not YAML, or is not a mapping.
     """
     try:
-        content = yaml.load(text, _Loader)
+        loader = _Loader(text)
+        content = loader.get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -75,6 +102,11 @@ def parse(text: str, label: str) -> Document:
             f"{label} is not valid YAML{where}: {problem}",
             hint="check indentation, colons and quotes there",
         ) from error
+    if loader.repeated:
+        logger.warning(
+            "%s: %d of %d keys are given twice, the last value counts (first: %s)",
+            *(label, len(loader.repeated), loader.keys, ", ".join(loader.repeated[:3])),
+        )
     if _contains_itself(content):
         raise RecipeError(
             f"{label} has an alias inside its own anchor", hint="write the value out there"
@@ -88,7 +120,17 @@ def parse(text: str, label: str) -> Document:
             f"{label} is not a recipe",
             hint="expected lists of !Modifier entries under keys like pruning_modifiers",
         )
-    return {str(key): value for key, value in content.items()}
+    return _listed({k: _listed(v) if is_stage(v) else v for k, v in content.items()})
+
+
+def _listed(content: dict[Any, Any]) -> Document:
+    """The same with every modifier that stands alone under a key as a list of one."""
+    listed: Document = {}
+    for key, value in content.items():
+        alone = isinstance(value, Entry)
+        name = str(key) if "modifiers" in str(key) or not alone else f"{key}_modifiers"
+        listed[name] = [value] if alone else value
+    return listed
 
 
 def _contains_itself(value: Any, above: frozenset[int] = frozenset()) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -28,6 +27,17 @@ from yolact.sparsify.sparseml import (
     get_mask_creator_default,
 )
 from yolact.sparsify.thinning import require_alone
+
+_LONGEST = 100_000
+"""Epochs; no run has more."""
+
+_EPOCHS = ("start_epoch", "end_epoch", "update_frequency", "cycle_epochs")
+_LATER = ("disable_quantization_observer_epoch", "freeze_bn_stats_epoch")
+_AMOUNTS = ("init_lr", "final_lr", "learning_rate", "weight_decay", "active_weight_decay")
+
+_COUNTS = ("fisher_block_size", "num_pages", "num_recomputations")
+
+_FROM_PARAM = "__FROM_PARAM__"
 
 _TOLERANCE = 0.01
 """Of sparseml, between a sparsity and that of N:M masks."""
@@ -80,10 +90,8 @@ def _build(item: Any, label: str) -> Any:
         missing = re.findall(r"'(\w+)'", str(error)) if "missing" in str(error) else []
         problem = f" needs {', '.join(missing)}" if missing else f": {error}"
         raise RecipeError(f"{label}: {item.name}{problem}", hint=_hint_for_values(item)) from error
-    for name in ("start_epoch", "end_epoch"):
-        if not math.isfinite(getattr(modifier, name, 0.0)):
-            raise RecipeError(f"{label}: {item.name}: {name} is not finite", hint="give a number")
-    if hasattr(modifier, "init_sparsity") and modifier.end_epoch <= modifier.start_epoch:
+    lasts = facts_of(item.name).kind == "length" and modifier.end_epoch >= 0
+    if (lasts or hasattr(modifier, "init_sparsity")) and modifier.end_epoch <= modifier.start_epoch:
         raise RecipeError(
             f"{label}: {item.name} ends at epoch {modifier.end_epoch:g}, "
             f"but starts at {modifier.start_epoch:g}",
@@ -105,6 +113,9 @@ def _check(item: Entry, label: str) -> None:
             hint=f"did you mean !{near[0]}?" if near else "see the modifiers of sparseml 1.8",
         )
     _check_fields(item.fields, known[item.name], f"{label}: {item.name}")
+    _check_numbers(item.fields, f"{label}: {item.name}")
+    _check_counts(item.fields, f"{label}: {item.name}")
+    _check_sparsities(item, f"{label}: {item.name}")
     overrides = item.fields.get("scheme_overrides")
     schemes = list(overrides.values()) if isinstance(overrides, dict) else []
     for scheme in (item.fields.get("scheme"), *schemes):
@@ -123,8 +134,71 @@ def _check_scheme(scheme: Mapping[str, Any], owner: str) -> None:
 def _check_fields(fields: Mapping[str, Any], known: frozenset[str], owner: str) -> None:
     for name in fields:
         if name not in known:
-            near = get_close_matches(name, known, n=1) or sorted(known)
+            near = get_close_matches(str(name), known, n=1) or sorted(known)
             raise RecipeError(f"{owner} has no field {name!r}", hint=f"try: {', '.join(near)}")
+
+
+def _check_numbers(fields: Mapping[str, Any], owner: str) -> None:
+    """Refuse what is no number, or none that can be: sparseml fails on it when its epoch comes."""
+    for name in (*_EPOCHS, *_LATER, *_AMOUNTS):
+        value = fields.get(name, 0)
+        if value is None and name in _LATER:
+            continue
+        if not _is_number(value) or not abs(value) <= _LONGEST:
+            unquoted = ", without quotes" if isinstance(value, str) else ""
+            raise RecipeError(
+                f"{owner}: {name} is {value!r}", hint=f"give a number up to {_LONGEST}{unquoted}"
+            )
+        if value < 0 and (name in _AMOUNTS or value != -1):
+            raise RecipeError(f"{owner}: {name} is {value!r}", hint="give a number from 0 on")
+
+
+def _check_counts(fields: Mapping[str, Any], owner: str) -> None:
+    """The same of whole numbers, and of what M-FAC and OBS divide by and compute on."""
+    grads = fields.get("num_grads", 1)
+    counts = [("num_grads", n) for n in (grads.values() if isinstance(grads, dict) else [grads])]
+    for name, value in [*counts, *((name, fields.get(name, 1)) for name in _COUNTS)]:
+        if type(value) is not int or value < 1:
+            raise RecipeError(
+                f"{owner}: {name} is {value!r}", hint="give a whole number, at least 1"
+            )
+    for name in ("damp", "init_update_fraction"):
+        value = fields.get(name, 1.0)
+        if not _is_number(value) or not value > 0:
+            raise RecipeError(f"{owner}: {name} is {value!r}", hint="give a number above 0")
+    devices = fields.get("available_devices") or ["cpu"]
+    known = isinstance(devices, list) and all(
+        isinstance(device, str) and re.fullmatch(r"cpu|cuda(:\d+)?", device) for device in devices
+    )
+    if not known:
+        raise RecipeError(
+            f"{owner}: available_devices is {devices!r}",
+            hint="give a list such as [cpu] or [cuda:0]",
+        )
+
+
+def _check_sparsities(item: Entry, owner: str) -> None:
+    """Refuse what is no sparsity; whether it is one that can be, is seen later."""
+    facts = facts_of(item.name)
+    for name in facts.sparsities:
+        value = item.fields.get(name, 0.0)
+        by_layer = isinstance(value, dict) and name == "final_sparsity" and value
+        if by_layer and all(map(_is_number, value)) and all(map(_are_names, value.values())):
+            continue
+        if not _is_number(value) and not (name == "init_sparsity" and value == _FROM_PARAM):
+            raise RecipeError(
+                f"{owner}: {name} is {value!r}",
+                hint="give a fraction such as 0.9"
+                + (", or {0.9: [names of parameters]}" if name == "final_sparsity" else ""),
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)
 
 
 def _hint_for_values(item: Entry) -> str:
@@ -170,18 +244,21 @@ def _refuse_values(modifier: Any, label: str) -> None:
 
 
 def _masks(modifier: Any) -> _Finding:
-    mask_type = getattr(modifier, "mask_type", None)
-    if mask_type is None or facts_of(type(modifier).__name__).mask == "filter":
+    mask_type = getattr(modifier, "mask_type", "unstructured")
+    if facts_of(type(modifier).__name__).mask == "filter":
         return _FINE
     if mask_type in ("filter", "channel"):
         return (
             f"mask_type {mask_type} is that of StructuredPruningModifier",
             "use that, or ChannelThinningModifier to remove channels",
         )
+    hint = "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
+    if not isinstance(mask_type, str | list):
+        return f"mask_type is {mask_type!r}", hint
     try:
         get_mask_creator_default(mask_type)
     except (ValueError, TypeError) as error:
-        return str(error), "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
+        return str(error), hint
     return _nm(modifier, nm_of(mask_type))
 
 
@@ -214,7 +291,7 @@ def _global(modifier: Any) -> _Finding:
         return _FINE
     if len(set(_numbers(getattr(modifier, "final_sparsity", None)))) > 1:
         return "one global sparsity cannot be several", "give one number as final_sparsity"
-    if getattr(modifier, "init_sparsity", None) == "__FROM_PARAM__":
+    if getattr(modifier, "init_sparsity", None) == _FROM_PARAM:
         return (
             "init_sparsity __FROM_PARAM__ has a value for each layer, not a global one",
             "give a number as init_sparsity",
@@ -261,6 +338,8 @@ def _samples(modifier: Any) -> _Finding:
             "buffered gradients are too few whenever masks are due within num_grads steps",
             "leave use_gradient_buffering out: gradients of training batches are computed then",
         )
+    if isinstance(modifier.num_grads, dict) and not hasattr(modifier, "use_gradient_buffering"):
+        return f"num_grads is {modifier.num_grads!r}", "give one number; MFAC may have several"
     if isinstance(modifier.num_grads, dict) and 0.0 not in modifier.num_grads:
         return "num_grads has no entry for sparsity 0.0", "add one, such as {0.0: 64, 0.9: 256}"
     return _FINE

@@ -15,6 +15,7 @@ errors of their layers took 3 to 10 dB away, and is not done.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ from yolact.sparsify.sparsity import (
 )
 from yolact.sparsify.stages import compose
 from yolact.sparsify.structure import apply_structure
+
+logger = logging.getLogger(__name__)
 
 _PER_CHANNEL = (torch.per_channel_symmetric, torch.per_channel_affine)
 
@@ -108,7 +111,8 @@ def apply_at_once(
     """
     pruning = _only(recipe, "pruning", "constant", "thinning")
     quantization = _only(recipe, "quantization")
-    require_sound(recipe, model, None)
+    for problem in require_sound(recipe, model, None):
+        logger.warning("%s: %s; %s", recipe.label, problem, problem.hint)
     _require_images_if(bool(quantization.entries), images, recipe.label)
     parameters = parameter_count(model)
     if pruning.entries:

@@ -7,11 +7,13 @@ here and nowhere else.
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,17 @@ from yolact.sparsify.modifiers import build_manager
 from yolact.sparsify.variables import override, resolve
 
 _SUFFIXES = (".md", ".yaml", ".yml")
+
+_FENCE = re.compile(r"^[ \t]*(?:-{3,}|\+{3,})[ \t]*(?:#.*)?$", re.MULTILINE)
+"""A line before or after front matter."""
+
+_OF_SPARSEML = re.compile(r"^\s*(?:---|\+\+\+)(.*?)(?:---|\+\+\+)", re.DOTALL | re.MULTILINE)
+"""What sparseml takes for front matter, whatever else is on its last line."""
+
+_OF_A_RECIPE = re.compile(
+    r"^[ \t]*(?:[\w-]*modifiers[\w-]*[ \t]*:|(?:(?:[\w-]+:|-)[ \t]*)?!\w)", re.MULTILINE
+)
+"""A line that a recipe has, and the metadata of a model card have not."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +139,9 @@ def read_source(source: str) -> tuple[str, str]:
     Raises:
         RecipeError: Nothing is there, or it cannot be read.
     """
-    if "\n" in source:
-        return _front_matter(source) or source, "the recipe"
+    if "\n" in source or "\r" in source:
+        text = _lines(source)
+        return _front_matter(text) or text, "the recipe"
     path = Path(source).expanduser()
     if path.is_file():
         return _read_file(path), str(path)
@@ -147,25 +161,45 @@ def _read_file(path: Path) -> str:
             else "rename it to .yaml, or to .md when the YAML is front matter",
         )
     try:
-        text = path.read_text("utf-8")
+        content = path.read_bytes()
+        encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8"
+        text = _lines(content.decode(encoding))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
-            f"{path} cannot be read: {error}", hint="check that it is text and readable"
+            f"{path} cannot be read: {error}",
+            hint="save it as UTF-8" if isinstance(error, UnicodeDecodeError) else "check the file",
         ) from error
-    if path.suffix.lower() != ".md":
-        return text
     found = _front_matter(text)
+    if found is None and path.suffix.lower() != ".md":
+        return text
+    found = found or _between_marks(text)
     if found is None:
         raise RecipeError(
             f"{path} has no YAML front matter",
-            hint="put the recipe at the top of the file, between two lines of ---",
+            hint="put the recipe between two lines of ---; a file of YAML alone ends in .yaml",
         )
     return found
 
 
+def _lines(text: str) -> str:
+    """The text without a byte order mark, its lines ending as in Unix."""
+    return text.removeprefix("\N{BYTE ORDER MARK}").replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _front_matter(text: str) -> str | None:
-    """What stands between the first two lines of ``---``, if the text begins with one."""
-    found = re.match(r"\s*^---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
+    """The first recipe between two lines of ``---`` or ``+++``, wherever in the text these are.
+
+    Empty lines before it stand for those of the text, so that errors name the right line.
+    """
+    for begin, end in pairwise(_FENCE.finditer(text)):
+        block = text[begin.end() : end.start()]
+        if _OF_A_RECIPE.search(block):
+            return "\n" * text.count("\n", 0, begin.end()) + block
+    return None
+
+
+def _between_marks(text: str) -> str | None:
+    found = _OF_SPARSEML.search(text)
     return found[1] if found else None
 
 

@@ -104,7 +104,10 @@ def fit_errors() -> Iterator[None]:
     """Turn what sparseml raises when a recipe does not fit a model into a RecipeError."""
     try:
         yield
-    except (ValueError, RuntimeError, AttributeError, KeyError, AssertionError) as error:
+    except (
+        *(ValueError, TypeError, RuntimeError, AttributeError, LookupError),
+        *(ArithmeticError, AssertionError),
+    ) as error:
         raise RecipeError(
             f"the recipe does not fit the model: {error}",
             hint="use the recipe made for this --config",

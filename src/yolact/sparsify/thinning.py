@@ -91,7 +91,7 @@ class ChannelThinningModifier(ScheduledUpdateModifier):  # type: ignore[misc]
             raise ValueError(
                 f"need 0 < final_width <= init_width <= 1, got {final_width} and {init_width}"
             )
-        if multiple_of < 1:
+        if type(multiple_of) is not int or multiple_of < 1:
             raise ValueError(f"multiple_of must be at least 1, got {multiple_of}")
         self._groups: list[ChannelGroup] = []
         self._fraction = 1.0

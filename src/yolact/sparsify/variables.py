@@ -114,10 +114,12 @@ def resolve(document: Document, label: str) -> Document:
 
     Raises:
         RecipeError: An expression is malformed, or uses a variable that is not defined or depends
-            on itself; or modifiers stand where they would be taken for a variable.
+            on itself; or modifiers stand where they would be taken for a variable, or beside
+            stages.
     """
     for scope in (document, *stages(document).values()):
         _refuse_stray_modifiers(_variables(scope), label)
+    _refuse_half_staged(document, label)
     shared = _resolved(_variables(document), {}, label)
     if (only := stages(document)).keys() == {""}:
         return _substituted(only[""], shared, label)
@@ -187,6 +189,17 @@ def _refuse_stray_modifiers(variables: Mapping[str, Any], label: str) -> None:
                 hint="list them with dashes under a key that contains the word modifiers, "
                 "like pruning_modifiers",
             )
+
+
+def _refuse_half_staged(document: Document, label: str) -> None:
+    """Else one of both kinds would silently be left out."""
+    names, lists = [name for name in stages(document) if name], list(entry_lists(document))
+    if names and lists:
+        raise RecipeError(
+            f"{label} has stages ({', '.join(names)}) and modifiers outside of them "
+            f"({', '.join(lists)})",
+            hint="move these lists into a stage, or take all lists out of the stages",
+        )
 
 
 def _holds_modifier(value: Any) -> bool:

@@ -133,6 +133,7 @@ def _optimizer_curves(
     """Learning rate and weight decay of the first parameter group at each epoch."""
     stand_in = nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(stand_in.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+    optimizer.add_param_group({"params": [torch.zeros(1)]})  # as with maps to a teacher
     modifiers = [_built(row.entry) for row in rows if row.facts.optimizer_only]
     for modifier in modifiers:
         modifier.initialize(stand_in, 0, loggers=quiet_loggers())

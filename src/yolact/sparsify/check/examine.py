@@ -20,7 +20,14 @@ from yolact.sparsify.check.parameters import (
     misfits,
     raise_errors,
 )
-from yolact.sparsify.check.timetable import ModifierRow, clashes, rows_of, run_end
+from yolact.sparsify.check.timetable import (
+    ModifierRow,
+    clashes,
+    freezing,
+    missing_groups,
+    rows_of,
+    run_end,
+)
 from yolact.sparsify.recipe import Recipe, read_document
 from yolact.sparsify.sparsity import convolutions, layer_sparsity
 from yolact.sparsify.structure import rehearse
@@ -100,8 +107,13 @@ def examine(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> RecipeR
     if run is None:
         problems += [_needs_training(row) for row in rows if _learns(row)]
     else:
+        problems += [
+            _no_calibration(row) for row in rows if row.fields.get("num_calibration_steps")
+        ]
         problems += [_no_teacher(row) for row in rows if row.facts.distils and not run.teacher]
         problems += clashes(rows, end)
+        problems += freezing(rows, parameters)
+        problems += missing_groups(rows)
         problems += _lost_zeros(model, rows)
     pruned = {n for row in rows if row.kind in ("pruning", "thinning") for n in row.parameters}
     return RecipeReport(
@@ -247,6 +259,15 @@ def _no_teacher(row: ModifierRow) -> Problem:
         "warning",
         "needs a teacher",
         "give train the teacher's checkpoint with --distill_teacher",
+    )
+
+
+def _no_calibration(row: ModifierRow) -> Problem:
+    return row.problem(
+        "warning",
+        "num_calibration_steps has no effect on training: "
+        "the training images set the ranges of quantizers",
+        "quantize without training by export_onnx --one-shot",
     )
 
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from yolact.errors import RecipeError
 from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.document import Entry, matches, nm_of
-from yolact.sparsify.sparseml import OBSPruningModifier, TrainableParamsModifier
+from yolact.sparsify.sparseml import OBSPruningModifier
 from yolact.sparsify.structure import recipe_names
 
 PRUNABLE = "__ALL_PRUNABLE__"
@@ -139,7 +140,7 @@ def matched(entry: Entry, parameters: Parameters) -> tuple[str, ...]:
 def misfits(
     entry: Entry, number: int, parameters: Parameters, model: nn.Module
 ) -> Iterator[Problem]:
-    """Names that match nothing, blocks that do not divide, and layers there are not.
+    """Names that match nothing or too much, blocks that do not divide, and layers there are not.
 
     Args:
         entry: A modifier, its variables resolved.
@@ -152,19 +153,15 @@ def misfits(
     for sentence, hint in (
         *_absent(entry, parameters),
         *_uneven(entry, parameters),
-        *_frozen(entry, parameters),
+        *_ill_shaped(entry, parameters),
         *(_wrong_layers(entry, model) if quantizes else ()),
     ):
         yield Problem("error", sentence, hint, entry.name, number)
-    if quantizes and entry.fields.get("num_calibration_steps"):
-        yield Problem(
-            "warning",
-            "num_calibration_steps has no effect on training: "
-            "the training images set the ranges of quantizers",
-            "quantize without training by export_onnx --one-shot",
-            entry.name,
-            number,
-        )
+    for sentence, hint in (
+        *_not_prunable(entry, parameters),
+        *(_idle_exclusions(entry, model) if quantizes else ()),
+    ):
+        yield Problem("warning", sentence, hint, entry.name, number)
 
 
 def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
@@ -175,6 +172,11 @@ def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
             "give names such as proto_net.0.weight, or re: and a regular expression",
         )
         return
+    if "params" in entry.fields and not patterns:
+        yield (
+            f"params is {entry.fields['params']!r}, which names no parameter",
+            f"name some, or give {PRUNABLE}",
+        )
     for pattern in patterns:
         try:
             absent = not parameters.matching(pattern)
@@ -193,6 +195,20 @@ def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
             )
 
 
+def _not_prunable(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
+    if facts_of(entry.name).kind not in ("pruning", "constant"):
+        return
+    names = matched(entry, parameters)
+    others = [name for name in names if name not in parameters.prunable]
+    if others:
+        first = ", ".join(others[:3])
+        yield (
+            f"{len(others)} of {len(names)} parameters are biases, or scales of batch norms, whose "
+            f"zeros cost accuracy and save nothing (first: {first})",
+            f"params: {PRUNABLE} names the weights of convolutions alone",
+        )
+
+
 def _larger_kernels(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
     # Blocks are of input channels, but sparseml's update takes neighbours in memory for them.
     for name in matched(entry, parameters):
@@ -202,13 +218,6 @@ def _larger_kernels(entry: Entry, parameters: Parameters) -> Iterator[tuple[str,
                 f"block4 of OBS needs kernels of 1 x 1, unlike those of {name} {list(shape)}",
                 "use mask_type: unstructured, or GMPruningModifier",
             )
-
-
-def _frozen(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
-    if entry.name != TrainableParamsModifier.__name__ or entry.fields.get("trainable"):
-        return
-    if len(matched(entry, parameters)) == len(parameters.shapes):
-        yield "freezes every parameter: nothing is left to train", "name some of them in params"
 
 
 def _uneven(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
@@ -235,6 +244,26 @@ def _uneven(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
             )
 
 
+def _ill_shaped(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
+    """Values for parameters that have other shapes."""
+    for field in ("val", "init_val", "final_val"):
+        if field not in entry.fields:
+            continue
+        value = entry.fields[field]
+        try:
+            shape = tuple(torch.tensor(value, dtype=torch.float32).shape)
+        except (TypeError, ValueError, RuntimeError):
+            yield f"{field} is {value!r}", "give numbers, nested as the parameter's dimensions"
+            continue
+        others = [name for name in matched(entry, parameters) if parameters.shapes[name] != shape]
+        if others:
+            yield (
+                f"{field} has the shape {list(shape)}, unlike {others[0]} "
+                f"{list(parameters.shapes[others[0]])}",
+                "name parameters of one shape, and give values of that",
+            )
+
+
 def _wrong_layers(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
     fuse = entry.fields.get("model_fuse_fn_name")
     if fuse not in _FUSE:
@@ -244,8 +273,7 @@ def _wrong_layers(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
         )
     if is_quantized(model):
         return
-    modules = {name: type(module).__name__ for name, module in model.named_modules() if name}
-    kinds = {*modules.values(), *_FUSED}
+    modules, kinds = _layers(model)
     if entry.fields.get("strict", True):
         for field in ("ignore", "scheme_overrides"):
             for text in _names(entry.fields.get(field)):
@@ -255,9 +283,22 @@ def _wrong_layers(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
     for text in _names(entry.fields.get("submodules")):
         if text not in modules:
             yield _unmatched("submodules", text, list(modules))
+
+
+def _idle_exclusions(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
+    if is_quantized(model):
+        return
+    _, kinds = _layers(model)
     for text in _names(entry.fields.get("exclude_module_types")):
         if text not in kinds:
-            yield _unmatched("exclude_module_types", text, sorted(kinds))
+            sentence, hint = _unmatched("exclude_module_types", text, sorted(kinds))
+            yield f"{sentence}: it excludes nothing", hint
+
+
+def _layers(model: nn.Module) -> tuple[dict[str, str], set[str]]:
+    """The classes of all layers by name, and those that any has now or once it is quantized."""
+    modules = {name: type(module).__name__ for name, module in model.named_modules() if name}
+    return modules, {*modules.values(), *_FUSED}
 
 
 def _names(value: Any) -> list[Any]:

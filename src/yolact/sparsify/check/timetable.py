@@ -1,4 +1,4 @@
-"""The modifiers of a recipe on a time line: what begins and ends when, and what clashes there."""
+"""The modifiers of a recipe on a time line: what begins, ends and is frozen when; what clashes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from yolact.sparsify.catalog import Kind, ModifierFacts, facts_of
 from yolact.sparsify.check.parameters import Parameters, Problem, Severity, from_error, matched
 from yolact.sparsify.document import Entry
 from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.sparseml import PerLayerDistillationModifier, TrainableParamsModifier
 
 _SLACK = 1e-6
 """Epochs are sums and products of floats: windows that overlap by less only touch."""
@@ -122,7 +123,7 @@ def clashes(rows: Sequence[ModifierRow], end: RunEnd | None) -> Iterator[Problem
 
     Without the end of the run, what depends on it is left out.
     """
-    if rows and end is None and not any(row.kind == "length" for row in rows):
+    if rows and end is None:
         yield Problem(
             "warning",
             "no EpochRangeModifier says how long the run is",
@@ -198,7 +199,27 @@ def _lr_window(row: ModifierRow) -> tuple[float, float]:
 
 def _share_groups(one: ModifierRow, other: ModifierRow) -> bool:
     mine, theirs = (row.fields.get("param_groups") for row in (one, other))
-    return not mine or not theirs or bool(set(mine) & set(theirs))
+    if not isinstance(mine, list) or not isinstance(theirs, list):
+        return True
+    return not mine or not theirs or any(group in theirs for group in mine)
+
+
+def missing_groups(rows: Sequence[ModifierRow]) -> Iterator[Problem]:
+    """Modifiers of the optimizer that are for groups of parameters there are not."""
+    distilled = [row for row in rows if row.name == PerLayerDistillationModifier.__name__]
+    own = any(row.fields.get("project_features", True) for row in distilled)
+    there = ["group 0 (the network)"] + ["group 1 (the maps from student to teacher)"] * own
+    for row in rows:
+        wanted = row.fields.get("param_groups")
+        if not row.facts.optimizer_only or wanted is None:
+            continue
+        groups = wanted if isinstance(wanted, list) else [None]
+        if not all(type(group) is int and 0 <= group < len(there) for group in groups):
+            yield row.problem(
+                "error",
+                f"param_groups is {wanted!r}, and the optimizer has {' and '.join(there)}",
+                "leave param_groups out, or the modifier when it is for groups of another network",
+            )
 
 
 def _two_prunings(rows: Sequence[ModifierRow]) -> Iterator[Problem]:
@@ -225,6 +246,82 @@ def _quantized_too_early(rows: Sequence[ModifierRow]) -> Iterator[Problem]:
                 f"begins at epoch {row.begin:g}, before pruning ends at {max(ends):g}",
                 "ranges settle on weights that stay: let it begin when pruning has ended",
             )
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a run in which the same parameters are frozen."""
+
+    begin: float
+    """Epoch."""
+    end: float
+    """Epoch; inf for the end of the run."""
+    row: ModifierRow
+    """The modifier that acts at its beginning."""
+    frozen: frozenset[str]
+    """Names of parameters."""
+
+    def overlaps(self, row: ModifierRow) -> bool:
+        """Whether a modifier's window and this stretch have a step in common."""
+        end = math.inf if row.end is None else row.end
+        return self.begin <= end and row.begin < self.end
+
+
+def spans(rows: Sequence[ModifierRow]) -> list[Span]:
+    """What is frozen when, in order; a modifier that ends leaves things as it found them."""
+    mine = [row for row in rows if row.name == TrainableParamsModifier.__name__]
+    events = sorted(
+        [(row.begin, row.number, True, row) for row in mine]
+        + [(row.end, row.number, False, row) for row in mine if row.end is not None],
+        key=lambda event: event[:2],
+    )
+    frozen: frozenset[str] = frozenset()
+    found: dict[int, frozenset[str]] = {}
+    stretches = []
+    for index, (epoch, number, begins, row) in enumerate(events):
+        names = frozenset(row.parameters)
+        if begins:
+            found[number] = frozen & names
+            frozen = frozen - names if row.fields.get("trainable") else frozen | names
+        else:
+            frozen = (frozen - names) | found.get(number, frozenset())
+        end = events[index + 1][0] if index + 1 < len(events) else math.inf
+        stretches.append(Span(epoch, end, row, frozen))
+    return [stretch for stretch in stretches if stretch.end > stretch.begin]
+
+
+def freezing(rows: Sequence[ModifierRow], parameters: Parameters) -> Iterator[Problem]:
+    """Runs in which nothing is trained, and pruning that would wait for frozen weights to move."""
+    stretches = spans(rows)
+    for stretch in stretches:
+        if len(stretch.frozen) == len(parameters.shapes):
+            alone = len(stretch.row.parameters) == len(stretch.frozen)
+            yield stretch.row.problem(
+                "error",
+                f"freezes {'every parameter' if alone else 'what others have not frozen yet'}: "
+                "nothing is left to train",
+                "name some of them in params",
+            )
+            return
+    for row in rows:
+        if row.facts.by_movement:
+            yield from _waiting(row, stretches)
+
+
+def _waiting(row: ModifierRow, stretches: Sequence[Span]) -> Iterator[Problem]:
+    for stretch in stretches:
+        names = [name for name in row.parameters if name in stretch.frozen]
+        if names and stretch.overlaps(row):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            yield row.problem(
+                "error",
+                f"prunes by how weights move in training, and {names[0]}{more} cannot move from "
+                f"epoch {max(stretch.begin, row.begin):g} on: {stretch.row.name} "
+                f"(no. {stretch.row.number}) freezes them",
+                "prune frozen layers with !GMPruningModifier, or freeze them when pruning has "
+                "ended",
+            )
+            return
 
 
 def _span(begin: float, end: float) -> str:

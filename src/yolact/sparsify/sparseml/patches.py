@@ -10,6 +10,8 @@ What each piece corrects, in pruning:
   is the root of a negative number.
 * :func:`_create_hooks` with :func:`lift_masks`: Top-KAST uncovers masked weights in a backward
   hook, which in-place activations refuse and which a shared layer runs once for each use.
+* :func:`_trainable`: gradients of frozen parameters take no hooks, which these need when they are
+  trained again; and are not sampled.
 * :func:`_contiguous_scorer`: M-FAC views parameters as vectors, which channels-last ones are not.
 * :func:`_movement_step`: movement scores become NaN at the first gradient that overflows.
 * :class:`_GradSampler`: samples of gradients erase the gradients of the step, draw a progress bar
@@ -36,6 +38,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -103,10 +106,24 @@ _scorer_as_given: Callable[..., Any] = modifier_pruning_mfac.MFACPruningModifier
 _movement_as_given: Callable[..., None] = MovementPruningParamsScorer.pre_optim_step_update
 
 
+@contextmanager
+def _trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Parameters that TrainableParamsModifier froze take part in gradients inside."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 def _create_hooks(self: Any) -> None:
     reintroduces, self._allow_reintroduction = self._allow_reintroduction, False
     try:
-        _hooks_as_given(self)
+        with _trainable(self._params):
+            _hooks_as_given(self)
     finally:
         self._allow_reintroduction = reintroduces
 
@@ -149,10 +166,11 @@ class _GradSampler(GradSampler):  # type: ignore[misc]
         parameters = list(module.parameters())
         kept = [parameter.grad for parameter in parameters]
         module.training = True  # of the network itself, not of the layers in it
-        for number, batch in enumerate(islice(self._batches, num_grads), 1):
-            module.zero_grad()
-            self._loss_fn(batch).backward()
-            yield number
+        with _trainable(parameters):
+            for number, batch in enumerate(islice(self._batches, num_grads), 1):
+                module.zero_grad()
+                self._loss_fn(batch).backward()
+                yield number
         module.training = False
         for parameter, gradient in zip(parameters, kept, strict=True):
             parameter.grad = gradient
