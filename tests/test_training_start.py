@@ -29,10 +29,9 @@ from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, RecipeError, StorageError
 from yolact.model.weights import init_weights, is_quantized
 from yolact.model.yolact import Yolact
-from yolact.restore import build_model
+from yolact.restore import CLASS_LAYERS, build_model
 from yolact.sparsify.sparsity import layer_sparsity
 from yolact.training.loop import train
-from yolact.training.origin import CLASS_LAYERS
 from yolact.training.settings import SaveSettings, StartSettings
 from yolact.training.start import prepare
 

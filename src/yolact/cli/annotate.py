@@ -165,7 +165,7 @@ def _annotate_video(
 
 
 def _load(wanted: Options) -> Engine | DetectingEngine:
-    from yolact.checkpoint import load_checkpoint
+    from yolact.checkpoint import ENDINGS, load_checkpoint
     from yolact.engines import load_detector
     from yolact.host import resolve_device
 
@@ -174,7 +174,7 @@ def _load(wanted: Options) -> Engine | DetectingEngine:
     kinds = model_kinds(engine_name(wanted.engine))
     path = model_path(wanted.model_filepath, Path("weights"), name, *kinds)
     shape = wanted.model_input_image_shape
-    if shape and path.suffix == ".pth":
+    if shape and path.name.lower().endswith(ENDINGS):
         config = load_checkpoint(path).config_or(config).with_model(image_size=shape[0])
     loaded = load_detector(
         path,
