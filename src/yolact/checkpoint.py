@@ -343,6 +343,7 @@ def _objects_in(path: Path) -> list[str]:
     except Exception:  # damaged: there is nothing to tell
         return []
     names = {str(arg).replace(" ", ".") for code, arg, _ in saved if code.name == "GLOBAL"}
+    names = {name.replace("__builtin__.", "builtins.") for name in names}  # of Python 2
     return _foreign_first(
         name for name in names if not re.match(r"torch\.(_utils|\w+Storage)", name)
     )

@@ -41,7 +41,7 @@ _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _SETTINGS = {"argparse", "collections", "datetime", "enum", "pathlib", "types", "typing"}
 """Modules of Python whose types hold settings."""
 _VALUES = re.compile(
-    r"(__builtin__|builtins)\.(bool|dict|float|int|list|object|set|slice|str|tuple)"
+    r"_codecs\.encode|builtins\.(bool|dict|float|int|list|object|set|slice|str|tuple)"
     r"|torch\.(optim|amp|cuda\.amp)\..*"
 )
 """Types of plain values, and what a run needs besides the network."""
@@ -233,7 +233,11 @@ def _by_order(state: State, order: Iterable[str]) -> dict[str, str]:
         out, taken, *kernel = state[conv].shape
         own = {f"{norm}{leaf}": f"{layer}.1.{leaf}" for leaf in _NORM if f"{norm}{leaf}" in state}
         side = 1 if layer.endswith("conv1") else 3
-        fits = taken == width and kernel == [side, side] and len(own) >= len(_NORM) - 1
+        fits = (
+            taken == width
+            and kernel == [side, side]
+            and {f"{norm}{leaf}" for leaf in _NORM[:-1]} <= own.keys()
+        )
         if not fits or any(state[name].shape not in ((out,), ()) for name in own):
             return {}
         names |= {conv: f"{layer}.0.weight"} | own
@@ -271,12 +275,12 @@ def other_network(names: Iterable[str]) -> str | None:
     listed = list(names)
     if any(re.search(r"(^|\.)_preconv\.[01]\.", name) for name in listed):
         return None
-    yolact = any(_HEAD.match(name) for name in listed)
     resnet = _resnet(listed)
-    if yolact:
+    if any(_HEAD.match(name) for name in listed):
         plus = any(re.search(r"maskiou_net|conv_offset_mask", name) for name in listed)
         own = any(re.search(r"backbone\.layers\.\d+\.0\.[01]\.", name) for name in listed)
-        backbone = resnet or ("another backbone" if _has_backbone(listed) and not own else None)
+        some = any(re.match(r"(.*\.)?backbone\.", name) for name in listed)
+        backbone = resnet or ("another backbone" if some and not own else None)
         return backbone and f"YOLACT{'++' * plus} on {backbone}"
     if resnet and any(re.search(r"roi_heads?\.|rpn", name) for name in listed):
         return f"Mask R-CNN or Faster R-CNN on {resnet}"
@@ -285,13 +289,9 @@ def other_network(names: Iterable[str]) -> str | None:
     return next((what for p, what in _OTHERS if any(re.search(p, n) for n in listed)), None)
 
 
-def _has_backbone(names: Iterable[str]) -> bool:
-    return any(re.match(r"(.*\.)?backbone\.", name) for name in names)
-
-
 def _resnet(names: Iterable[str]) -> str | None:
     """Which ResNet has these names: torchvision's, detectron2's or those in YOLACT."""
-    third = re.compile(r"(?:.*\.)?(?:layers\.2|layer3|res4)\.(\d+)\.conv([123])\.")
+    third = re.compile(r"(?:.*\.)?(?:layers\.2|layer3|res4)\.(\d+)\.conv([123])\.weight")
     found = [match for name in names if (match := third.match(name))]
     if not found:
         return None
@@ -391,9 +391,9 @@ def stand_ins(names: Iterable[str]) -> list[Callable[..., Any] | tuple[Callable[
     """
     found: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
     for name in names:
-        module, _, rest = name.partition(".")
+        module = name.partition(".")[0]
         inner = {"__builtin__", "copy_reg", "torch", *sys.stdlib_module_names}
-        if module in inner - _SETTINGS and not _VALUES.fullmatch(f"{module}.{rest}"):
+        if module in inner - _SETTINGS and not _VALUES.fullmatch(name):
             return []
         found.append((UnreadDict if re.search(r"(?i)dict|cfgnode", name) else Unread, name))
     return found
