@@ -163,8 +163,8 @@ def test_classes_of_the_same_names_keep_what_is_known_of_them(
     words: str,
 ) -> None:
     model, path = random_model(tiny_config(), len(known)), tmp_path / "other.pth"
-    for value in model.parameters():
-        nn.init.uniform_(value, 1, 2)  # no new weight is as large
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, 1, 2)  # no new weight is as large
     other = Classes(known, tuple(range(len(known))))
     save_checkpoint(path, Checkpoint(model_state=model.state_dict(), classes=other))
     run = prepare(tiny_settings(tiny_shapes, tmp_path, start=StartSettings(checkpoint=path)))
