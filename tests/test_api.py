@@ -383,3 +383,15 @@ def test_an_onnx_file_is_used_without_sparseml(files: Path) -> None:
     assert done.returncode == 0, done.stderr
     count, sparseml = done.stdout.split()
     assert int(count) > 3 and sparseml == "False"
+
+
+def test_paths_may_begin_at_home(
+    files: Path, model: yolact.Model, dataset: CocoInstances, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(files))
+    monkeypatch.setenv("USERPROFILE", str(files))
+    assert len(yolact.load("~/m.onnx").classes) and yolact.load_engine(Path("~/m.onnx"))
+    assert yolact.load_checkpoint(Path("~/m.pth")).model_state
+    monkeypatch.setenv("HOME", str(dataset.images))
+    monkeypatch.setenv("USERPROFILE", str(dataset.images))
+    assert len(model.predict("~/0009.png")) == len(model.predict(dataset.images / "0009.png"))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import errno
+import io
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,54 @@ def test_values_keep_their_marks() -> None:
     values = parsed("train", "--save-folder=run_1/a-b", "--recipe", "--- {a_b: 1}", "--ckpt=a=b_c")
     assert values["save_folder"] == Path("run_1/a-b")
     assert (values["recipe"], values["ckpt"]) == ("--- {a_b: 1}", "a=b_c")
+
+
+def places() -> list[Any]:
+    """The options that take a path, or text that may be one."""
+    return [
+        pytest.param(name, parameter, spelling, id=f"{name} {spelling}")
+        for name in COMMANDS
+        for parameter in command(name).params
+        if isinstance(parameter, click.Option) and parameter.expose_value
+        if parameter.type.name in ("file", "directory", "path", "text")
+        for spelling in parameter.opts
+        if spelling.startswith("--")
+    ]
+
+
+@pytest.mark.parametrize(("name", "option", "spelling"), places())
+def test_every_path_may_begin_at_home(
+    name: str, option: click.Option, spelling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    expected = parsed(name, spelling, *["/home/me/a b"] * option.nargs)
+    assert parsed(name, spelling, *["~/a b"] * option.nargs) == expected
+    if option.nargs == 1:
+        assert parsed(name, f"{spelling}=~/a b") == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("~/a:~/b", "/home/me/a:/home/me/b"),
+        ("a.jpg:~/b.png", "a.jpg:/home/me/b.png"),
+        ("~", "/home/me"),
+        ("~/in/*.jpg", "/home/me/in/*.jpg"),
+        ("a~/b", "a~/b"),
+        ("./~", "./~"),
+        ("https://me.org/~you/a", "https://me.org/~you/a"),
+        ("~no_such_user/a", "~no_such_user/a"),
+        ("text: of\n~/a", "text: of\n~/a"),
+    ],
+)
+def test_a_home_is_expanded_where_a_path_begins(
+    given: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    assert parsed("validation", "--images", given)["images"] == expected
+    assert parsed("validation", f"--images={given}")["images"] == expected
 
 
 def mirrored(name: str) -> list[Any]:
@@ -214,3 +265,130 @@ def test_log_lines_go_to_stderr_and_details_need_v(capsys: pytest.CaptureFixture
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == ["told", "told", "told", "whispered"]
+
+
+class Console(io.TextIOWrapper):
+    """A terminal of some encoding, whose bytes can be looked at."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding, write_through=True)
+
+    @property
+    def text(self) -> str:
+        assert isinstance(self.buffer, io.BytesIO)
+        return self.buffer.getvalue().decode(self.encoding)
+
+
+ODD_TEXT = ["Größe", "螺母", "🦊", os.fsdecode(b"bad\xff.jpg"), "\ud800"]
+
+
+@pytest.mark.parametrize("text", ODD_TEXT)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437", "utf-8"])
+def test_anything_can_be_printed_on_any_console(
+    encoding: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command(cls=Command)
+    def say() -> None:
+        setup_logging()
+        click.echo(f"out {text} end")
+        print(f"bare {text} end")
+        logging.getLogger("yolact.some").warning("log %s end", text)
+        raise errors.DataError(f"wrong {text} end", hint=f"hint {text} end")
+
+    consoles = Console(encoding), Console(encoding)
+    monkeypatch.setattr("sys.stdout", consoles[0])
+    monkeypatch.setattr("sys.stderr", consoles[1])
+    with pytest.raises(SystemExit) as ended:
+        say.main([])
+    assert ended.value.code == errors.DataError.exit_code
+    written = b"".join(one.buffer.getvalue() for one in consoles)  # type: ignore[attr-defined]
+    for word in (b"out ", b"bare ", b"log ", b"error: wrong ", b"hint: hint "):
+        (line,) = (line for line in written.splitlines() if line.startswith(word))
+        assert line.endswith(b" end") and len(line) > len(word) + 4
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_error(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command(cls=Command)
+    def say() -> None:
+        setup_logging()
+        click.echo("out")
+        logging.getLogger("yolact.some").warning("log")
+
+    monkeypatch.setattr(f"sys.{closed}", None)
+    with pytest.raises(SystemExit) as ended:
+        say.main([])
+    assert ended.value.code == 0
+
+
+def spellings(one: click.Command) -> set[str]:
+    """Every long option of a command and of those below it, with either mark."""
+    found = {flag for parameter in one.params for flag in parameter.opts if flag[:2] == "--"}
+    found |= {"--help"}
+    if isinstance(one, click.Group):
+        found = found.union(*map(spellings, one.commands.values()))
+    return found | {"--" + flag[2:].replace("_", "-") for flag in found}
+
+
+SOURCES = Path(str(yolact.__file__)).parent
+OF_ONE_COMMAND = {
+    **{f"cli/{name}.py": name for name in COMMANDS},
+    **dict.fromkeys(("cli/validation_options.py", "predict/evaluate.py"), "validation"),
+    **dict.fromkeys(("training/", "distill/"), "train"),
+    "exporter/": "export_onnx",
+    "bench/benchmark.py": "benchmark",
+}
+"""Files, and folders, whose errors only this command can end with."""
+
+
+def hints() -> list[Any]:
+    """(file, commands named, options named) of every hint in the source."""
+    found = []
+    for path in sorted(SOURCES.rglob("*.py")):
+        file = path.relative_to(SOURCES).as_posix()
+        for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            parts = [part.value for part in call.keywords if part.arg == "hint"]
+            text = " ".join(
+                str(node.value)
+                for part in parts
+                for node in ast.walk(part)
+                if isinstance(node, ast.Constant)
+            )
+            named = re.findall(r"--[a-z][\w-]*", text)
+            said = re.findall(r"sparseml\.yolact\.(\w+)", text)
+            if named:
+                found.append(pytest.param(file, said, named, id=f"{file}:{call.lineno}"))
+    return found
+
+
+@pytest.mark.parametrize(("file", "said", "named"), hints())
+def test_hints_name_options_that_the_command_has(
+    file: str, said: list[str], named: list[str]
+) -> None:
+    owners = [owner for start, owner in OF_ONE_COMMAND.items() if file.startswith(start)]
+    sets = [spellings(command(name)) for name in (*owners, *said) if owners]
+    sets = sets or [spellings(command(name)) for name in COMMANDS]
+    assert all(any(flag in known for known in sets) for flag in named)
+
+
+REFUSALS = {
+    "memory": MemoryError(),
+    "workers": RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."),
+    "files": OSError(errno.EMFILE, "Too many open files"),
+}
+
+
+@pytest.mark.parametrize("flags", [(), ("--batch_size",), ("--num_workers", "--image-size")])
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_what_to_do_about_the_machine_names_options_that_are_there(
+    refusal: str, flags: tuple[str, ...]
+) -> None:
+    one = failing(REFUSALS[refusal])
+    one.params += [click.Option([flag]) for flag in flags]
+    one.callback = lambda **_: (_ for _ in ()).throw(REFUSALS[refusal])
+    result = CliRunner().invoke(one)
+    assert result.exit_code == errors.ConfigError.exit_code
+    hint = result.stderr.splitlines()[1]
+    assert hint.startswith("hint: ") and set(re.findall(r"--[\w-]+", hint)) <= set(flags)

@@ -125,11 +125,13 @@ def test_objects_without_area_are_left_out_and_reported(
     data = content()
     data["annotations"][1]["bbox"] = [2, 3, 0, 10]
     data["annotations"][2]["segmentation"] = []
+    sound = {"id": 4, "image_id": 5, "category_id": 40, "segmentation": SQUARE}
+    data["annotations"].append(sound)
     with caplog.at_level(logging.WARNING, "yolact"):
         dataset = opened(tmp_path, data)
-    assert "2 of 3 objects have no area and are left out (first: annotation 2)" in caplog.text
-    assert len(dataset[0].target.labels) == 1 and len(dataset[1].target.labels) == 0
-    assert len(dataset.coco.anns) == 3, "the evaluation still sees the file as it is"
+    assert "2 of 4 objects have no area and are left out (first: annotation 2)" in caplog.text
+    assert len(dataset[0].target.labels) == 1 and len(dataset[1].target.labels) == 1
+    assert len(dataset.coco.anns) == 4, "the evaluation still sees the file as it is"
 
 
 def test_nothing_is_printed_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,7 +337,7 @@ def test_real_coco_reads_without_a_complaint(
     coco_tiny: Path, split: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     annotations = coco_tiny / "annotations" / f"instances_{split}2017.json"
-    dataset = CocoInstances(coco_tiny / "images", annotations, EvalTransform(64))
+    dataset = CocoInstances(coco_tiny / "images", annotations, EvalTransform(550))
     assert len(dataset) == 80 and len(dataset.classes) == 80
-    assert dataset[0].image.shape == (3, 64, 64)
+    assert dataset[0].image.shape == (3, 550, 550)
     assert not caplog.records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -146,3 +147,9 @@ def test_a_limit_reached_in_mid_write_keeps_the_old_file(tmp_path: Path) -> None
     assert result.stdout == f"no space left to write {path}\n"
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"b\xff.jpg"), "\ud800", "螺母"])
+def test_any_text_can_be_written_and_json_reads_it_back(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / "names.json", json.dumps([name], ensure_ascii=False))
+    assert json.loads((tmp_path / "names.json").read_text(encoding="utf-8")) == [name]

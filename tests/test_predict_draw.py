@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -146,3 +153,60 @@ def test_a_combination_shows_what_adds_and_what_takes_away() -> None:
     assert strongest == [255, 0, 0]  # -2 takes away most
     assert weaker == [0, 128, 0]
     assert mask[0] == round(255 / (1 + np.e))
+
+
+def labelled(name: str) -> RgbImage:
+    """A picture with one label and nothing else."""
+    style = Style(masks=False, boxes=False, scores=False)
+    return draw_instances(grey(200, 400), instances((200, 400), (20, 90, 90, 150)), [name], style)
+
+
+@pytest.mark.parametrize(
+    ("name", "looks_like"),
+    [("Größe", "Gr????e"), ("кошка", "?????"), ("قط", "??"), ("Łódź", "L?d?"), ("😀", "?")],
+)
+def test_names_of_many_scripts_are_drawn_as_they_are(name: str, looks_like: str) -> None:
+    picture = labelled(name)
+    assert (picture != labelled(looks_like)).any() and (picture != labelled("class 0")).any()
+    assert len(np.unique(picture[:, :, 1])) > 3, "there are letters on the label"
+
+
+@pytest.mark.parametrize("name", ["\U0001f98a", "螺\n母", "ไทย-\U000f1234"])
+def test_names_that_no_font_has_are_drawn_as_numbers_and_said_once(
+    name: str, package_log: pytest.LogCaptureFixture
+) -> None:
+    picture = labelled(name)
+    if (picture == labelled("class 0")).all():  # else this machine has such a font
+        assert "1 of 1 class names have letters that no font" in package_log.text
+        assert repr(name) in package_log.text
+    package_log.clear()
+    assert (labelled(name) == picture).all() and not package_log.records
+
+
+@pytest.mark.parametrize("name", ["left\nhand", "left\r\nhand ", "left\thand", "left\u2028hand"])
+def test_a_name_of_two_lines_is_drawn_in_one(name: str) -> None:
+    np.testing.assert_array_equal(labelled(name), labelled("left hand"))
+
+
+@pytest.mark.parametrize("name", ["", " ", "\n", "\x00", "x\ud800y", "a" * 500, "a\u0301\u200d"])
+def test_odd_names_are_drawn_somehow(name: str) -> None:
+    assert labelled(name).shape == (200, 400, 3)
+    assert draw_caption(grey(30, 40), name).shape == (30, 40, 3)
+
+
+def test_fonts_of_the_machine_are_tried(tmp_path: Path) -> None:
+    usual = Path(str(matplotlib.__file__)).parent / "mpl-data" / "fonts" / "ttf"
+    letter = "\ue00a"  # in STIX, not in DejaVu: both come with matplotlib
+    program = (
+        "from yolact.predict.text import labels_of\n"
+        f"print(labels_of([{letter!r}]) == ({letter!r},))"
+    )
+    (tmp_path / ".fonts").mkdir()
+    (tmp_path / ".fonts" / "broken.ttf").write_bytes(b"no font")
+    home = {**os.environ, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    for expected in ("False", "True"):
+        said = subprocess.run(
+            [sys.executable, "-c", program], env=home, capture_output=True, text=True, check=True
+        )
+        assert said.stdout.strip() == expected
+        shutil.copy(usual / "STIXNonUni.ttf", tmp_path / ".fonts" / "one.ttf")

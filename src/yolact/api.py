@@ -77,7 +77,7 @@ def load(
 def _model_file(model: str, engine: str | None) -> Path:
     if is_stub(model):
         return stub_file(model, *model_kinds(engine))
-    path = Path(model)
+    path = Path(model).expanduser()
     if not path.is_dir():
         return path
     if not (path / DEPLOYED).is_file():
@@ -159,7 +159,7 @@ class Model:
 def _rgb(image: ImageLike) -> RgbImage:
     """The pixels of an image, as a copy that nobody else changes."""
     if isinstance(image, str | PathLike):
-        return read_rgb(Path(image))
+        return read_rgb(Path(image).expanduser())
     if isinstance(image, Image.Image):
         return _rgb_of_pillow(image)
     if not isinstance(image, np.ndarray):
@@ -335,7 +335,7 @@ class Result:
         instances = Instances(*map(torch.from_numpy, arrays))
         picture = draw_instances(self.image, instances, self.classes.names, style)
         if path is not None:
-            write_image(Path(path), picture)
+            write_image(Path(path).expanduser(), picture)
         return picture
 
 

@@ -219,6 +219,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             plain values, was written by a newer version of this tool, or is known to be of
             another network.
     """
+    path = path.expanduser()
     content = _read(path)
     found = find_weights(content)
     if found is None:

@@ -80,7 +80,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` in one step (see :func:`atomic_path`)."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Bytes of a file's name that are no UTF-8 become escapes, which JSON reads back.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -149,12 +149,12 @@ def _load(path: Path, options: BenchmarkOptions) -> tuple[Engine, Tensor]:
     if engine.batch_size not in (None, batch):
         raise ConfigError(
             f"{path} takes batches of {engine.batch_size}, not {batch}",
-            hint="export it without --static for other batch sizes",
+            hint="leave --static out of sparseml.yolact.export_onnx for other batch sizes",
         )
     if shape is not None and shape[1:] != (3, *engine.image_size):
         raise ConfigError(
             f"{path} takes images of shape {[3, *engine.image_size]}, not {list(shape[1:])}",
-            hint="export the model with the --image_size you want to measure",
+            hint="export the model at the size that is to be measured",
         )
     generator = torch.Generator().manual_seed(0)
     return engine, torch.rand(batch, 3, *engine.image_size, generator=generator)

@@ -8,13 +8,15 @@ come from anywhere: the machine refuses memory, space or permission deep inside 
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +31,8 @@ FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
 """A file's path; whether it can be read is found where it is read: the message can say more."""
 FOLDER = click.Path(path_type=Path, file_okay=False, readable=False)
 _VERBOSE = "yolact.verbose"
+_HOME = re.compile(r"(?:^|(?<=:))~[^/\\:=\s]*(?=[/\\:]|$)")
+"""A home folder where a path begins; one option can have two paths, as in ``IN:OUT``."""
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -37,7 +41,8 @@ class Boundary(click.Command):
 
     The lines go to stderr, and the exit code is the error's (see :mod:`yolact.errors`). Any other
     exception is a bug and keeps its traceback. SIGTERM ends a command like Ctrl-C does, so that
-    unfinished files are removed. Every such command has ``-h``, ``--offline`` and ``-v``.
+    unfinished files are removed. Every such command has ``-h``, ``--offline`` and ``-v``. In every
+    value, a ``~`` is the user's folder, and whatever is printed fits the terminal's encoding.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -48,8 +53,9 @@ class Boundary(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does; NaN and infinity are no numbers that an option could mean."""
+        _print_anything()
         try:
-            rest = super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, [_at_home(arg) for arg in args])
             if not ctx.resilient_parsing:
                 _refuse_not_finite(ctx)
             return rest
@@ -71,7 +77,8 @@ class Boundary(click.Command):
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
         except (OSError, MemoryError, RuntimeError) as error:
-            known = as_user_error(error)
+            flags = {_plain(flag): flag for one in self.params for flag in one.opts}
+            known = as_user_error(error, flags)
             if known is None:
                 raise
             _end(ctx, known)
@@ -171,6 +178,21 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _print_anything() -> None:
+    """Write letters that the terminal's encoding lacks as escapes instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _at_home(arg: str) -> str:
+    """Expand ``~`` where shells do not: in ``--option=~/a`` and ``IN:~/b``, or when quoted."""
+    option, equals, value = arg.partition("=") if arg.startswith("-") else ("", "", arg)
+    if "~" not in value or "\n" in value:  # lines are the text of a recipe
+        return arg
+    return option + equals + _HOME.sub(lambda found: os.path.expanduser(found[0]), value)
+
+
 def _plain(option: str) -> str:
     return option.replace("_", "-")
 
@@ -209,25 +231,30 @@ _REFUSALS = {
 """What no code can foresee; a missing file, for instance, is foreseen or a bug."""
 
 
-def as_user_error(error: BaseException) -> YolactError | None:
-    """What the user can do about ``error``; None when it is no such refusal but a bug."""
+def as_user_error(error: BaseException, flags: Mapping[str, str]) -> YolactError | None:
+    """What the user can do about ``error``; None when it is no such refusal but a bug.
+
+    Args:
+        error: What has ended a command.
+        flags: Spellings of the command's options, by themselves with every mark a dash.
+    """
     text = str(error)
     if _is_about_memory(error):
         return ConfigError(
             f"out of memory: {_first_line(text)}",
-            hint="use a smaller --batch_size or --image_size",
+            hint=_smaller(flags, "--batch-size", "--image-size") + "give the machine more memory",
         )
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
         return ConfigError(
             f"a process that prepares images was killed: {_first_line(text)}",
-            hint="use a smaller --num_workers, or give the machine more (shared) memory",
+            hint=_smaller(flags, "--num-workers") + "give the machine more (shared) memory",
         )
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return ConfigError(
             f"too many open files: {_first_line(text)}",
-            hint="use a smaller --num_workers, or raise the limit: ulimit -n 4096",
+            hint=_smaller(flags, "--num-workers") + "raise the limit: ulimit -n 4096",
         )
     where = error.filename or "a file"
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -235,6 +262,12 @@ def as_user_error(error: BaseException) -> YolactError | None:
     if error.errno in _REFUSALS:
         return storage_error(error, Path(os.fsdecode(where)))
     return None
+
+
+def _smaller(flags: Mapping[str, str], *wanted: str) -> str:
+    """The beginning of a hint: those of the wanted options that the command has."""
+    there = " or ".join(flags[flag] for flag in wanted if flag in flags)
+    return f"use a smaller {there}, or " if there else ""
 
 
 def _is_about_memory(error: BaseException) -> bool:

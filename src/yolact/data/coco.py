@@ -31,6 +31,7 @@ from yolact.data.annotations import (
     to_rle,
 )
 from yolact.data.images import RgbImage, read_rgb
+from yolact.data.plausibility import check_plausible
 from yolact.data.transforms import Objects, Transform
 from yolact.types import Sample, Target
 
@@ -68,8 +69,10 @@ class CocoInstances(Dataset[Sample]):
             annotated: False accepts a file without ground truth.
 
         Raises:
-            DataError: Something is missing or contradictory; the message names it.
+            DataError: Something is missing, contradictory or, for most objects, implausible; the
+                message names it.
         """
+        images, annotations = images.expanduser(), annotations.expanduser()
         data = read_annotations(annotations, annotated=annotated)
         require_image_files(images, data["images"])
         self.images, self.transform, self.seed = images, transform, seed
@@ -81,6 +84,9 @@ class CocoInstances(Dataset[Sample]):
         self._objects = _Packed(_grouped(data["annotations"], self.image_ids))
         self.num_objects = sum(has_area(a) and not a["iscrowd"] for a in data["annotations"])
         _report(annotations, data["annotations"])
+        if annotated:
+            input_size = getattr(transform, "image_size", None)
+            check_plausible(annotations, listed, data["annotations"], input_size)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -322,6 +322,7 @@ class TrainTransform(v2.Compose):  # type: ignore[misc]
     def __init__(self, image_size: int, augment: AugmentConfig, dice: Dice | None = None) -> None:
         """Compose the pipeline; ``dice`` serves all but the mirror, which is torchvision's."""
         dice = dice or Dice()
+        self.image_size = image_size
         chosen: list[tuple[bool, v2.Transform]] = [
             (augment.photometric, PhotometricDistort(dice)),
             (augment.expand, RandomExpand(dice)),

@@ -52,7 +52,7 @@ def load_engine(
         CheckpointError: The file is missing, unreadable or not a YOLACT model.
         ConfigError: ``engine`` is unknown or does not read this kind of file.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     most = max(MOST_CORES, os.cpu_count() or 1)
     if num_cores is not None and not 1 <= num_cores <= most:
         raise ConfigError(f"number of cores is {num_cores}", hint=f"use 1 to {most}")

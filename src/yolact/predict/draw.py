@@ -19,15 +19,14 @@ from torch import Tensor
 from yolact.data.images import RgbImage
 from yolact.errors import StorageError
 from yolact.files import atomic_path, require_writable_file
+from yolact.predict.text import labels_of, letters, one_line
 from yolact.types import Detections, Instances
 
 Color = tuple[int, int, int]
 Rect = tuple[int, int, int, int]
 """(x1, y1, x2, y2) in pixels."""
 
-_FONT = cv2.FONT_HERSHEY_DUPLEX
 _GOLDEN = 0.61803398875
-_WHITE: Color = (255, 255, 255)
 _BLACK: Color = (0, 0, 0)
 
 
@@ -77,7 +76,7 @@ def draw_instances(
     Args:
         image: Of the instances' size.
         instances: In descending score.
-        names: Class name per class index.
+        names: Class name per class index, in any script.
         style: What to draw; everything by default.
     """
     style = style or Style()
@@ -96,6 +95,7 @@ def draw_instances(
             color = class_color(labels[index])
             cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), color, scale.line, cv2.LINE_AA)
     if style.text:
+        names = labels_of(names)
         texts = [
             f"{names[label]} {score:.2f}" if style.scores else names[label]
             for label, score in zip(labels, instances.scores.tolist(), strict=True)
@@ -192,34 +192,28 @@ def _draw_mask(
 class _Tag:
     """A line of text on a filled box."""
 
-    text: str
-    font_scale: float
-    thickness: int
+    ink: NDArray[np.uint8]
+    """[rows, columns], 255 where the letters are."""
     width: int
     height: int
-    baseline: int
     margin: int
 
     @classmethod
     def of(cls, text: str, letter: int) -> _Tag:
-        thickness = max(1, letter // 14)
-        font_scale = cv2.getFontScaleFromHeight(_FONT, letter, thickness)
-        (width, height), baseline = cv2.getTextSize(text, _FONT, font_scale, thickness)
-        margin = max(2, letter // 4)
-        low = baseline // 2 + margin
-        return cls(
-            text, font_scale, thickness, width + 2 * margin, height + margin + low, low, margin
-        )
+        ink, margin = letters(one_line(text), letter), max(2, letter // 4)
+        rows, columns = ink.shape
+        return cls(ink, columns + 2 * margin, rows + margin + 1, margin)
 
     def draw(self, canvas: RgbImage, x: int, y: int, color: Color) -> None:
         """Draw with the box's top left corner at (x, y)."""
         cv2.rectangle(canvas, (x, y), (x + self.width - 1, y + self.height - 1), color, cv2.FILLED)
         red, green, blue = color
         bright = 0.299 * red + 0.587 * green + 0.114 * blue > 140
-        origin = (x + self.margin, y + self.height - self.baseline)
-        letters = _BLACK if bright else _WHITE
-        font = (_FONT, self.font_scale, letters, self.thickness, cv2.LINE_AA)
-        cv2.putText(canvas, self.text, origin, *font)
+        top, left = y + self.margin, x + self.margin
+        part = canvas[top : top + self.ink.shape[0], left : left + self.ink.shape[1]]
+        ink = self.ink[: part.shape[0], : part.shape[1], None].astype(np.uint16)
+        mixed = part * (255 - ink) + ink * np.uint16(0 if bright else 255)
+        part[:] = (mixed + 127) // 255
 
 
 def _draw_labels(
