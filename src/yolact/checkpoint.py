@@ -278,8 +278,7 @@ def _as_ours(path: Path, keys: tuple[str, ...], state: dict[str, Tensor]) -> dic
     if odd:
         notes = (*notes, f"float32 instead of {' and '.join(sorted(odd))}")
     if notes:
-        first = next(iter(state))
-        said = "; ".join(notes)
+        said, first = "; ".join(notes), next(iter(state))
         logger.info(
             "%s: %d of %d tensors taken: %s (first: %s)", *(path, len(own), len(state)), said, first
         )
@@ -299,7 +298,9 @@ def _read(path: Path) -> Any:
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             with path.open("rb") as file:
                 if is_safetensors(file.read(9)):
-                    return _read_safetensors(path)
+                    from safetensors.torch import load_file  # only here: such files are rare
+
+                    return load_file(path)
             return _read_torch(path)
     except pickle.UnpicklingError as error:
         objects = ", ".join(_objects_in(path)[:3])
@@ -314,12 +315,6 @@ def _read(path: Path) -> Any:
             f"{path} cannot be read as a checkpoint: {reason}",
             hint="the file may be truncated; copy or download it again",
         ) from error
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file  # only here: such files are rare
-
-    return load_file(path)
 
 
 def _read_torch(path: Path) -> Any:
