@@ -126,8 +126,11 @@ def theirs(program: str) -> Theirs:
     return network
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.backbone."])
-@pytest.mark.parametrize("by_name", [False, True], ids=["as saved", "sorted"])
+@pytest.mark.parametrize(
+    ("by_name", "prefix"),
+    [(False, ""), (True, "model.backbone.")],
+    ids=["as saved", "sorted"],
+)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_darknet53_of_another_program_computes_here_what_it_computes_there(
     program: str, by_name: bool, prefix: str
@@ -142,7 +145,7 @@ def test_darknet53_of_another_program_computes_here_what_it_computes_there(
     adapted = adapt(dict(sorted(state.items())) if by_name else state)
     ours = DarkNet(2, WIDTHS, BLOCKS).eval()
     ours.load_state_dict(adapted.state)
-    images = torch.rand(1, 3, 64, 64)
+    images = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(ours(images)[-1], network(images))
     assert program in adapted.notes[0] and "2 others left out" in adapted.notes
@@ -347,14 +350,14 @@ def test_a_pickled_network_is_refused_with_its_class_and_what_to_save(
     tmp_path: Path, wrap: Callable[[nn.Module], Any]
 ) -> None:
     with pytest.raises(CheckpointError, match=r"objects of yolact\.model\.darknet\.") as error:
-        load_checkpoint(file_of(wrap(DarkNet(2, WIDTHS, BLOCKS)), tmp_path / "whole.pt"))
+        load_checkpoint(file_of(wrap(DarkNet(2, (2,), (1,))), tmp_path / "whole.pt"))
     assert error.value.hint and "state_dict" in error.value.hint
 
 
 def big(path: Path, kind: str) -> Path:
     """A small file that would become very large."""
     if kind == "packed":
-        file_of({"a.weight": torch.zeros(10**7)}, path)
+        file_of({"a.weight": torch.zeros(10**6)}, path)
         with zipfile.ZipFile(path) as archive:
             entries = {name: archive.read(name) for name in archive.namelist()}
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -365,7 +368,7 @@ def big(path: Path, kind: str) -> Path:
         return file_of({"a.weight": torch.zeros(1, dtype=torch.half).expand(10**12)}, path)
     if kind == "many":
         one = torch.zeros(10**5, dtype=torch.half)
-        return file_of({f"{i}.weight": one for i in range(500)}, path)
+        return file_of({f"{i}.weight": one for i in range(100)}, path)
     return file_of({"a.weight": torch.empty(10**12, device="meta")}, path)
 
 
