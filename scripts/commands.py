@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,17 +20,41 @@ from pathlib import Path
 def call(name: str, *arguments: object, environment: Mapping[str, str] | None = None) -> str:
     """Print and run one command; its stdout. Its stderr goes to the terminal.
 
+    After a Ctrl-C it gets the time to save what it has; it ends when the script is killed.
+
     Raises:
-        SystemExit: It failed; with its exit code.
+        SystemExit: It failed or was interrupted; with its exit code.
     """
     words = [str(argument) for argument in arguments]
     print(f"\n$ sparseml.yolact.{name} {shlex.join(words)}", flush=True)
     program = [sys.executable, "-c", "from yolact.cli import main; main()", name]
-    process = subprocess.run([*program, *words], stdout=subprocess.PIPE, text=True, env=environment)
-    print(process.stdout, end="", flush=True)
+    process = subprocess.Popen(
+        [*program, *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=partial(_end_with, os.getpid()),
+    )
+    try:
+        output, _ = process.communicate()
+    except KeyboardInterrupt:  # a terminal sends it to the command, too
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.terminate()
+        process.communicate()
+        raise SystemExit(process.returncode) from None
+    print(output, end="", flush=True)
     if process.returncode:
         raise SystemExit(process.returncode)
-    return process.stdout
+    return output
+
+
+def _end_with(parent: int) -> None:
+    """Let Linux send this process a SIGTERM when its parent is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def validate(

@@ -2,25 +2,39 @@
 
 Every step is one of this package's commands, printed before it runs. The result is the tutorial's
 table, in ``quickstart/results.json`` and ``quickstart/results.md``, and an annotated picture.
+
+Stopped in any way and run again, it goes on where it stopped: what was done is written down in
+``quickstart/stages``, and a training run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import signal
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 from commands import call, machine, validate
+
+from yolact.errors import CheckpointError, ConfigError
+from yolact.files import write_text
 
 CONFIG = "yolact_darknet_small_config"
 TILES, TILE = 8, 288
 """Held-out images in the picture, four a row, and the side of each in pixels."""
 ROUNDS = 3
 """Times each model is benchmarked, in turns, so that a slow moment does not hit one of them."""
+SAVE_EVERY = 500
+"""Steps that a killed training run loses at most."""
+NOTHING_LEFT, UNREADABLE = ConfigError.exit_code, CheckpointError.exit_code
+"""How a training run ends that goes on from a checkpoint at its end, or from a damaged one."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,46 @@ class Row:
     train_minutes: float
 
 
+class Stages:
+    """What was done in a folder: one JSON file a stage, with its wish and, at its end, its result.
+
+    A wish is everything that the result depends on. Files are written whole or not at all.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Remember it in ``folder``."""
+        self.folder = folder
+
+    def once(self, name: str, wish: object, work: Callable[[float | None], Any], *out: Path) -> Any:
+        """The result of ``work``, which is done only if it was not done before.
+
+        Args:
+            name: Of the stage.
+            wish: With another wish, or without one of the files in ``out``, it is done anew.
+            work: Its argument is the time when the same stage was begun and not ended, or None.
+            out: Files that it leaves behind.
+        """
+        record = self._read(name)
+        same = record.get("wish") == json.loads(json.dumps(wish))
+        if same and "result" in record and all(path.exists() for path in out):
+            print(f"\n{name}: done before", flush=True)
+            return record["result"]
+        begun = record["began"] if same and "result" not in record else None
+        began = time.time() if begun is None else begun
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write(name, {"wish": wish, "began": began})
+        result = work(begun)
+        self._write(name, {"wish": wish, "began": began, "result": result})
+        return result
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        write_text(self.folder / f"{name}.json", json.dumps(record, indent=1))
+
+
 class Quickstart:
     """Runs the commands in ``folder`` and keeps what they measured."""
 
@@ -61,66 +115,137 @@ class Quickstart:
         self.folder = folder
         self.steps = steps
         self.data = folder / "data"
+        self.stages = Stages(folder / "stages")
 
     def run(self) -> list[Row]:
         """Everything, in order."""
         call("download", "--dataset", "shapes", "--data_dir", self.data)
-        minutes = {variant.name: self.train(variant) for variant in VARIANTS}
+        trained: dict[str, Any] = {}
         for variant in VARIANTS:
-            self.export(variant)
-        speeds = self.benchmark()
+            trained[variant.folder] = self.train(variant, trained)
+        for variant in VARIANTS:
+            self.export(variant, Path(trained[variant.folder]["checkpoint"]))
+        reports = self.benchmark()
         rows = [
-            self.measure(variant, speeds[variant.name], minutes[variant.name])
+            self.measure(variant, reports[variant.name], trained[variant.folder]["minutes"])
             for variant in VARIANTS
         ]
-        self.annotate()
+        best = self.onnx(VARIANTS[-1])
+        self.stages.once("annotate", hashed(best), lambda _: self.annotate(), self.picture)
         return rows
 
-    def train(self, variant: Variant) -> float:
-        """Train one variant; pruned ones begin with the baseline's weights. Minutes it took."""
-        began = time.monotonic()
+    def train(self, variant: Variant, trained: Mapping[str, Any]) -> Any:
+        """Train one variant; pruned ones begin with the baseline's weights.
+
+        Args:
+            variant: Which one.
+            trained: What this returned for those before.
+
+        Returns:
+            ``checkpoint``, its path, and ``minutes`` that it took since it was last begun.
+        """
         arguments: list[object] = ["--config", CONFIG, "--batch_size", 4, "--num_workers", 1]
         arguments += ["--train_info", self.data / "annotations" / "instances_train.json"]
         arguments += ["--train_images", self.data / "images", *self.validation_data()]
         arguments += ["--save_folder", self.folder / variant.folder, "--keep_latest"]
+        arguments += ["--save_interval", SAVE_EVERY]
         arguments += ["--log_folder", self.folder / "logs" / variant.folder]
         arguments += ["--validation_epoch", -1]
+        start: list[object] = []
+        wish: list[object] = []
         if variant.recipe:
-            arguments += ["--resume", self.checkpoint(VARIANTS[0]), "--recipe", variant.recipe]
+            base = trained[VARIANTS[0].folder]["checkpoint"]
+            arguments += ["--recipe", variant.recipe]
+            start, wish = ["--resume", base], [hashed(Path(base))]
         elif self.steps:
             arguments += ["--max_iter", self.steps]
-        call("train", *arguments)
-        return (time.monotonic() - began) / 60
+        wish += map(str, [*arguments, *start])
 
-    def export(self, variant: Variant) -> None:
+        def work(begun: float | None) -> dict[str, Any]:
+            began = time.monotonic()
+            checkpoint = self.trained(variant, begun, arguments, start)
+            minutes = (time.monotonic() - began) / 60
+            return {"checkpoint": str(checkpoint), "minutes": minutes}
+
+        name = f"train_{variant.folder}"
+        result = self.stages.once(name, wish, work)
+        if not Path(result["checkpoint"]).exists():
+            result = self.stages.once(name, wish, work, Path(result["checkpoint"]))
+        return result
+
+    def trained(
+        self, variant: Variant, begun: float | None, arguments: list[object], start: list[object]
+    ) -> Path:
+        """Run a training command to its end, from its last checkpoint if it was begun before."""
+        for checkpoint in self.checkpoints(variant, begun):
+            try:
+                return final_checkpoint(call("train", *arguments, "--resume", checkpoint))
+            except SystemExit as end:
+                if end.code == NOTHING_LEFT and not checkpoint.stem.endswith("_interrupt"):
+                    return checkpoint  # stopped between its end and writing that down
+                if end.code != UNREADABLE:
+                    raise
+        return final_checkpoint(call("train", *arguments, *start))
+
+    def checkpoints(self, variant: Variant, begun: float | None) -> list[Path]:
+        """Those written since a run was begun, the last first; none if it was not."""
+        if begun is None:
+            return []
+        found = (self.folder / variant.folder).glob("yolact_darknet_small_[0-9]*.pth")
+        times = {path: path.stat().st_mtime for path in found}
+        return sorted(
+            (path for path in times if times[path] >= begun),
+            key=lambda path: times[path],
+            reverse=True,
+        )
+
+    def export(self, variant: Variant, checkpoint: Path) -> None:
         """Write the ONNX file; images let the last layers of a quantized one stay in integers."""
         images = ["--calibration_images", self.data / "images"] if variant.quantized else []
-        checkpoint = self.checkpoint(variant)
-        call("export_onnx", "--checkpoint", checkpoint, "--name", self.onnx(variant), *images)
+        onnx = self.onnx(variant)
+        arguments = ["--checkpoint", checkpoint, "--name", onnx, *images]
+        wish = [hashed(checkpoint), *map(str, arguments)]
 
-    def benchmark(self) -> dict[str, float]:
-        """Median images per second of every variant, measured in turns."""
-        found: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
-        for _turn in range(ROUNDS):
+        def work(_: object) -> None:
+            call("export_onnx", *arguments)
+
+        self.stages.once(f"export_{variant.folder}", wish, work, onnx)
+
+    def benchmark(self) -> dict[str, Any]:
+        """Median ``speed`` in images per second of every variant, measured in turns, and sizes."""
+        found: dict[str, list[Any]] = {variant.name: [] for variant in VARIANTS}
+        for turn in range(ROUNDS):
             for variant in VARIANTS:
+                onnx = self.onnx(variant)
                 report = self.folder / f"benchmark_{variant.folder}.json"
-                call("benchmark", self.onnx(variant), "-t", 4, "-w", 1, "-q", "-x", report)
-                result = json.loads(report.read_text())["benchmark_result"]
-                found[variant.name].append(result["items_per_sec"])
-        return {name: statistics.median(values) for name, values in found.items()}
 
-    def measure(self, variant: Variant, speed: float, minutes: float) -> Row:
+                def work(_: object, onnx: Path = onnx, report: Path = report) -> Any:
+                    call("benchmark", onnx, "-t", 4, "-w", 1, "-q", "-x", report)
+                    return json.loads(report.read_text())
+
+                name = f"benchmark_{variant.folder}_{turn}"
+                found[variant.name].append(self.stages.once(name, hashed(onnx), work))
+        return {
+            name: reports[-1]
+            | {"speed": statistics.median(r["benchmark_result"]["items_per_sec"] for r in reports)}
+            for name, reports in found.items()
+        }
+
+    def measure(self, variant: Variant, report: Mapping[str, Any], minutes: float) -> Row:
         """Accuracy and size of the ONNX file, which is what would be deployed."""
         folder, model = self.folder / variant.folder, self.onnx(variant)
-        mask_map, box_map = validate(folder, "--trained_model", model, *self.validation_data())
-        report = json.loads((self.folder / f"benchmark_{variant.folder}.json").read_text())
+
+        def work(_: object) -> tuple[float, float]:
+            return validate(folder, "--trained_model", model, *self.validation_data())
+
+        mask_map, box_map = self.stages.once(f"validate_{variant.folder}", hashed(model), work)
         return Row(
             name=variant.name,
             box_map=box_map,
             mask_map=mask_map,
             compressed_bytes=report["size_on_disk_compressed"],
             onnx_bytes=model.stat().st_size,
-            images_per_second=speed,
+            images_per_second=report["speed"],
             train_minutes=minutes,
         )
 
@@ -136,8 +261,8 @@ class Quickstart:
             *("--save_dir", self.folder, "--name", "annotated", "--score_threshold", 0.5),
         )
         newest = max(self.folder.glob("annotated*/"), key=lambda path: path.stat().st_mtime)
-        drawn = [cv2.imread(str(newest / f"result-{i}.jpg")) for i in range(TILES)]
-        rows = [cv2.hconcat(drawn[i : i + 4]) for i in range(0, TILES, 4)]
+        drawn = [cv2.imread(str(path)) for path in sorted(newest.glob("*.jpg"))]
+        rows = [cv2.hconcat(drawn[i : i + 4]) for i in range(0, len(drawn), 4)]
         cv2.imwrite(str(self.picture), cv2.vconcat(rows))
 
     @property
@@ -150,14 +275,20 @@ class Quickstart:
         info = self.data / "annotations" / "instances_val.json"
         return ["--validation_info", info, "--validation_images", self.data / "images"]
 
-    def checkpoint(self, variant: Variant) -> Path:
-        """The last checkpoint of a variant's run."""
-        found = (self.folder / variant.folder).glob("yolact_darknet_small_[0-9]*.pth")
-        return max(found, key=lambda path: int(path.stem.split("_")[-1]))
-
     def onnx(self, variant: Variant) -> Path:
         """Where a variant is exported to."""
         return self.folder / f"{variant.folder}.onnx"
+
+
+def final_checkpoint(printed: str) -> Path:
+    """The path in what a finished training command printed."""
+    (line,) = (line for line in printed.splitlines() if line.startswith("checkpoint: "))
+    return Path(line.removeprefix("checkpoint: "))
+
+
+def hashed(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def to_markdown(rows: list[Row]) -> str:
@@ -180,6 +311,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("quickstart"))
     parser.add_argument("--steps", type=int, help="steps of the baseline  [default: the config's]")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     quickstart = Quickstart(options.folder, options.steps)
     rows = quickstart.run()

@@ -154,7 +154,7 @@ class Speed:
             self.export(file)
         here = [name for name in ENGINES if name != "deepsparse" or DEEPSPARSE in os.environ]
         runs = [(file, engine) for file in FILES for engine in file.engines if engine in here]
-        images = torch.rand(1, 3, *[self.config.model.image_size] * 2)
+        images = torch.rand(1, 3, *self.config.model.input_size)
         loaded = [self.load(file, engine, images, cores) for file, engine in runs]
         calls = [call_once for call_once, _operators in loaded]
         times: list[list[float]] = [[] for _ in runs]

@@ -356,7 +356,7 @@ def test_a_plot_is_the_picture_of_the_annotate_command(
     assert done.exit_code == 0, done.output
     result = yolact.load(files / "m.onnx").predict(files / "card.png")
     picture = result.plot("out/mine.jpg")
-    theirs = (tmp_path / "annotation-results" / "x" / "result-0.jpg").read_bytes()
+    theirs = (tmp_path / "annotation-results" / "x" / "card.jpg").read_bytes()
     assert Path("out/mine.jpg").read_bytes() == theirs
     assert picture.shape == (90, 120, 3) and picture.dtype == np.uint8
     assert (picture != result.image).any()

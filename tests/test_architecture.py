@@ -14,7 +14,7 @@ import yolact
 ROOT = Path(str(yolact.__file__)).parent
 
 LAYERS = (
-    *("errors", "files", "host", "tables", "types", "setting", "config"),
+    *("errors", "files", "host", "tables", "types", "setting", "sizes", "config"),
     *("ops", "model", "loss", "data", "checkpoint", "download"),
     *("sparsify", "restore", "engines", "model_files", "distill", "predict", "exporter"),
     *("training", "bench", "api", "cli"),

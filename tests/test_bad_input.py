@@ -93,6 +93,10 @@ def first_annotation(coco: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def gone(image: dict[str, Any]) -> dict[str, Any]:
+    return {**image, "file_name": "gone.jpg"}
+
+
 @pytest.mark.parametrize(
     ("edit", "error"),
     [
@@ -103,11 +107,12 @@ def first_annotation(coco: dict[str, Any]) -> dict[str, Any]:
         (lambda coco: first_annotation(coco).update(category_id=77777), "77777"),
         (lambda coco: first_annotation(coco).update(segmentation=[[1, 2, 3, 4]]), "2 points"),
         (lambda coco: first_annotation(coco).update(bbox=[0, 0, -5, 5]), "bbox"),
-        (lambda coco: coco["images"][0].update(file_name="gone.jpg"), "gone.jpg"),
+        (lambda coco: coco.update(images=[gone(image) for image in coco["images"]]), "gone.jpg"),
+        (lambda coco: coco["images"][0].update(width=1), "annotations say 1 x "),
     ],
     ids=[
         *("no annotations", "no categories", "no image", "missing image", "unlisted category"),
-        *("polygon of 2 points", "negative box", "absent file"),
+        *("polygon of 2 points", "negative box", "absent files", "other size"),
     ],
 )
 @pytest.mark.parametrize("part", ["train", "val"])
@@ -118,7 +123,7 @@ def test_contradictory_annotations_stop_a_run_before_it_begins(
     coco = json.loads(path.read_text())
     edit(coco)
     path.write_text(json.dumps(coco))
-    result = run("train", *train_words(data), code=3, error=error)
+    result = run("train", *train_words(data), "--strict", code=3, error=error)
     assert "step 1" not in result.stderr
     assert not list(Path().rglob("*.pth"))
 
@@ -224,7 +229,10 @@ def test_a_full_disk_costs_nothing_that_was_there(
 @pytest.mark.parametrize(
     ("name", "words", "code", "error"),
     [
-        ("export_onnx", ["--image-shape", "3", "64", "96"], 2, "3 64 96"),
+        ("export_onnx", ["--image-shape", "3", "64", "5000"], 2, "64 x 5000"),
+        ("export_onnx", ["--image_size", "64", "10"], 2, "64 x 10"),
+        ("export_onnx", ["--image_size", "wide"], 2, "'wide'"),
+        ("export_onnx", ["--prior_base_size", "0"], 2, "--prior_base_size"),
         ("export_onnx", ["--image-shape", "1", "64", "64"], 2, "1 64 64"),
         ("export_onnx", ["--opset", "3"], 2, "opset"),
         ("export_onnx", ["--batch-size", "0"], 2, "batch"),
@@ -291,12 +299,12 @@ def spoil(data: Path, part: str, edit: Edit) -> Path:
     [
         (
             lambda coco: first_annotation(coco).update(image_id=[1]),
-            "annotation 5000001 in {} belongs to image [1], which is not listed",
+            "annotation 5000001 in {} has image_id [1], which is not listed",
             "add the image to the list of images, or remove the annotation",
         ),
         (
             lambda coco: first_annotation(coco).update(category_id="cat"),
-            "annotation 5000001 in {} is of category cat, which is not listed",
+            "annotation 5000001 in {} has category_id 'cat', which is not listed",
             "add the category to the list of categories, or correct category_id",
         ),
         (
@@ -306,17 +314,18 @@ def spoil(data: Path, part: str, edit: Edit) -> Path:
         ),
         (
             lambda coco: first_annotation(coco).update(segmentation=[[1, 2, 3, 4, None, 6]]),
-            "annotation 5000001 in {} has a malformed polygon",
-            "a polygon is a list of numbers: x, y, x, y, ...",
+            "annotation 5000001 in {} has no mask: a malformed polygon: [1, 2, 3, 4, None, 6]",
+            "export polygons or masks (instance segmentation), not boxes alone (object detection)",
         ),
         (
             lambda coco: coco["images"][0].update(height=-3),
-            "image 500001 in {} has no valid height",
+            "image 500001 in {} has no valid height: -3",
             "give height and width in pixels, at least 1",
         ),
         (
             lambda coco: coco.pop("images"),
-            "{} is not a COCO file: it has no list of images",
+            "{} is not a COCO file: it has no list of images, its keys are 'info', 'annotations', "
+            "'categories'",
             "give a COCO instances file: images, annotations and categories in one JSON object",
         ),
     ],
@@ -325,7 +334,7 @@ def test_entries_that_make_no_sense_are_named(
     data: Path, models: Path, edit: Edit, error: str, hint: str
 ) -> None:
     path = spoil(data, "val", edit)
-    words: Words = ["--trained_model", models / "model.pth", "--dataset", data]
+    words: Words = ["--trained_model", models / "model.pth", "--dataset", data, "--strict"]
     assert told(run("validation", *words, code=3)) == (error.format(path), hint)
 
 
@@ -353,16 +362,19 @@ def test_all_broken_images_are_counted_at_once(data: Path) -> None:
     (images / "train_000001.jpg").write_bytes(b"")
     (images / "train_000004.jpg").write_text("<html>404</html>")
     (images / "train_000005.jpg").write_bytes((images / "train_000005.jpg").read_bytes()[:-300])
-    assert told(run("train", *train_words(data), code=3)) == (
-        f"3 of 7 images cannot be used, the first: cannot decode image {images}/train_000001.jpg",
-        "copy or download them again, or remove them from the annotation file",
-    )
+    info = data / "annotations" / "instances_train.json"
+    error, hint = told(run("train", *train_words(data), code=3))
+    assert error.startswith(f"{info}: 3 of 7 images cannot be used (first: cannot decode image ")
+    for text in ("train_000001.jpg, an empty file;", "000004.jpg, an HTML page;", "000005.jpg is"):
+        assert text in error
+    assert hint.endswith("or leave them out with --on_bad_image skip")
+    run("train", *train_words(data), "--on_bad_image", "skip", "--dry-run", code=0)
     (images / "train_000001.jpg").unlink()
     (images / "train_000001.jpg").mkdir()
-    assert told(run("train", *train_words(data), code=3)) == (
-        f"1 of 7 images are missing, the first is {images}/train_000001.jpg",
-        "check that the folder belongs to the annotation file and is complete",
-    )
+    skip = run("train", *train_words(data), "--on_bad_image", "skip", "--dry-run", code=0)
+    assert f"{info}: 1 of 7 images are not in {images}, left out" in skip.stderr
+    assert f"{info}: 2 of 6 images cannot be used, left out" in skip.stderr
+    assert "4 images to train on" in skip.stdout
 
 
 def test_one_broken_image_does_not_stop_a_folder(data: Path, models: Path) -> None:

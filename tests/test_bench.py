@@ -187,6 +187,13 @@ def test_a_static_file_decides_the_batch_size(tmp_path: Path) -> None:
     assert "--static" in str(caught.value.hint)
 
 
+@pytest.mark.slow
+def test_a_checkpoint_is_measured_at_any_size(tmp_path: Path) -> None:
+    path = save(small_model(), tmp_path / "m.pth")
+    report = benchmark(path, quick(input_shape=(1, 3, 64, 128)))
+    assert (report.engine, report.input_shape) == ("torch", (1, 3, 64, 128))
+
+
 def test_another_image_size_is_refused(onnx_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"takes images of shape \[3, 96, 96\], not \[3, 550"):
         benchmark(onnx_file, quick(input_shape=(1, 3, 550, 550)))

@@ -15,12 +15,17 @@ from pycocotools import mask as rle
 import yolact.engines
 from conftest import PUBLISHED
 from oracle import ANNOTATIONS, Oracle, write_dataset
-from yolact.cli.annotate import annotate
+from videos import write_video
+from yolact.cli.annotate import JSON_NAME, annotate
 from yolact.config import YolactConfig, yolact_darknet_small
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
-from yolact.errors import CheckpointError, ConfigError, DataError
-from yolact.predict.media import Annotator, counts, every, free_folder
+from yolact.data.video import Frame
+from yolact.errors import CheckpointError, ConfigError, DataError, DownloadError
+from yolact.predict.media import Annotator, ObjectFiles, counts, free_folder
+from yolact.predict.pipeline import Found
+from yolact.predict.video import sampled
+from yolact.types import Detections
 
 
 @pytest.fixture
@@ -64,7 +69,7 @@ def test_one_image_is_drawn_and_named(engine: Oracle) -> None:
     assert result.stdout == (
         "data/images/0009.png: 1 cat, 1 dog\nresults in annotation-results/oracle-annotations\n"
     )
-    picture = cv2.imread("annotation-results/oracle-annotations/result-0.jpg")
+    picture = cv2.imread("annotation-results/oracle-annotations/0009.jpg")
     assert picture.shape == (120, 80, 3)
 
 
@@ -75,13 +80,13 @@ def test_each_run_has_its_own_folder(engine: Oracle) -> None:
 
 
 @pytest.mark.parametrize("source", ["data/images", "data/images/00*.png"])
-def test_folders_and_patterns_are_numbered_in_order(engine: Oracle, source: str) -> None:
+def test_results_of_folders_are_named_after_their_images(engine: Oracle, source: str) -> None:
     result = run(source, "--name", "x")
     assert [line.split(": ")[1] for line in result.stdout.splitlines()[:-1]] == [
         *("nothing", "1 cat, 1 dog", "1 owl"),
     ]
     folder = Path("annotation-results/x")
-    assert sorted(p.name for p in folder.iterdir()) == [f"result-{n}.jpg" for n in range(3)]
+    assert sorted(p.name for p in folder.iterdir()) == ["0003.jpg", "0009.jpg", "0011.jpg"]
 
 
 def test_the_json_file_is_a_coco_data_set(engine: Oracle) -> None:
@@ -122,9 +127,7 @@ def test_a_damaged_image_among_others_is_skipped_and_reported(engine: Oracle) ->
     fails(run("data/images/0005.png"), DataError, "cannot decode image")
 
 
-def test_videos_can_be_thinned_out(engine: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = (torch.zeros(12, 4), torch.zeros(12, 4), torch.zeros(12, 2), torch.zeros(9, 9, 2))
-    monkeypatch.setattr(Oracle, "_image", lambda self, pixels, priors: nothing)
+def test_videos_can_be_thinned_out(blind: None) -> None:
     writer = cv2.VideoWriter("in.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 20, (64, 48))
     for shade in range(12):
         writer.write(np.full((48, 64, 3), shade * 20, np.uint8))
@@ -137,10 +140,87 @@ def test_videos_can_be_thinned_out(engine: Oracle, monkeypatch: pytest.MonkeyPat
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
-def test_every_takes_frames_evenly() -> None:
-    frames = [np.full((1, 1, 3), n, np.uint8) for n in range(10)]
-    assert [int(frame[0, 0, 0]) for frame in every(frames, 2.5)] == [0, 3, 5, 8]
-    assert len(list(every(frames, 1))) == 10
+@pytest.fixture
+def blind(engine: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that finds nothing, in whatever it is shown."""
+    nothing = (torch.zeros(12, 4), torch.zeros(12, 4), torch.zeros(12, 2), torch.zeros(9, 9, 2))
+    monkeypatch.setattr(Oracle, "_image", lambda self, pixels, priors: nothing)
+
+
+@pytest.mark.parametrize(
+    ("fps", "rate", "expected"),
+    [(10, 4, [0, 3, 5, 8]), (10, 10, [*range(10)]), (10, 99, [*range(10)]), (10, 1, [0])],
+)
+def test_frames_are_sampled_evenly(fps: float, rate: float, expected: list[int]) -> None:
+    frames = [Frame(np.full((1, 1, 3), n, np.uint8), 1000 * n / fps) for n in range(10)]
+    assert [int(frame.image[0, 0, 0]) for frame in sampled(frames, fps, rate)] == expected
+
+
+def test_a_folder_of_videos_is_annotated_one_by_one(blind: None) -> None:
+    Path("clips").mkdir()
+    for name in ("a.mp4", "b.mkv"):
+        write_video(Path("clips") / name)
+    Path("clips/c.mp4").write_bytes(b"no video")
+    result = run("clips", "--save_json", "--name", "x")
+    fails(result, DataError, "1 of 3 videos could not be read")
+    assert "clips/a.mp4: 6 frames\nclips/b.mkv: 6 frames\n" in result.stdout
+    assert sorted(path.name for path in Path("annotation-results/x").iterdir()) == [
+        *("a.json", "a.mp4", "b.json", "b.mp4"),
+    ]
+    images = json.loads(Path("annotation-results/x/a.json").read_text())["images"]
+    assert [image["time_ms"] for image in images] == [0, 100, 200, 300, 400, 500]
+    assert [image["file_name"] for image in images[:2]] == ["frame 0", "frame 1"]
+
+
+def test_objects_become_masks_cut_outs_and_polygons(engine: Oracle) -> None:
+    arguments = ("--save_masks", "--save_cutouts", "--save_json", "--no_save", "--name", "x")
+    result = run("data/images", *arguments)
+    assert result.exit_code == 0, result.output
+    folder = Path("annotation-results/x")
+    objects = ("0009_001_cat", "0009_002_dog", "0011_001_owl")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*(f"{name}_{kind}.png" for name in objects for kind in ("mask", "cutout")), JSON_NAME]
+    )
+    annotations = json.loads((folder / JSON_NAME).read_text())["annotations"]
+    for name, one in zip(objects, annotations, strict=True):
+        mask = cv2.imread(str(folder / f"{name}_mask.png"), cv2.IMREAD_UNCHANGED)
+        code = rle.decode(one["segmentation"])
+        assert (mask == 255 * code).all() and mask.any()
+        cutout = cv2.imread(str(folder / f"{name}_cutout.png"), cv2.IMREAD_UNCHANGED)
+        x, y, width, height = map(int, one["bbox"])
+        photo = cv2.imread(f"data/images/{name[:4]}.png")
+        assert (cutout[..., :3] == photo[y : y + height, x : x + width]).all()
+        assert (cutout[..., 3] == mask[y : y + height, x : x + width]).all()
+        drawn = np.zeros(mask.shape, np.uint8)
+        for polygon in one["polygons"]:
+            cv2.fillPoly(drawn, [np.array(polygon, np.int32).reshape(-1, 2)], (255,))
+        assert (drawn != mask).mean() < 0.05
+
+
+def test_class_names_make_safe_file_names(tmp_path: Path) -> None:
+    names = ("../up", "Größe 1", "a" * 300)
+    boxes = torch.tensor([[0.0, 0, 0.5, 0.5]] * 3)
+    found = Found(
+        Detections(boxes, torch.ones(3), torch.arange(3), torch.ones(3, 1), torch.arange(3)),
+        torch.ones(8, 8, 1),
+        (16, 16),
+    )
+    files = ObjectFiles(folder=tmp_path, classes=names, masks=True)
+    files.write("p", np.zeros((16, 16, 3), np.uint8), found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("p_001_up_mask.png", "p_002_Größe_1_mask.png", f"p_003_{'a' * 40}_mask.png"),
+    ]
+
+
+def test_streams_and_offline(blind: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLACT_OFFLINE", "1")
+    result = run("http://me:secret@127.0.0.1:9/v.mp4")
+    fails(result, DownloadError, "http://...@127.0.0.1:9/v.mp4 is not on this machine")
+    monkeypatch.delenv("YOLACT_OFFLINE")
+    result = run("http://me:secret@127.0.0.1:9/v.mp4", "--save_json")
+    fails(result, DataError, "cannot open http://...@127.0.0.1:9/v.mp4")
+    assert "secret" not in result.output
+    assert not list(Path("annotation-results").iterdir())
 
 
 def test_counts_name_the_most_frequent_first(engine: Oracle, dataset: CocoInstances) -> None:
@@ -182,12 +262,6 @@ def test_a_stub_of_the_zoo_is_explained(dataset: CocoInstances) -> None:
     assert "did you mean zoo:" in result.stderr
 
 
-def test_an_input_shape_the_model_does_not_have(engine: Oracle) -> None:
-    result = run("data/images", "--model_input_image_shape", "550", "550")
-    fails(result, ConfigError, "the model takes images of 96 x 96, not 550 x 550")
-    assert run("data/images", "--model-input-image-shape", "96", "96").exit_code == 0
-
-
 def test_a_checkpoint_runs_at_another_size_with_its_own_names(dataset: CocoInstances) -> None:
     from yolact.checkpoint import Checkpoint, save_checkpoint
     from yolact.model.weights import init_weights
@@ -200,7 +274,7 @@ def test_a_checkpoint_runs_at_another_size_with_its_own_names(dataset: CocoInsta
     state = model.state_dict()
     checkpoint = Checkpoint(model_state=state, epoch=0, iteration=1, classes=names, config=small)
     save_checkpoint(Path("m.pth"), checkpoint)
-    arguments = ["--model_filepath", "m.pth", "--model_input_image_shape", "96", "96"]
+    arguments = ["--model_filepath", "m.pth", "--model_input_image_shape", "64", "96"]
     result = CliRunner().invoke(
         annotate,
         [*arguments, "--source", "data/images/0009.png", "--score_threshold", "0", "--save_json"],

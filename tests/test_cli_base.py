@@ -144,7 +144,6 @@ MIRRORED = [
     *mirrored("sparseml.yolact.download"),
 ]
 OTHER_DEFAULTS = {
-    ("train", "--dataset"): "coco2017_dataset",  # the same set, by its name
     ("export_onnx", "--config"): None,  # the checkpoint's own
     ("export_onnx", "--image-shape"): None,  # the checkpoint's own
     ("download", "--test"): False,

@@ -107,6 +107,13 @@ def test_options_for_language_models_are_refused(
     )
 
 
+def test_a_report_never_replaces_the_model(onnx_file: Path) -> None:
+    before = onnx_file.read_bytes()
+    result = CliRunner().invoke(benchmark, [str(onnx_file), "-x", str(onnx_file)])
+    assert result.exit_code == 2 and "would replace a file that is read" in result.stderr
+    assert onnx_file.read_bytes() == before
+
+
 def test_a_missing_model_reads_as_two_lines(tmp_path: Path) -> None:
     result = invoke(tmp_path / "no.onnx", "-q")
     assert result.exit_code == CheckpointError.exit_code

@@ -15,10 +15,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from onnx_models import CLASSES, QUANTIZATION, quantized_model, save, small_model
-from yolact.cli.export_onnx import export_onnx, input_side, onnx_path
+from yolact.cli.export_onnx import export_onnx, input_size, onnx_path
 from yolact.engines import load_engine
 from yolact.engines.compress import compressed_size
 from yolact.engines.onnx_file import ModelMetadata
+from yolact.engines.onnxruntime import OrtEngine
 from yolact.errors import CheckpointError, ConfigError, DataError, RecipeError, StorageError
 from yolact.exporter.graph import graph_sparsity
 from yolact.exporter.trace import generated_picture
@@ -77,16 +78,17 @@ def test_another_ending_is_refused() -> None:
         onnx_path(Path("a.pth"), Path("model.pb"), None)
 
 
-def test_shape_and_size_are_two_spellings_of_one_number() -> None:
-    assert input_side(None, None) is None
-    assert input_side(None, 400) == 400
-    assert input_side((3, 400, 400), None) == input_side((3, 400, 400), 400) == 400
-    with pytest.raises(ConfigError, match="--image-shape 3 400 300 cannot be exported"):
-        input_side((3, 400, 300), None)
+def test_shape_and_size_are_two_spellings_of_one_thing() -> None:
+    assert input_size(None, None) is None
+    assert input_size(None, 400) == 400
+    assert input_size((3, 400, 400), None) == input_size((3, 400, 400), 400) == (400, 400)
+    assert input_size((3, 96, 160), None) == input_size((3, 96, 160), (96, 160)) == (96, 160)
     with pytest.raises(ConfigError, match="--image-shape 1 400 400 cannot be exported"):
-        input_side((1, 400, 400), None)
-    with pytest.raises(ConfigError, match="--image-shape says 400 and --image_size 550"):
-        input_side((3, 400, 400), 550)
+        input_size((1, 400, 400), None)
+    with pytest.raises(ConfigError, match="--image-shape says 400 x 400 and --image_size 550"):
+        input_size((3, 400, 400), 550)
+    with pytest.raises(ConfigError, match="says 160 x 96 and --image_size 96 x 160"):
+        input_size((3, 160, 96), (96, 160))
 
 
 def test_options_reach_the_file(checkpoint: Path, tmp_path: Path) -> None:
@@ -108,6 +110,21 @@ def test_options_reach_the_file(checkpoint: Path, tmp_path: Path) -> None:
     assert lines[3].endswith(f" MB, compressed {', '.join(sizes)}")
     for file in packed:
         assert load_engine(file).classes == CLASSES
+
+
+@pytest.mark.slow
+def test_an_input_of_two_sides_is_told_with_its_priors(checkpoint: Path) -> None:
+    base = 77
+    words = ("--image-shape", 3, 96, 128, "--image_size", 96, 128, "--prior_base_size", base)
+    result = invoke("--checkpoint", checkpoint, *words)
+    assert result.exit_code == 0, result.output
+    assert "input input [batch, 3, 96, 128]" in result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"{checkpoint}: trained at 96 px, now used at 96 x 128 px: priors have")
+    assert "(prior_base_size 77, was 128)" in line
+    metadata = OrtEngine(checkpoint.with_suffix(".onnx")).metadata
+    assert metadata.config is not None and metadata.image_size == (96, 128)
+    assert metadata.config.model.prior_base_size == base
 
 
 @pytest.mark.slow
@@ -315,6 +332,19 @@ def test_no_calibration_images_is_not_a_number_of_them(checkpoint: Path, picture
     result = invoke("--checkpoint", checkpoint, "--calibration_count", 0)
     assert result.exit_code == ConfigError.exit_code
     assert "Invalid value for '--calibration_count': 0 is not in the range x>=1" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--name", "--compress"])
+def test_an_export_never_replaces_its_checkpoint(
+    checkpoint: Path, tmp_path: Path, option: str
+) -> None:
+    link = tmp_path / ("b.onnx" if option == "--name" else "b.onnx.gz")
+    link.symlink_to(checkpoint)
+    before = checkpoint.read_bytes()
+    arguments = ["--checkpoint", checkpoint, "--name", tmp_path / "b.onnx", "--compress", "gz"]
+    result = CliRunner().invoke(export_onnx, [str(argument) for argument in arguments])
+    assert result.exit_code == 2 and "would replace a file that is read" in result.stderr
+    assert checkpoint.read_bytes() == before and link.is_symlink()
 
 
 def test_a_missing_checkpoint_reads_as_two_lines(tmp_path: Path) -> None:

@@ -121,6 +121,15 @@ def test_mistakes_are_two_lines(words: tuple[str, ...], code: int, error: str, h
     assert first.startswith(f"error: {error}") and second.startswith(f"hint: {hint}")
 
 
+@pytest.mark.parametrize("option", ["--plot", "--json"])
+def test_a_result_never_replaces_the_recipe(tmp_path: Path, option: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("modifiers: []")
+    result = check(str(path), option, str(path))
+    assert result.exit_code == 2 and "would replace a file that is read" in result.stderr
+    assert path.read_text() == "modifiers: []"
+
+
 def test_an_empty_recipe_is_an_error_in_these_words() -> None:
     result = check("a: 1\nb: 2\n", *SMALL)
     assert "error: the recipe contains no modifiers\nhint: list !Modifier entries" in result.stdout

@@ -48,13 +48,6 @@ def refusal(number: int, path: str | None = None) -> OSError:
             FEWER,
         ),
         (
-            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."),
-            ConfigError,
-            "a process that prepares images was killed: "
-            "DataLoader worker (pid 7) is killed by signal: Bus error.",
-            "use a smaller --num_workers, or give the machine more (shared) memory",
-        ),
-        (
             refusal(errno.EMFILE),
             ConfigError,
             "too many open files: [Errno 24] Too many open files",

@@ -27,6 +27,7 @@ from training import (
 from yolact.checkpoint import load_checkpoint
 from yolact.cli.train import train, train_settings
 from yolact.config import CONFIGS
+from yolact.errors import ConfigError
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 from yolact.sparsify.sparsity import overall_sparsity
@@ -87,7 +88,7 @@ def test_progress_goes_to_stderr_as_greppable_lines(tiny_shapes: Path) -> None:
     result = call(tiny_shapes, "--max_iter", "10", "--no_log", "--validation_epoch", "-1")
     assert result.stdout == "checkpoint: weights/tiny_3_10.pth\n"
     lines = result.stderr.splitlines()
-    assert lines[0] == "network     tiny, 64 px, 0.0 M parameters, on cpu"
+    assert "network     tiny, 64 px, 0.0 M parameters, on cpu" in lines
     assert any(line.startswith("epoch 3 step 10/10 lr ") for line in lines)
     assert "saved weights/tiny_3_10.pth" in lines
     assert names(Path()) == ["weights"]
@@ -99,7 +100,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_shapes: Path) -> None
     assert result.stdout.splitlines() == [
         "network     tiny, 64 px, 0.0 M parameters, on cpu",
         "weights     random weights",
-        "data        7 images to train on, 3 to validate on, 6 classes",
+        "data        7 images to train on, 3 to validate on, 6 classes; 24 objects and 2 crowds",
         "length      4 steps of batch 2 x 2: 2 steps an epoch, 2 epochs, beginning at step 0",
         "lr          0.25, momentum 0.9, weight decay 0.0005",
         "recipe      none",
@@ -161,6 +162,44 @@ def test_data_sets_have_their_usual_folders() -> None:
     assert coco.train_info == Path("data/coco/annotations/instances_train2017.json")
     assert coco.validation_images == Path("data/coco/images")
     assert shapes.validation_info == Path("data/shapes/annotations/instances_val.json")
+
+
+OWN = {
+    "info": ("--train_info", "my/train.json"),
+    "images": ("--train_images", "my"),
+    "held_out": ("--validation_info", "my/val.json"),
+    "held_out_images": ("--validation_images", "my"),
+    "off": ("--validation_epoch", "-1"),
+    "shapes": ("--dataset", "shapes"),
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "missing", "hint"),
+    [
+        ("info", "--train_images and --validation_info and --validation_images", "--dataset"),
+        ("info images", "--validation_info and --validation_images", "--validation_epoch -1"),
+        ("info images held_out", "--validation_images", "--validation_epoch -1"),
+        ("info images held_out_images", "--validation_info", "--validation_epoch -1"),
+        ("images held_out held_out_images", "--train_info", "--dataset"),
+        ("held_out held_out_images", "--train_info and --train_images", "--dataset"),
+        ("info off", "--train_images", "--dataset"),
+        ("images off", "--train_info", "--dataset"),
+    ],
+)
+def test_half_of_ones_own_data_is_no_data(given: str, missing: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        settings_of(*(word for name in given.split() for word in OWN[name]))
+    assert str(error.value).endswith(f" without {missing}")
+    assert error.value.hint is not None and hint in error.value.hint
+
+
+@pytest.mark.parametrize(
+    "given", ["info images off", "info images held_out held_out_images", "shapes info", "", "off"]
+)
+def test_the_rest_of_the_data_may_be_left_out_where_it_is_clear(given: str) -> None:
+    data = settings_of(*(word for name in given.split() for word in OWN[name])).data
+    assert data.train_info.name in ("train.json", "instances_train2017.json")
 
 
 # Beginning and going on

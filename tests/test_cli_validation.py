@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 import yolact
 from conftest import OWN_GOLDEN
 from oracle import ANNOTATIONS, Oracle, write_dataset
+from videos import delay, ticks
 from yolact import engines
 from yolact.cli.inputs import split_pair, validation_paths
 from yolact.cli.validation import validation
@@ -24,6 +25,7 @@ from yolact.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    DownloadError,
     StorageError,
     TargetMissedError,
 )
@@ -190,6 +192,28 @@ def test_a_missed_target_ends_with_its_exit_code(engine: Oracle) -> None:
     assert run("--min_map", "50").exit_code == 0
 
 
+@pytest.mark.parametrize("damage", ["cut", "inside", "size"])
+def test_bad_images_are_skipped_on_request_and_the_command_says_so_after_the_table(
+    engine: Oracle, damage: str
+) -> None:
+    path = Path("data/images/0003.png")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    if damage == "size":
+        cv2.imwrite(str(path), np.zeros((5, 7, 3), np.uint8))
+    else:
+        path.write_bytes(content if damage == "inside" else content[:200])
+    stopped = run("--no_bar")
+    assert stopped.exit_code == 3 and "box" not in stopped.stdout
+    assert "0003.png" in stopped.stderr and "--on_bad_image skip" in stopped.stderr
+    result = run("--no_bar", "--on_bad_image", "skip", "--json", "measured.json")
+    fails(result, DataError, "1 of 3 images were skipped")
+    assert "mask (2 images)" in result.stdout and "0003.png" in result.stderr
+    measured = json.loads(Path("measured.json").read_text())
+    assert (measured["images"], measured["bad_images"]) == (2, 1)
+    assert measured["mask"]["ap"]["all"] == pytest.approx(100)
+
+
 def test_top_k_limits_an_evaluation_only_when_given(engine: Oracle) -> None:
     run("--top_k", "1")
     assert len(json.loads(Path("results/ap_data.json").read_text())["bbox"]) == 2
@@ -312,6 +336,46 @@ def test_a_folder_is_annotated(engine: Oracle) -> None:
     assert "data/images/0003.png -> out/0003.png: nothing" in result.stdout
 
 
+def test_pictures_of_one_name_get_two(engine: Oracle) -> None:
+    Path("more").mkdir()
+    for name in ("more/0009.png", "more/0009.webp"):
+        cv2.imwrite(name, cv2.imread("data/images/0009.png"), [cv2.IMWRITE_WEBP_QUALITY, 101])
+    result = run("--images", "more:out")
+    assert result.exit_code == 0, result.output
+    assert "more/0009.webp -> out/0009_webp.png: " in result.stdout
+    assert len(list(Path("out").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "data/images:data/images"], "would replace a file that is read"),
+        (["--images", "data/images/:data/../data/images"], "would replace a file that is read"),
+        (["--images", "data/images:link"], "would replace a file that is read"),
+        (["--images", "data/images/*3.png:data/images"], "would replace a file that is read"),
+        (["--images", "mixed/*.bmp:mixed"], "1 results would replace pictures in a folder"),
+        (["--image", "data/images/0009.png:link/0009.png"], "would replace a file that is read"),
+        (["--video", "in.mp4:./in.mp4"], "would replace a file that is read"),
+        (["--video", "in.mp4:hard.mp4"], "would replace a file that is read"),
+        (["--json", "data/annotations/instances_val2017.json"], "would replace a file that is"),
+        (["--ap_data_file", "data/annotations/instances_val2017.pkl"], "would replace a file"),
+        (["--output_coco_json", "--mask_det_file", "results/bbox_detections.json"], "two results"),
+        (["--json", "results/ap_data.json"], "two results would go to results/ap_data.json"),
+    ],
+)
+def test_nothing_that_is_read_is_written_over(
+    engine: Oracle, video: Path, arguments: list[str], message: str
+) -> None:
+    Path("link").symlink_to("data/images")
+    Path("hard.mp4").hardlink_to(video)
+    Path("mixed").mkdir()
+    for name in ("mixed/a.bmp", "mixed/a.png"):
+        cv2.imwrite(name, np.zeros((8, 8, 3), np.uint8))
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    fails(run(*arguments), ConfigError, message)
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> list[RgbImage]:
     """What a window showed; the user presses q at the second picture."""
@@ -377,6 +441,46 @@ def test_a_video_is_annotated_several_frames_at_a_time(engine: Oracle, video: Pa
     assert frames_of("out/new.mp4") == 10
 
 
+def test_a_video_of_uneven_times_keeps_its_length(
+    engine: Oracle, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick = ticks(video)
+    seconds = (0.1, 0.1, 1, 0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
+    delay(video, [round(tick * length) for length in seconds])
+    result = run("--video", "in.mp4:out.mp4")
+    assert result.stdout == "in.mp4 -> out.mp4: 10 frames\n"
+    capture = cv2.VideoCapture("out.mp4")
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    assert frames_of("out.mp4") / fps == pytest.approx(sum(seconds), abs=0.1)
+    still = [capture.read()[1].mean() for _ in range(round(1.15 * fps))]
+    assert np.ptp(still[round(0.25 * fps) :]) < 1 < np.ptp(still)
+
+
+@pytest.mark.parametrize("ending", ["webm", "gif", "txt", "ogv"])
+def test_a_video_that_cannot_be_written_is_refused_at_once(
+    engine: Oracle, video: Path, ending: str
+) -> None:
+    result = run("--video", f"in.mp4:out.{ending}")
+    assert result.exit_code == 8, result.output
+    assert f"cannot write a video as out.{ending}" in result.stderr
+    assert not engine.calls and not Path(f"out.{ending}").exists()
+
+
+def test_frames_that_came_too_quickly_are_counted(engine: Oracle, video: Path) -> None:
+    tick = ticks(video)
+    usual, short = round(tick * 0.1), round(tick * 0.01)
+    delay(video, [*[usual] * 4, short, *[usual] * 4, tick])
+    result = run("--video", "in.mp4:out.mp4")
+    assert result.stdout == "in.mp4 -> out.mp4: 10 frames\n"
+    assert "in.mp4: 1 of 10 frames follow another within 1/" in result.stderr
+
+
+def test_an_address_is_refused_offline(engine: Oracle) -> None:
+    result = run("--video", "rtsp://me:secret@127.0.0.1:9/1:out.mp4", "--offline")
+    assert result.exit_code == DownloadError.exit_code
+    assert "rtsp://...@127.0.0.1:9/1" in result.stderr and "secret" not in result.output
+
+
 def test_emulated_playback_keeps_the_length(engine: Oracle, video: Path) -> None:
     assert run("--video", "in.mp4:out.mp4", "--emulate_playback").exit_code == 0
     assert frames_of("out.mp4") == 10
@@ -432,7 +536,7 @@ def test_a_missing_model_and_missing_data(dataset: CocoInstances) -> None:
 
 def test_a_checkpoint_of_other_classes_is_refused(engine: Oracle) -> None:
     engine.classes = Classes(("car", "cat"), (1, 2))
-    fails(run(), CheckpointError, "but not 2 of the data set's 3: dog, owl")
+    fails(run(), CheckpointError, "but not 2 of the data set's 3: 'dog', 'owl'")
 
 
 def test_a_single_picture_format_is_unknown(engine: Oracle) -> None:
@@ -449,6 +553,9 @@ def test_a_single_picture_format_is_unknown(engine: Oracle) -> None:
         ("a.jpg:", ("a.jpg", None)),
         ("/a/b.jpg:/c/d.png", ("/a/b.jpg", "/c/d.png")),
         (r"C:\a.jpg:D:\b.png", (r"C:\a.jpg", r"D:\b.png")),
+        ("rtsp://me:x@cam:554/1:out.mp4", ("rtsp://me:x@cam:554/1", "out.mp4")),
+        ("rtsp://me:x@cam:554/Streaming:101", ("rtsp://me:x@cam:554/Streaming:101", None)),
+        ("http://cam:80/v.mp4", ("http://cam:80/v.mp4", None)),
     ],
 )
 def test_pairs_of_files(text: str, expected: tuple[str, str | None]) -> None:
@@ -461,6 +568,7 @@ def test_a_file_with_a_colon_in_its_name_is_one_file(
     monkeypatch.chdir(tmp_path)
     Path("a:b.png").touch()
     assert split_pair("a:b.png") == ("a:b.png", None)
+    assert split_pair("a:b.png:c.png") == ("a:b.png", "c.png")
 
 
 def test_where_the_validation_set_is() -> None:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from conftest import GoldenSet
 from yolact.data.images import read_rgb
@@ -125,6 +125,119 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> Non
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"image .*image.jpg|cannot decode image .*image.jpg"):
         read_rgb(path)
+
+
+KINDS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "tif": "TIFF"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_the_orientation_is_applied_in_every_format_that_has_one(
+    tmp_path: Path, kind: str, orientation: int
+) -> None:
+    image = Image.fromarray(picture())
+    exif = image.getexif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / f"image.{kind}"
+    image.save(path, KINDS[kind], exif=exif, **({"lossless": True} if kind == "webp" else {}))
+    shown = np.asarray(ImageOps.exif_transpose(image_with(orientation)))
+    assert np.abs(read_rgb(path, (shown.shape[0], shown.shape[1])).astype(int) - shown).mean() < 3
+    if orientation >= 5:
+        assert np.abs(read_rgb(path, (40, 60)).astype(int) - picture()).mean() < 3
+
+
+def image_with(orientation: int) -> Image.Image:
+    image = Image.fromarray(picture())
+    image.getexif()[ORIENTATION] = orientation
+    return image
+
+
+@pytest.mark.parametrize("kind", ["gif", "ico", "tga", "jp2", "ppm"])
+def test_kinds_that_few_libraries_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"image.{kind}"
+    Image.new("RGB", (16, 16), (200, 100, 0)).save(path, "JPEG2000" if kind == "jp2" else None)
+    assert read_rgb(path).shape == (16, 16, 3)
+    assert np.abs(read_rgb(path)[8, 8].astype(int) - (200, 100, 0)).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff"])
+def test_the_first_of_several_frames_is_read(tmp_path: Path, kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), (shade, shade, shade)) for shade in (60, 120, 250)]
+    path = tmp_path / f"image.{kind}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert np.abs(read_rgb(path).astype(int) - 60).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+@pytest.mark.parametrize(
+    ("most", "bits", "seen"),
+    [(1000, None, 250), (4000, None, 250), (16000, None, 250), (64000, None, 250)]
+    + [(1000, 12, 62), (4000, 16, 15), (64000, 12, 255), (0, None, 0)],
+)
+def test_16_bit_files_are_scaled_by_what_they_hold(
+    tmp_path: Path, suffix: str, most: int, bits: int | None, seen: int
+) -> None:
+    path = tmp_path / f"image.{suffix}"
+    cv2.imwrite(str(path), np.full((4, 5), most, np.uint16))
+    assert read_rgb(path, bits=bits).max() == seen
+
+
+@pytest.mark.parametrize("most", [1, 255])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_floats_are_in_0_to_1_or_0_to_255(tmp_path: Path, most: int, channels: int) -> None:
+    path = tmp_path / "image.tif"
+    values = np.linspace(0, most, 256, dtype=np.float32).reshape(16, 16)
+    cv2.imwrite(
+        str(path),
+        np.repeat(values[..., None], channels, 2),
+        [cv2.IMWRITE_TIFF_COMPRESSION, 1],  # the default for three channels loses digits
+    )
+    assert read_rgb(path)[..., 0].reshape(-1).tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("value", [-1, 300, float("nan")])
+def test_floats_of_other_ranges_are_refused(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "image.tif"
+    cv2.imwrite(str(path), np.full((4, 5), value, np.float32))
+    with pytest.raises(DataError, match=f"image.tif holds values from {value:g} to"):
+        read_rgb(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html><html>", "an HTML page"),
+        (b'<?xml version="1.0"?><svg/>', "an SVG drawing"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC photo"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif", "an AVIF image"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0", "a video"),
+        (b"%PDF-1.4", "a PDF document"),
+        (b"\0\5\x16\7\0\2", "a file of macOS"),
+    ],
+)
+def test_what_cannot_be_decoded_is_called_what_it_is(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"cannot decode image .*image.jpg, {said}"):
+        read_rgb(path)
+
+
+def test_nothing_is_written_to_stderr_about_a_damaged_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    for suffix in ("png", "tif", "webp", "bmp", "jpg"):
+        path = tmp_path / f"image.{suffix}"
+        Image.fromarray(noise).save(path)
+        data = bytearray(path.read_bytes())
+        path.write_bytes(data[: len(data) // 2])
+        with pytest.raises(DataError):
+            read_rgb(path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:

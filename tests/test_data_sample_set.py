@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from yolact.data.annotations import to_rle
 from yolact.data.coco import CocoInstances
+from yolact.data.entries import to_rle
 from yolact.data.sample_scenes import draw_scene
 from yolact.data.sample_set import SHAPE_CLASSES, annotation_of, generate_shapes
 from yolact.data.transforms import EvalTransform

@@ -23,6 +23,7 @@ SCRIPTS = ROOT / "scripts"
 IMPORTED_AS = {
     "opencv-python": "cv2",
     "pillow": "PIL",
+    "pillow-heif": "pillow_heif",
     "pyyaml": "yaml",
     "pytest-xdist": "xdist",
     "typing-extensions": "typing_extensions",

@@ -22,7 +22,7 @@ from onnx_models import (
     small_model,
 )
 from yolact.data.labels import COCO_CLASSES, Classes
-from yolact.engines import load_engine
+from yolact.engines import load_detector, load_engine
 from yolact.engines.base import Engine
 from yolact.engines.compress import FORMATS, compress_file
 from yolact.engines.onnxruntime import OrtEngine
@@ -30,6 +30,7 @@ from yolact.engines.torch import TorchEngine
 from yolact.errors import CheckpointError, ConfigError
 from yolact.exporter.export import export
 from yolact.files import Compression
+from yolact.sizes import sides_of
 from yolact.types import RawOutputs
 
 
@@ -230,6 +231,22 @@ def test_engines_are_chosen_by_name_or_by_ending(checkpoint: Path, onnx_file: Pa
         load_engine(Path("model.txt"))
     with pytest.raises(ConfigError, match="number of cores is 0"):
         load_engine(onnx_file, num_cores=0)
+
+
+@pytest.mark.parametrize("size", [550, (64, SIDE), (SIDE, 64)])
+def test_another_size_than_that_of_an_onnx_file_is_refused(
+    onnx_file: Path, size: int | tuple[int, int]
+) -> None:
+    height, width = sides_of(size)
+    with pytest.raises(ConfigError, match=f"images of 96 x 96, not {height} x {width}") as caught:
+        load_detector(onnx_file, image_size=size)
+    assert caught.value.hint
+    assert load_engine(onnx_file, image_size=SIDE).image_size == (SIDE, SIDE)
+
+
+def test_the_priors_of_an_onnx_file_stay_as_they_are(onnx_file: Path) -> None:
+    with pytest.raises(ConfigError, match="the priors of .* are part of the file"):
+        load_engine(onnx_file, prior_base_size=64)
 
 
 def test_images_of_another_shape_are_refused(checkpoint: Path, onnx_file: Path) -> None:

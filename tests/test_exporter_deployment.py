@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onnx_models import CLASSES, SIDE, small_model
 from yolact.data.images import read_rgb
+from yolact.data.labels import Classes
+from yolact.engines import load_detector
 from yolact.engines.onnx_file import OUTPUT_MEANINGS
 from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.errors import StorageError
-from yolact.exporter.deployment import FILES, require_deployable, write_deployment
+from yolact.exporter import deployed_run
+from yolact.exporter.deployment import FILES, label_line, require_deployable, write_deployment
 from yolact.exporter.export import export
 from yolact.exporter.options import ExportOptions
 from yolact.exporter.trace import generated_picture
@@ -110,15 +116,158 @@ def test_the_script_finds_what_we_find_and_needs_nothing_of_ours(
     assert read_rgb(tmp_path / "result.png").shape == (150, 200, 3)
 
 
+def ended(*arguments: object) -> tuple[object, str]:
+    """How the script ends with these arguments: its exit code or last words."""
+    with pytest.raises(SystemExit) as caught:
+        deployed_run.main([str(argument) for argument in arguments])
+    return caught.value.code, str(caught.value)
+
+
 @pytest.mark.parametrize(
-    ("picture", "target", "words"), [("no.png", "r.png", "cannot read no.png")]
+    ("words", "code"),
+    [([], 2), (["a.png"], 2), (["a.png", "b.png", "c.png"], 2), (["-h"], 0), (["--help"], 0)],
 )
-def test_the_script_names_what_it_cannot_read(
-    folder: Path, picture: str, target: str, words: str
+def test_the_script_says_how_it_is_called(
+    words: list[str], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = run_alone(folder, picture, target)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.splitlines()[-1] == words
+    assert ended(*words)[0] == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("usage: python run.py PICTURE RESULT")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        ("no.png", "r.png", "there is no file {}/no.png"),
+        ("empty.png", "r.png", "{}/empty.png is damaged, or no picture"),
+        ("text.png", "r.png", "{}/text.png is damaged, or no picture"),
+        ("cut.png", "r.png", "{}/cut.png is damaged, or no picture"),
+        ("folder", "r.png", "s a directory"),
+        ("good.png", "no/r.png", "cannot write {}/no/r.png: there is no folder {}/no"),
+        ("good.png", "folder", "cannot write {}/folder: it is a folder"),
+        ("good.png", "good.png", "{}/good.png is the picture itself"),
+        ("good.png", "r", "cannot write {}/r: end it in .png or .jpg"),
+        ("good.png", "r.txt", "cannot write {}/r.txt: end it in .png or .jpg"),
+        ("good.png", "r.png", "there is no file"),  # beside this script there is no config.json
+    ],
+)
+def test_the_script_says_in_one_line_what_it_cannot_do(
+    source: str, target: str, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("hello")
+    cv2.imwrite(str(tmp_path / "good.png"), generated_picture(8, 8))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:20])
+    code, said = ended(tmp_path / source, tmp_path / target)
+    assert isinstance(code, str) and said.startswith("error: ")  # text: printed, exit code 1
+    assert words.format(*[tmp_path] * 2) in said and "\n" not in said
+    assert not (tmp_path / "r.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", ["onnxruntime", "cv2"])
+def test_the_script_names_the_package_that_is_missing(folder: Path, missing: str) -> None:
+    without = ALONE.replace('("yolact",', f'("{missing}", "yolact",')
+    command = [sys.executable, "-c", without, "a.png", "b.png"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {missing} is not there; pip install onnxruntime opencv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["model.onnx", "labels.txt"])
+def test_the_script_names_what_is_wrong_with_its_folder(
+    folder: Path, damage: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    picture = tmp_path / "picture.png"
+    cv2.imwrite(str(picture), generated_picture(60, 80))
+    (copy / damage).write_bytes(b"?")
+    done = run_alone(copy, picture, tmp_path / "r.png")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and damage in line
+
+
+ODD = (
+    "a\nb",
+    "\r\n",
+    "back\\slash",
+    "\\n",
+    'quo"te',
+    "tab\t",
+    "\u2028x\x85y",
+    "鳥",
+    "🦊",
+    "",
+    " ",
+    "\x0b",
+)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_class_name_is_one_line_and_read_back(name: str) -> None:
+    line = label_line(name)
+    assert len(f"{line}.".splitlines()) == 1
+    assert deployed_run.read_label(line) == name
+    assert name not in ("鳥", "🦊", "", " ", 'quo"te') or line == name
+
+
+@settings(max_examples=30)
+@given(st.text(max_size=12))
+def test_any_class_name_is_one_line_and_read_back(name: str) -> None:
+    line = label_line(name)
+    assert len(f"{line}.".splitlines()) == 1 and deployed_run.read_label(line) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        ("traffic light", "traffic light"),
+        ("Café Señor", "Cafe Senor"),
+        ("Größe", "class 7"),
+        ("螺母", "class 7"),
+        ("a\nb", "a b"),
+        ("", "class 7"),
+    ],
+)
+def test_names_are_drawn_in_letters_that_opencv_has(name: str, drawn: str) -> None:
+    assert deployed_run.drawable(name, 7) == drawn
+
+
+def test_the_priors_are_a_file_of_numbers(folder: Path) -> None:
+    described = json.loads((folder / "config.json").read_text("utf-8"))["priors"]
+    kind = np.dtype(described["type"]).newbyteorder("<")
+    assert (described["file"], described["byte_order"]) == ("priors.bin", "little")
+    priors = np.fromfile(folder / described["file"], kind).reshape(described["shape"])
+    np.testing.assert_array_equal(priors, np.load(folder / "sample.npz")["priors"])
+
+
+@pytest.mark.slow
+def test_the_script_finds_what_we_find_at_an_input_of_two_sides(tmp_path: Path) -> None:
+    names = ("line\nbreak", "Größe", "plain")
+    path = tmp_path / "m.onnx"
+    options = ExportOptions(image_size=(64, 128))
+    export(small_model(), Classes(names, (1, 2, 3)), path, options)
+    folder = write_deployment(path)
+    assert (folder / "labels.txt").read_text("utf-8") == "line\\nbreak\nGröße\nplain\n"
+    picture = tmp_path / "picture.png"
+    cv2.imwrite(str(picture), cv2.cvtColor(generated_picture(150, 200), cv2.COLOR_RGB2BGR))
+    done = run_alone(folder, picture, tmp_path / "result.png")
+    assert done.returncode == 0, done.stderr
+    detector = load_detector(folder / "model.onnx")
+    (found,) = Selection(score_threshold=0.3).find(detector, [read_rgb(picture)])
+    instances = found.instances()
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(instances.scores) > 3
+    for line, label, area in zip(
+        lines, instances.labels, instances.masks.sum((1, 2)).tolist(), strict=True
+    ):
+        assert line.startswith(label_line(names[label]))
+        assert int(line.split()[-2]) == pytest.approx(area, abs=2)
 
 
 @pytest.mark.slow

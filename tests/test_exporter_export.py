@@ -7,7 +7,9 @@ from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -16,13 +18,15 @@ import torch
 from onnx_models import CLASSES, SIDE, outputs_of, prune, small_model, with_golden_weights
 from yolact.config import named_config
 from yolact.data.labels import Classes
-from yolact.engines.onnxruntime import OrtEngine
+from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.errors import ConfigError, DataError, ExportError, StorageError
 from yolact.exporter.export import ExportReport, export
 from yolact.exporter.graph import conv_weights, infer_shapes
 from yolact.exporter.options import OPSETS, ExportOptions
+from yolact.exporter.trace import compute_priors
 from yolact.exporter.verify import TOLERANCE
 from yolact.model.yolact import Yolact
+from yolact.sizes import ImageSize, sides_of
 from yolact.types import RawOutputs
 
 
@@ -174,16 +178,74 @@ def test_the_published_network_agrees_on_a_picture(tmp_path: Path, tiny_shapes: 
     assert report.size == pytest.approx(4 * 47.8e6, rel=0.01)
 
 
-def test_another_image_size_keeps_the_priors_sides(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "size",
+    [
+        (64, 96),
+        pytest.param((137, 250), marks=pytest.mark.slow),
+    ],
+)
+def test_another_image_size_keeps_the_sides_of_priors_in_pixels(
+    size: ImageSize, tmp_path: Path
+) -> None:
     model = small_model()
-    report = export(model, CLASSES, tmp_path / "m.onnx", ExportOptions(image_size=128))
-    assert report.input_shape == ("batch", 3, 128, 128)
+    report = export(model, CLASSES, tmp_path / "m.onnx", ExportOptions(image_size=size))
+    height, width = sides_of(size)
+    assert report.input_shape == ("batch", 3, height, width)
+    assert max(output.max_difference for output in report.outputs) < TOLERANCE
     engine = OrtEngine(report.path)
-    assert engine.image_size == (128, 128)
-    assert engine.metadata.config is not None and engine.metadata.config.model.image_size == 128
-    sides = set(engine(torch.zeros(1, 3, 128, 128)).priors[:, 2].tolist())
-    usual = set(outputs_of(model, torch.zeros(1, 3, SIDE, SIDE)).priors[:, 2].tolist())
-    assert sides == usual
+    config = engine.metadata.config
+    assert engine.image_size == engine.metadata.image_size == (height, width)
+    assert config is not None and config.model.image_size == size
+    priors = engine(torch.zeros(2, 3, height, width)).priors
+    usual = outputs_of(model, torch.zeros(1, 3, SIDE, SIDE)).priors
+    wanted = {round(side * SIDE, 3) for side in usual[:, 2].tolist()}
+    assert {round(side * width, 3) for side in priors[:, 2].tolist()} == wanted
+    assert {round(side * height, 3) for side in priors[:, 3].tolist()} == wanted
+    assert model.config.image_size == SIDE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("opset", "half"), [(11, False), (12, True)])
+def test_opencv_computes_the_outputs_of_older_opsets_and_the_priors(
+    opset: int, half: bool, tmp_path: Path
+) -> None:
+    path, size = tmp_path / "m.onnx", (64, 96)
+    options = ExportOptions(opset=opset, image_size=size, half=half, priors_output=True)
+    export(small_model(), CLASSES, path, options)
+    onnx.checker.check_model(str(path), full_check=True)
+    assert [o.version for o in onnx.load(str(path)).opset_import] == [opset]
+    for count in (1, 4):
+        images = torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(count))
+        network = cv2.dnn.readNetFromONNX(str(path))
+        network.setInput(images.numpy(), "input")
+        names = list(network.getUnconnectedOutLayersNames())
+        assert sorted(names) == sorted(RawOutputs._fields)
+        wanted = OrtEngine(path)(images)._asdict()
+        for name, value in zip(names, network.forward(names), strict=True):
+            np.testing.assert_allclose(value, wanted[name], rtol=0, atol=1e-3, err_msg=name)
+            assert name != "priors" or np.array_equal(value, wanted[name])
+
+
+def test_computed_priors_are_the_stored_ones_to_the_bit(tmp_path: Path) -> None:
+    def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+    stored = np.random.default_rng(0).random((5, 4), np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["input"], ["loc"])],
+        "boxes",
+        [value("input", "batch", 5, 4)],
+        [value("loc", "batch", 5, 4), value("priors", 5, 4)],
+        [onnx.numpy_helper.from_array(stored, "priors")],
+    )
+    opset = [onnx.helper.make_opsetid("", 11)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=7)
+    compute_priors(model)
+    onnx.checker.check_model(model, full_check=True)
+    for count in (1, 3):
+        found = run_graph(model.SerializeToString(), -1e30 * torch.rand(count, 5, 4))
+        assert np.array_equal(found["priors"], stored)
 
 
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
@@ -273,17 +335,22 @@ def test_a_model_that_computes_nan_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"opset": 13}, "opset 13 cannot be exported"),
+        ({"opset": 10}, "opset 10 cannot be exported"),
+        ({"opset": 0}, "opset 0 cannot be exported"),
+        ({"opset": 12, "with_nms": True}, "opset 12 lacks operators"),
+        ({"priors_output": True, "with_nms": True}, "no priors that --priors_output could add"),
+        ({"image_size": (96, 5000)}, "image size 96 x 5000 is too large"),
+        ({"prior_base_size": -1}, "prior base size -1"),
         ({"opset": 20}, "opset 20 cannot be exported"),
         ({"batch_size": 0}, "batch size is 0"),
         ({"image_size": 32}, "image size 32 is too small"),
     ],
 )
 def test_impossible_options_are_named(
-    options: dict[str, int], message: str, tmp_path: Path
+    options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(**options))  # type: ignore[arg-type]
+        export(small_model(), CLASSES, tmp_path / "m.onnx", ExportOptions(**options))
     assert caught.value.hint
     assert not list(tmp_path.iterdir())
 

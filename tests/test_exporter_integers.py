@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
@@ -26,6 +27,7 @@ from test_exporter_passes import PICTURE, Array, kinds, model_of, run
 from yolact.config import named_config
 from yolact.data.labels import Classes
 from yolact.engines.onnxruntime import OrtEngine
+from yolact.errors import ConfigError
 from yolact.exporter.export import export
 from yolact.exporter.graph import Graph
 from yolact.exporter.options import ExportOptions, Layout
@@ -363,3 +365,22 @@ def test_the_published_network_takes_less_than_52_mb(tmp_path: Path) -> None:
     assert report.size < 52e6
     count = Counter(node.op_type for node in onnx.load(str(path)).graph.node)
     assert (count["Conv"], count["LeakyRelu"], count["Add"]) == (85, 52, 25)
+
+
+@pytest.mark.slow
+def test_an_input_of_two_sides_is_integers_all_through(tmp_path: Path) -> None:
+    model, size, path = quantized_model(), (64, 96), tmp_path / "m.onnx"
+    images = [
+        torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)
+    ]
+    report = export(
+        model,
+        CLASSES,
+        path,
+        ExportOptions(image_size=size, with_nms=True, opset=13),
+        images=images,
+    )
+    assert report.quantized and report.float_outputs == 0
+    assert report.input_shape == ("batch", 3, *size)
+    with pytest.raises(ConfigError, match="opset 12 cannot say how the model is quantized"):
+        export(model, CLASSES, path, ExportOptions(opset=12))

@@ -12,8 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from yolact.errors import StorageError
-from yolact.files import atomic_folder, atomic_path, require_writable, storage_errors, write_text
+from yolact.errors import ConfigError, StorageError
+from yolact.files import (
+    atomic_folder,
+    atomic_path,
+    distinct_names,
+    require_own_places,
+    require_writable,
+    storage_errors,
+    write_text,
+)
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -147,6 +155,52 @@ def test_a_limit_reached_in_mid_write_keeps_the_old_file(tmp_path: Path) -> None
     assert result.stdout == f"no space left to write {path}\n"
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["itself", "spelling", "symlink", "hard link", "folder"])
+def test_a_result_never_takes_the_place_of_what_is_read(tmp_path: Path, kind: str) -> None:
+    read = tmp_path / "in" / "a.png"
+    read.parent.mkdir()
+    read.write_bytes(b"mine")
+    output = {
+        "itself": read,
+        "spelling": tmp_path / "in" / ".." / "in" / "a.png",
+        "symlink": tmp_path / "b.png",
+        "hard link": tmp_path / "b.png",
+        "folder": tmp_path / "other" / "a.png",
+    }[kind]
+    if kind == "symlink":
+        output.symlink_to(read)
+    elif kind == "hard link":
+        output.hardlink_to(read)
+    elif kind == "folder":
+        output.parent.symlink_to(read.parent)
+    with pytest.raises(ConfigError, match="would replace a file that is read"):
+        require_own_places([None, tmp_path / "new", output], [None, tmp_path / "no", read])
+
+
+def test_two_results_need_two_places(tmp_path: Path) -> None:
+    twice = [tmp_path / "a.json", tmp_path / "x" / ".." / "a.json"]
+    with pytest.raises(ConfigError, match="two results would go to"):
+        require_own_places(twice, [])
+    require_own_places([tmp_path / "a.json", tmp_path / "b.json"], [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a.jpg", "b.png"], ["a", "b"]),
+        (["a.jpg", "a.png", "b.png"], ["a_jpg", "a_png", "b"]),
+        (["A.jpg", "a.jpg"], ["A_jpg", "a_jpg_001"]),
+        (["x/1.jpg", "y/1.jpg"], ["x_1_jpg", "y_1_jpg"]),
+        (["p/x/1.jpg", "q/x/1.jpg"], ["x_1_jpg", "x_1_jpg_001"]),
+        (["x/1.jpg", "q/x/1.jpg", "x_1_jpg_001.jpg"], ["x_1_jpg", "x_1_jpg_002", "x_1_jpg_001"]),
+        (["日" * 80 + ".jpg"], ["日" * 60]),
+        ([], []),
+    ],
+)
+def test_no_two_files_get_one_name(paths: list[str], names: list[str]) -> None:
+    assert distinct_names([Path(path) for path in paths]) == names
 
 
 @pytest.mark.parametrize("name", [os.fsdecode(b"b\xff.jpg"), "\ud800", "螺母"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Literal
@@ -11,11 +12,19 @@ import pytest
 from pycocotools.coco import COCO
 
 from conftest import GoldenSet
-from oracle import ANNOTATIONS, Oracle, rectangle, write_dataset
+from oracle import ANNOTATIONS, Oracle, open_dataset, rectangle, write_dataset
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError
-from yolact.predict.evaluate import Evaluation, collect, evaluate, match_classes, score
+from yolact.predict.evaluate import (
+    Evaluation,
+    EvaluationOptions,
+    collect,
+    evaluate,
+    match_classes,
+    run_evaluation,
+    score,
+)
 from yolact.predict.pipeline import Selection
 from yolact.predict.results import (
     THRESHOLDS,
@@ -194,9 +203,49 @@ def test_a_model_of_other_classes_is_refused(dataset: CocoInstances) -> None:
     with pytest.raises(CheckpointError) as caught:
         evaluate(Oracle(dataset, Classes(("cat", "car"), (1, 2))), dataset, progress=False)
     assert str(caught.value) == (
-        "the model knows 2 classes, but not 2 of the data set's 3: dog, owl"
+        "the model knows 2 classes ('cat', 'car'), but not 2 of the data set's 3: 'dog', 'owl'"
     )
     assert "checkpoint of other classes" in (caught.value.hint or "")
+
+
+def test_names_written_in_another_way_are_matched(dataset: CocoInstances) -> None:
+    other = Classes(("Owl", "dog ", "CAT", "cow"), (1, 2, 3, 4))
+    assert match_classes(other, dataset.classes) == [21, 20, 7, None]
+
+
+def test_a_category_without_objects_need_not_be_known(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "d", ANNOTATIONS[:2])
+    model = Classes(("dog", "cat"), (1, 2))
+    assert evaluate(Oracle(data, model), data, progress=False).box["all"] == pytest.approx(100)
+    with pytest.raises(CheckpointError, match="'owl'"):
+        match_classes(model, data.classes)
+
+
+def test_result_files_have_the_ids_of_the_annotation_file(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d", ANNOTATIONS)
+    info = tmp_path / "d" / "annotations" / "instances_val2017.json"
+    content = json.loads(info.read_text())
+    for image in content["images"]:
+        image["id"] = f"img-{image['id']}"
+    for category in content["categories"]:
+        category["id"] = category["name"].upper()
+    names = {7: "CAT", 20: "DOG", 21: "OWL"}
+    for entry in content["annotations"]:
+        entry["image_id"] = f"img-{entry['image_id']}"
+        entry["category_id"] = names[entry["category_id"]]
+    info.write_text(json.dumps(content))
+    data = open_dataset(tmp_path / "d")
+    kept, boxes, masks = (tmp_path / name for name in ("kept.json", "boxes.json", "masks.json"))
+    options = EvaluationOptions(
+        selection=Selection(), detections=kept, bbox_file=boxes, mask_file=masks, progress=False
+    )
+    report = run_evaluation(lambda: Oracle(data), data, options)
+    assert report.evaluation is not None
+    assert report.evaluation.mask[75] == pytest.approx(100)
+    found = {("img-9", "CAT"), ("img-9", "DOG"), ("img-11", "OWL")}
+    for path in (boxes, masks):
+        entries = [e for e in json.loads(path.read_text()) if e["score"] > 0.5]
+        assert {(e["image_id"], e["category_id"]) for e in entries} == found
 
 
 def test_a_model_without_names_fits_a_data_set_of_its_size() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,9 @@ from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.errors import ConfigError, StorageError
 from yolact.predict.evaluate import Evaluation
 from yolact.predict.results import AveragePrecision
+from yolact.training import logs
 from yolact.training import loop as train_module
+from yolact.training.logs import TrainLog
 from yolact.training.loop import train
 from yolact.training.retention import CheckpointKeeper
 from yolact.training.settings import LogSettings, SaveSettings
@@ -267,6 +270,33 @@ def test_wandb_gets_losses_and_map_only_when_asked(
     assert [step for step, _ in sent] == [1, 2, 3, 4, 5, 6, 6] and ended
     assert {"loss/box", "loss/mask", "lr"} <= sent[0][1].keys()
     assert sent[-1][1].keys() == {"val/box", "val/mask"}
+
+
+def test_a_service_that_does_not_answer_holds_no_run_up(
+    monkeypatch: pytest.MonkeyPatch, package_log: pytest.LogCaptureFixture
+) -> None:
+    never = threading.Event()
+    run = SimpleNamespace(finish=lambda: never.wait(60))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda project, config: run))
+    monkeypatch.setattr(logs, "PATIENCE", 0.05)
+    with TrainLog(LogSettings(folder=None, wandb=True), "tiny", {}):
+        pass
+    assert "wandb sync" in package_log.text
+    never.set()
+
+
+def test_all_logs_are_closed_when_one_cannot_be() -> None:
+    closed: list[str] = []
+
+    def fail() -> None:
+        raise StorageError("the disk is full")
+
+    log = TrainLog(LogSettings(folder=None), "tiny", {})
+    log.sinks = [SimpleNamespace(close=act) for act in (lambda: closed.append("a"), fail)]
+    log.sinks.append(SimpleNamespace(close=lambda: closed.append("b")))
+    with pytest.raises(StorageError, match="full"), log:
+        pass
+    assert sorted(closed) == ["a", "b"]
 
 
 def test_wandb_is_named_when_it_is_absent(

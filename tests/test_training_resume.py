@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from dataclasses import dataclass
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,14 @@ from training import (
     during_step,
     losses,
     make_stepper,
+    names,
     resume,
     tiny_config,
     tiny_settings,
 )
 from yolact.checkpoint import load_checkpoint
 from yolact.data.loader import make_loader
+from yolact.data.workers import WorkerError
 from yolact.training import loop as train_module
 from yolact.training.loop import TrainResult, train
 from yolact.training.settings import SaveSettings
@@ -249,3 +254,39 @@ def test_no_interrupt_stops_without_saving(
     result = train(tiny_settings(tiny_shapes, tmp_path, save=save))
     assert result.interrupted and result.checkpoint is None
     assert list((tmp_path / "weights").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_one_signal_ends_a_run_that_waits_for_images(
+    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def block() -> None:
+        for child in active_children():
+            os.kill(child.pid or 0, signal.SIGSTOP)
+        threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    during_step(monkeypatch, 3, block)
+    began = time.monotonic()
+    data = data_of(tiny_shapes, workers=1)
+    result = train(tiny_settings(tiny_shapes, tmp_path, data=data, epochs=50))
+    assert result.interrupted and result.checkpoint is not None
+    assert time.monotonic() - began < 10 and not active_children()
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_dies_ends_with_its_state_saved(
+    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill() -> None:
+        for child in active_children():
+            child.kill()
+
+    during_step(monkeypatch, 4, kill)
+    save = SaveSettings(folder=tmp_path / "weights")
+    data = data_of(tiny_shapes, workers=1)
+    before = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(WorkerError, match="SIGKILL"):
+        train(tiny_settings(tiny_shapes, tmp_path, data=data, save=save, epochs=50))
+    (saved,) = names(tmp_path / "weights")
+    assert saved.endswith("_interrupt.pth") and not active_children()
+    assert signal.getsignal(signal.SIGCHLD) == before, "it would raise in the middle of a step"

@@ -25,7 +25,7 @@ from training import (
 )
 from yolact.checkpoint import load_checkpoint
 from yolact.data.loader import make_loader
-from yolact.errors import ConfigError
+from yolact.errors import TargetMissedError
 from yolact.loss.criterion import Losses
 from yolact.model.weights import is_quantized
 from yolact.restore import build_model
@@ -34,7 +34,13 @@ from yolact.training.loop import train
 from yolact.training.settings import SaveSettings
 from yolact.training.split_batch import split
 from yolact.training.start import prepare
-from yolact.training.step import MAX_SKIPPED_IN_A_ROW, SkippedSteps
+from yolact.training.step import (
+    MAX_SKIPPED_IN_A_ROW,
+    DivergedError,
+    LossGrowth,
+    SkippedSteps,
+    hold_batch_norms,
+)
 from yolact.types import Batch
 
 pytestmark = [
@@ -101,7 +107,7 @@ def test_the_recipe_goes_on_through_skipped_steps(tiny_shapes: Path, tmp_path: P
 @pytest.mark.slow
 def test_a_diverged_run_ends_with_advice(tiny_shapes: Path, tmp_path: Path) -> None:
     save = SaveSettings(folder=tmp_path / "weights")
-    with pytest.raises(ConfigError, match="diverged: 100 steps in a row") as error:
+    with pytest.raises(TargetMissedError, match="diverged: 100 steps in a row") as error:
         train_with(poisoned(), tiny_settings(tiny_shapes, tmp_path, epochs=100, save=save))
     assert error.value.hint is not None and "--lr" in error.value.hint
     assert max(losses(tmp_path)) == MAX_SKIPPED_IN_A_ROW - 1
@@ -114,6 +120,174 @@ def test_skipped_steps_count_in_a_row_and_in_total() -> None:
     skipped.in_a_row = 0
     skipped.add(1000, {"box": float("inf")}, [9])
     assert (skipped.total, skipped.in_a_row) == (MAX_SKIPPED_IN_A_ROW, 1)
+
+
+def step_that_ends(totals: list[float]) -> int | None:
+    """At which loss a run ends; None at none of them."""
+    growth = LossGrowth()
+    for step, total in enumerate(totals):
+        try:
+            growth.add(total)
+        except DivergedError:
+            return step
+    return None
+
+
+@pytest.mark.parametrize(
+    ("totals", "least", "most"),
+    [
+        ([30.0] + [30 * 10.0**i for i in range(1, 30)], 9, 14),
+        ([90.0, 2e3] + [1e12] * 30, 9, 10),
+        ([8.0] * 500 + [1e9] * 20, 505, 510),
+        ([1e-5] * 50 + [1e7] * 20, 54, 60),
+    ],
+)
+def test_a_loss_that_grows_a_million_fold_ends_the_run(
+    totals: list[float], least: int, most: int
+) -> None:
+    ended = step_that_ends(totals)
+    assert ended is not None and least <= ended <= most
+
+
+@pytest.mark.parametrize(
+    "totals",
+    [
+        [120.0, 80, 40, 20] + [5.0] * 200,
+        [5.0, 5e8, 5, 5, 1e9] * 50,
+        [1e-4] * 100 + [300.0] * 100,
+        [3.0] * 50 + [2e6] * 50,
+        [1e5] * 20 + [2.0] * 20 + [1e6] * 30,
+        [0.0] * 50 + [900.0] * 50,
+    ],
+)
+def test_spikes_and_jumps_do_not_end_a_run(totals: list[float]) -> None:
+    assert step_that_ends(totals) is None
+
+
+def test_a_run_of_few_steps_is_judged_at_its_end() -> None:
+    growth = LossGrowth()
+    for total in (20.0, 1e9, 1e10, 1e12):
+        growth.add(total)
+    assert growth.ruined
+    with pytest.raises(DivergedError, match=r"it was 20"):
+        growth.check()
+
+
+def exploding() -> Tampered:
+    """An objective whose loss is a hundred times larger with every step from the third."""
+    calls = count()
+
+    def act(model: nn.Module, images: Tensor, compute: Callable[[Tensor], Losses]) -> Losses:
+        factor = 100.0 ** max(next(calls) - 2, 0)
+        return Losses(*(factor * (term * 0 + term.detach()) for term in compute(images)))
+
+    return Tampered(act)
+
+
+def test_ruined_weights_replace_no_others(tiny_shapes: Path, tmp_path: Path) -> None:
+    save = SaveSettings(folder=tmp_path / "weights", interval=2, keep_latest=True)
+    with pytest.raises(TargetMissedError, match="diverged") as error:
+        train_with(exploding(), tiny_settings(tiny_shapes, tmp_path, epochs=20, save=save))
+    assert error.value.hint is not None and "--lr" in error.value.hint
+    (kept,) = (tmp_path / "weights").iterdir()
+    assert kept.name in ("tiny_1_4.pth", "tiny_1_6.pth"), "written before the loss was ruined"
+
+
+def normed() -> nn.Sequential:
+    """Two convolutions, each with its batch norm."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    )
+
+
+def fused() -> nn.Sequential:
+    """The same, prepared for quantization-aware training: batch norms inside the convolutions."""
+    from torch.ao.nn.intrinsic.qat import ConvBn2d
+    from torch.ao.quantization import get_default_qat_qconfig
+
+    config = get_default_qat_qconfig("fbgemm")  # type: ignore[no-untyped-call]
+    layers = [ConvBn2d(i, 4, 1, qconfig=config) for i in (3, 4)]  # type: ignore[no-untyped-call]
+    return nn.Sequential(*layers)
+
+
+def moved(model: nn.Module, *, every: bool) -> list[bool]:
+    """Whether a forward pass in training changes the statistics of each batch norm."""
+    means = [buffer for name, buffer in model.named_buffers() if name.endswith("running_mean")]
+    before = [mean.clone() for mean in means]
+    model.train()
+    hold_batch_norms(model, every=every)
+    model(torch.rand(2, 3, 4, 4) + 5)
+    return [not torch.equal(one, other) for one, other in zip(before, means, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore:.*reduce_range")
+@pytest.mark.parametrize("build", [normed, fused])
+def test_batch_norms_keep_their_statistics_where_they_are_frozen(
+    build: Callable[[], nn.Sequential],
+) -> None:
+    model = build()
+    assert moved(model, every=False) == [True, True]
+    first = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    first.requires_grad_(False)
+    assert moved(model, every=False) == [False, True]
+    first.requires_grad_(True)
+    assert moved(model, every=False) == [True, True]
+    assert moved(model, every=True) == [False, False]
+    assert not any(
+        parameter.requires_grad
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for parameter in module.parameters()
+    )
+
+
+FREEZE = """
+modifiers:
+- !EpochRangeModifier {start_epoch: 0, end_epoch: 3}
+- !TrainableParamsModifier {params: ["re:backbone.*"], trainable: False, start_epoch: 1}
+- !QuantizationModifier {start_epoch: 2}
+"""
+
+
+def statistics_of(folder: Path, iteration: int) -> dict[str, Tensor]:
+    """Running statistics of the backbone in the checkpoint of a step, in its order."""
+    (path,) = (folder / "weights").glob(f"tiny_*_{iteration}.pth")
+    state = load_checkpoint(path).model_state
+    return {
+        str(number): value
+        for number, (name, value) in enumerate(
+            (name, value)
+            for name, value in state.items()
+            if "backbone" in name and name.endswith(("running_mean", "running_var"))
+        )
+    }
+
+
+@pytest.mark.slow
+def test_layers_that_a_recipe_freezes_keep_their_statistics(
+    tiny_shapes: Path, tmp_path: Path
+) -> None:
+    train(tiny_settings(tiny_shapes, tmp_path, recipe=FREEZE))
+    free, frozen, float_end, quantized = (statistics_of(tmp_path, i) for i in (2, 4, 6, 9))
+    assert any(not torch.equal(free[name], frozen[name]) for name in free)
+    for name in frozen:
+        assert torch.equal(frozen[name], float_end[name])
+        assert torch.equal(frozen[name], quantized[name])
+
+
+def test_freeze_bn_leaves_all_batch_norms_as_they_are(tiny_shapes: Path, tmp_path: Path) -> None:
+    train(tiny_settings(tiny_shapes, tmp_path, freeze_bn=True))
+    first, last = (load_checkpoint(tmp_path / f"weights/tiny_{name}.pth") for name in FIRST_LAST)
+    norms = [name.removesuffix("running_mean") for name in first.model_state if "mean" in name]
+    changed = {
+        name
+        for name, value in first.model_state.items()
+        if not torch.equal(value, last.model_state[name])
+    }
+    assert changed and not any(name.startswith(tuple(norms)) for name in changed)
+
+
+FIRST_LAST = ("0_1", "1_6")
 
 
 def test_loss_scaling_survives_a_loss_that_is_not_finite(tiny_shapes: Path) -> None:

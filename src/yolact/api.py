@@ -12,7 +12,6 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,7 +29,8 @@ from yolact.host import resolve_device
 from yolact.model_files import model_kinds, stub_file
 from yolact.predict.draw import Style, draw_instances, write_image
 from yolact.predict.pipeline import Selection, groups
-from yolact.predict.results import coco_box, encode_masks
+from yolact.predict.results import coco_box, encode_masks, outlines
+from yolact.sizes import ImageSize
 from yolact.types import Instances
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def load(
     device: str = "cpu",
     num_cores: int | None = None,
     config: YolactConfig | None = None,
+    image_size: ImageSize | None = None,
 ) -> Model:
     """Load a model, ready to predict.
 
@@ -59,10 +60,12 @@ def load(
         device: Where PyTorch runs: cpu, cuda, cuda:N or auto. The other engines use the CPU.
         num_cores: Threads of one prediction; None leaves the choice to the engine.
         config: Configuration of a checkpoint that carries none.
+        image_size: What a checkpoint is to see: the side of a square in pixels, or (height,
+            width); None for the size of its training. An ONNX file has the one of its export.
 
     Raises:
         CheckpointError: The file is missing, unreadable or not a YOLACT model.
-        ConfigError: The engine or the device is unknown, or does not fit the file.
+        ConfigError: The engine, the device or the size is unknown, or does not fit the file.
     """
     loaded = load_detector(
         _model_file(str(model), engine),
@@ -70,6 +73,7 @@ def load(
         device=str(resolve_device(device)),
         num_cores=num_cores,
         config=config,
+        image_size=image_size,
     )
     return Model(loaded)
 
@@ -275,7 +279,7 @@ class Result:
         Returns:
             A list of polygons [m, 2] per object, x and y in pixels.
         """
-        return [_outlines(mask, tolerance) for mask in self.masks]
+        return [outlines(mask, tolerance) for mask in self.masks]
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
         """The objects as COCO result entries, ready for JSON.
@@ -337,24 +341,3 @@ class Result:
         if path is not None:
             write_image(Path(path).expanduser(), picture)
         return picture
-
-
-def _outlines(mask: NDArray[np.bool_], tolerance: float) -> list[NDArray[np.int32]]:
-    """The polygons of one mask; see :meth:`Result.polygons`."""
-    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
-    inside = mask[y : y + height, x : x + width].view(np.uint8)
-    # OpenCV's outlines pass through the pixels of the mask. In a mask of twice the size the first
-    # pixel of each pair lies at a left or upper edge, and the last one at a right or lower edge.
-    doubled = inside.repeat(2, axis=0).repeat(2, axis=1)
-    found, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    parents = hierarchy[0, :, 3].tolist() if found else []
-    parts_first = sorted(range(len(found)), key=lambda index: parents[index] >= 0)
-    edges = [(found[index] + 1) // 2 + (x, y) for index in parts_first]
-    return [_simpler(edge.astype(np.int32), tolerance)[:, 0] for edge in edges]
-
-
-def _simpler(edge: NDArray[np.int32], tolerance: float) -> NDArray[np.int32]:
-    """An outline [m, 1, 2] with fewer points, of which at least three are left."""
-    exact = cv2.approxPolyDP(edge, 0, True)
-    simple = cv2.approxPolyDP(exact, tolerance, True)
-    return np.asarray(simple if len(simple) > 2 else exact, np.int32)

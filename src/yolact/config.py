@@ -11,18 +11,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from fractions import Fraction
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from yolact.errors import ConfigError
 from yolact.setting import setting
+from yolact.sizes import ImageSize, checked_size, image_size_setting, sides_of
+
+OnBadImage = Literal["stop", "skip"]
+"""What becomes of a data set with an image that is damaged or of another size than listed."""
+
+
+def on_bad_image() -> Any:
+    """The setting of commands that read a data set."""
+    return setting(
+        default="stop",
+        help="Images that are damaged or of another size than listed: stop before the run, or "
+        "leave them out.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape of the network. The defaults are YOLACT-550 on DarkNet-53: 47.8 M parameters."""
 
-    image_size: int = setting(default=550, help="Side of the network input.")
-    """In pixels; it is a square."""
+    image_size: ImageSize = image_size_setting(default=550)
+    """In pixels; a pair of equal sides becomes one number. See :attr:`input_size`."""
     num_classes: int = 80
     """Object classes, without the background."""
     stem_channels: int = 32
@@ -35,23 +48,20 @@ class ModelConfig:
     head_channels: int = 256
     num_prototypes: int = 32
     prior_scales: tuple[float, ...] = (24, 48, 96, 192, 384)
-    """Prior side for P3..P7, in pixels of an image of ``prior_base_size``."""
+    """Prior side for P3..P7, in pixels of a square image of ``prior_base_size``."""
     prior_aspect_ratios: tuple[float, ...] = (1, 1 / 2, 2)
-    prior_base_size: int = 550
-    """What ``prior_scales`` are relative to. A change of ``image_size`` leaves it alone, so that
-    priors keep their size relative to the image, as upstream's im400 and im700 configs do."""
+    prior_base_size: float = 550
+    """What ``prior_scales`` are relative to: a prior covers as much of an image of any size as a
+    square of its scale covers of a square of this side. In pixels it has sides of
+    scale * sqrt(height * width) / prior_base_size, equal ones whatever the shape of the input."""
 
     def __post_init__(self) -> None:
         """Refuse impossible shapes with a ConfigError."""
-        if self.image_size < 64:
+        object.__setattr__(self, "image_size", checked_size(self.image_size))
+        if not 0 < self.prior_base_size < math.inf:
             raise ConfigError(
-                f"image size {self.image_size} is too small",
-                hint="use at least 64: P7 is 128 times smaller than the image",
-            )
-        if self.image_size > 4096:
-            raise ConfigError(
-                f"image size {self.image_size} is too large",
-                hint="use at most 4096: the memory needed grows with its square",
+                f"prior base size {self.prior_base_size!r} is no size",
+                hint="use the side in pixels of the square images that prior scales are meant for",
             )
         if self.num_classes < 1:
             raise ConfigError("a model needs at least one class", hint="check the categories")
@@ -62,6 +72,51 @@ class ModelConfig:
                 "P3..P7 need one prior scale each and at least one aspect ratio",
                 hint="give five prior scales",
             )
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the network input, in pixels."""
+        return sides_of(self.image_size)
+
+    @property
+    def pixels_per_scale(self) -> float:
+        """Side in pixels of a square prior of scale 1, in an image of :attr:`input_size`."""
+        return self._area_side / self.prior_base_size
+
+    @property
+    def _area_side(self) -> float:
+        """Side of the square that has as many pixels as the network input."""
+        height, width = self.input_size
+        return height if height == width else math.sqrt(height * width)
+
+    def for_weights(
+        self,
+        trained: ModelConfig | None,
+        image_size: ImageSize | None = None,
+        prior_base_size: float | None = None,
+    ) -> ModelConfig:
+        """These settings for weights that learned with others.
+
+        Weights know objects by their pixels. Priors that grew or shrank with the image would meet
+        objects that did not, so that they keep their sides in pixels.
+
+        Args:
+            trained: What the weights learned with; None when nobody knows, which is taken to be
+                what these settings say.
+            image_size: None leaves it as these settings have it.
+            prior_base_size: None for the one with which priors have as many pixels as in training.
+                Where ``trained`` has other scales than these settings, theirs holds.
+        """
+        trained = trained or self
+        sized = self if image_size is None else replace(self, image_size=image_size)
+        base = prior_base_size
+        if base is None and sized.prior_scales == trained.prior_scales:
+            base = trained.prior_base_size
+            if sized.input_size != trained.input_size:
+                base *= sized._area_side / trained._area_side
+        base = sized.prior_base_size if base is None else base
+        # Whole numbers are written as such, as they always were.
+        return replace(sized, prior_base_size=int(base) if base == int(base) else base)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,23 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from yolact.errors import StorageError
+from yolact.errors import ConfigError, StorageError
 
 Compression = Literal["gz", "xz", "zst"]
 """Endings of compressed files: gzip for every tool, xz for the smallest file, zstd for the
 fastest unpacking."""
+
+
+def cache_folder() -> Path:
+    """Where files are kept that can be made again: under ``XDG_CACHE_HOME`` or ~/.cache."""
+    parent = os.environ.get("XDG_CACHE_HOME")
+    return (Path(parent).expanduser() if parent else Path.home() / ".cache") / "sparseml-yolact"
 
 
 def storage_error(error: OSError, path: Path) -> StorageError | None:
@@ -130,6 +137,76 @@ def require_writable_file(path: Path) -> None:
     with storage_errors(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+
+def require_own_places(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
+    """Check that no result takes the place of a file that is read, or of another result.
+
+    Files are compared, not spellings: links, another letter case where that means the same file,
+    and two names of one file count. None stands for what is not wanted, and a path that does not
+    exist for an input that another check will miss.
+
+    Raises:
+        ConfigError: One does.
+    """
+    read = {_identity(path): path for path in inputs if path is not None and path.is_file()}
+    places: dict[str, Path] = {}
+    for output in (path for path in outputs if path is not None):
+        known = read.get(_identity(output)) if output.exists() else None
+        if known is not None:
+            same = "" if str(known) == str(output) else f" (it is {known})"
+            raise ConfigError(
+                f"the result {output} would replace a file that is read{same}",
+                hint="give the result another name or folder",
+            )
+        place = os.path.normcase(os.path.realpath(output))
+        if place in places:
+            raise ConfigError(
+                f"two results would go to {output}", hint="give each of them a name of its own"
+            )
+        places[place] = output
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """A name without ending for what becomes of each file, never the same for two of them.
+
+    It is the file's own where no other has it, else with its ending, else with its folder, else
+    numbered. Names that differ in letter case only count as the same.
+
+    >>> distinct_names([Path(name) for name in ("a.jpg", "b.jpg", "x/b.png", "y/b.png")])
+    ['a', 'b_jpg', 'x_b_png', 'y_b_png']
+    """
+    spellings: tuple[Callable[[Path], str], ...] = (
+        lambda path: path.stem,
+        lambda path: path.name.replace(".", "_"),
+        lambda path: "_".join((*path.parts[-2:-1], *path.name.split("."))),
+    )
+    names = [_cut(path.stem) for path in paths]
+    for spell in spellings:
+        times = Counter(name.casefold() for name in names)
+        names = [
+            _cut(spell(path)) if times[name.casefold()] > 1 else name
+            for path, name in zip(paths, names, strict=True)
+        ]
+    taken = {name.casefold() for name in names}
+    given: set[str] = set()
+    for index, name in enumerate(names):
+        number = 0
+        while names[index].casefold() in given or (number and names[index].casefold() in taken):
+            number += 1
+            names[index] = f"{name}_{number:03d}"
+        given.add(names[index].casefold())
+    return names
+
+
+def _cut(name: str, most: int = 180) -> str:
+    """At most so many bytes: file systems take 255, and results have more to their names."""
+    return name.encode(errors="surrogateescape")[:most].decode(errors="ignore") or "_"
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def require_space(folder: Path, size: int, what: str) -> None:

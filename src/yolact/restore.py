@@ -5,23 +5,30 @@ Also for other classes than those of the checkpoint: what it knows of the same o
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from yolact.checkpoint import Checkpoint, load_checkpoint
-from yolact.config import YolactConfig
+from yolact.config import CONFIGS, ModelConfig, YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError
 from yolact.model.channels import channel_groups
 from yolact.model.weights import load_weights
 from yolact.model.yolact import Yolact
+from yolact.sizes import ImageSize, size_words
+
+log = logging.getLogger(__name__)
+
+_SAME = 1e-6
+"""Relative difference of sides below which priors are the same."""
 
 _CONF = "prediction_layers.0.conf_layer."
 CLASS_LAYERS = (_CONF, "semantic_seg_conv.")
@@ -67,6 +74,84 @@ def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Y
     restore_structure(model, checkpoint)
     load_weights(model, checkpoint.model_state)
     return model.eval()
+
+
+def config_for(
+    checkpoint: Checkpoint,
+    name: object,
+    config: YolactConfig | None = None,
+    image_size: ImageSize | None = None,
+    prior_base_size: float | None = None,
+) -> YolactConfig:
+    """The configuration that the weights of ``checkpoint`` are used with.
+
+    A size of input or priors that are not those of training are told in one line of the log.
+
+    Args:
+        checkpoint: Its own configuration tells what its weights learned with.
+        name: What the log calls it.
+        config: Takes the place of the checkpoint's.
+        image_size: Of the network input; None for the configuration's.
+        prior_base_size: None for that with which priors have as many pixels as in training; see
+            :meth:`yolact.config.ModelConfig.for_weights`.
+
+    Raises:
+        ConfigError: No network can have this size.
+    """
+    chosen = checkpoint.config_or(config)
+    trained = chosen.model if checkpoint.config is None else checkpoint.config.model
+    model = chosen.model.for_weights(trained, image_size, prior_base_size)
+    _tell_change(name, trained, model, "used")
+    return replace(chosen, model=model)
+
+
+def config_to_train(
+    checkpoint: Checkpoint | None, name: object, config: YolactConfig, prior_base_size: float | None
+) -> YolactConfig:
+    """The configuration of a run that begins with the weights of ``checkpoint``.
+
+    Its priors are those that weights learn fastest with at another size of input. At a smaller one
+    they keep their pixels, at a larger one their share of the image: measured, the larger of the
+    two was better both times. What is chosen is told in one line of the log.
+
+    Args:
+        checkpoint: None for a run that begins without, whose priors are as ``config`` has them.
+        name: What the log calls the checkpoint.
+        config: Of the run, with its size of input.
+        prior_base_size: Chooses the priors instead.
+    """
+    if checkpoint is None:
+        wanted = config.model.prior_base_size if prior_base_size is None else prior_base_size
+        return config.with_model(prior_base_size=wanted)
+    usual = CONFIGS.get(f"{config.name}_config", lambda: config)()  # what other tools trained with
+    trained = (checkpoint.config or usual).model
+    model = config.model.for_weights(trained, None, prior_base_size)
+    if prior_base_size is None and model.prior_scales == trained.prior_scales:
+        base = min(model.prior_base_size, trained.prior_base_size)
+        model = replace(model, prior_base_size=base)
+    _tell_change(name, trained, model, "trained")
+    return replace(config, model=model)
+
+
+def _tell_change(name: object, trained: ModelConfig, model: ModelConfig, verb: str) -> None:
+    """Say in one line that weights meet another size of input, or other priors, than in training.
+
+    Args:
+        name: What the line calls the weights.
+        trained: What they learned with.
+        model: What they meet now.
+        verb: What is done to them now.
+    """
+    now = model.pixels_per_scale / trained.pixels_per_scale
+    kept = abs(now - 1) < _SAME
+    if model.input_size == trained.input_size and kept:
+        return
+    log.info(
+        "%s: trained at %s px, now %s at %s px: priors have %s pixels (prior_base_size %g, was %g)",
+        *(name, size_words(trained.image_size), verb, size_words(model.image_size)),
+        "as many" if kept else f"{now:.3g} times as many",
+        *(model.prior_base_size, trained.prior_base_size),
+    )
 
 
 def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
@@ -173,7 +258,7 @@ def recipe_of_quantized(checkpoint: Checkpoint) -> str:
 
 
 def load_subject(
-    path: Path, name: str, config: YolactConfig | None, image_size: int | None
+    path: Path, name: str, config: YolactConfig | None, image_size: ImageSize | None
 ) -> Subject:
     """The network of a checkpoint file, to look at.
 
@@ -181,7 +266,7 @@ def load_subject(
         path: Of the checkpoint.
         name: What the user calls it.
         config: What it must be of; None takes its own.
-        image_size: Side of the network input in pixels; None for the configuration's.
+        image_size: Of the network input; None for the configuration's.
 
     Raises:
         CheckpointError: The file cannot be read, or is of another configuration.
@@ -193,10 +278,10 @@ def load_subject(
     return Subject(name, chosen, build_model(checkpoint, chosen), checkpoint.recipe)
 
 
-def bare_subject(config: YolactConfig, image_size: int | None) -> Subject:
+def bare_subject(config: YolactConfig, image_size: ImageSize | None) -> Subject:
     """A network without weights, on the meta device: its layers and their shapes.
 
-    ``image_size`` is the side of the input in pixels; None stands for the configuration's.
+    ``image_size`` is that of the input; None stands for the configuration's.
     """
     config = _sized(config, image_size)
     with torch.device("meta"):
@@ -212,5 +297,5 @@ def _smaller(state: Mapping[str, Tensor], model: Yolact) -> bool:
     )
 
 
-def _sized(config: YolactConfig, image_size: int | None) -> YolactConfig:
+def _sized(config: YolactConfig, image_size: ImageSize | None) -> YolactConfig:
     return config if image_size is None else config.with_model(image_size=image_size)

@@ -42,6 +42,8 @@ class Option:
     """The default as the help writes it, where not as Python does."""
     metavar: str | None = None
     """What the help calls the value."""
+    numbers: int = 1
+    """Most words of its value: those after the first are taken only if all are whole numbers."""
 
 
 def setting(
@@ -59,6 +61,7 @@ def setting(
     spoken: bool = False,
     shown: str | None = None,
     metavar: str | None = None,
+    numbers: int = 1,
 ) -> Any:
     """A dataclass field that is also an option; see :class:`Option`.
 
@@ -77,6 +80,7 @@ def setting(
         spoken=spoken,
         shown=shown,
         metavar=metavar,
+        numbers=numbers,
     )
     return field(default=default, default_factory=default_factory, metadata={_KEY: option})
 

@@ -61,9 +61,9 @@ class BenchmarkOptions:
         default=None,
         words=str,
         read=parse_input_shapes,
-        help="Shape of the input: [1,3,550,550].",
+        help="Shape of the input: [1,3,550,550]. A .pth checkpoint runs at any size.",
     )
-    """[batch, 3, height, width] that the file must take; None for any."""
+    """[batch, 3, height, width] that an ONNX file must take; None for the file's."""
     num_cores: int | None = setting(
         "-ncores",
         "--num_cores",

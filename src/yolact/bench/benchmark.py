@@ -12,7 +12,7 @@ from torch import Tensor
 from yolact import __version__
 from yolact.bench import BenchmarkOptions
 from yolact.bench.timing import Comparison, Latency, run, run_paired
-from yolact.engines import load_engine
+from yolact.engines import engine_for, load_engine
 from yolact.engines.base import Engine, Operators, ReportsOperators
 from yolact.engines.compress import compressed_size
 from yolact.errors import ConfigError
@@ -141,10 +141,15 @@ def benchmark_pair(first: Path, second: Path, options: BenchmarkOptions) -> Benc
 
 
 def _load(path: Path, options: BenchmarkOptions) -> tuple[Engine, Tensor]:
-    engine = load_engine(
-        path, engine=options.engine, num_cores=options.cores, config=options.config
-    )
     shape = options.input_shape
+    any_size = engine_for(path, options.engine) == "torch"
+    engine = load_engine(
+        path,
+        engine=options.engine,
+        num_cores=options.cores,
+        config=options.config,
+        image_size=(shape[2], shape[3]) if shape and any_size else None,
+    )
     batch = shape[0] if shape else options.batch_size or engine.batch_size or 1
     if engine.batch_size not in (None, batch):
         raise ConfigError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +15,15 @@ from yolact.cli.base import Command, setup_logging
 from yolact.cli.inputs import ENGINE_NAMES, engine_name, model_path
 from yolact.cli.options import options, options_of, read
 from yolact.config import YolactConfig, named_config
-from yolact.errors import ConfigError
+from yolact.errors import ConfigError, DataError
 from yolact.model_files import model_kinds
 from yolact.setting import setting
 
 if TYPE_CHECKING:
-    from yolact.data.sources import Pictures, Video
+    from yolact.data.sources import Images, Videos
+    from yolact.data.video import Video
     from yolact.engines.base import DetectingEngine, Engine
-    from yolact.predict.media import Annotator
-    from yolact.predict.pipeline import Found
+    from yolact.predict.media import Annotator, ObjectFiles
     from yolact.predict.results import DetectionFile
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,8 @@ class Options:
 
     model_filepath: str = setting(help="An .onnx or .pth file, or a zoo: stub.")
     source: str = setting(
-        help="An image, a folder of images, a quoted pattern, a video or a camera number."
+        help="An image, a video, a folder of either, a quoted pattern, an address such as "
+        "rtsp://..., or a camera number."
     )
     engine: str | None = setting(
         default=None,
@@ -67,25 +70,34 @@ class Options:
         default=None, at_least=1, help="At most so many objects, the best ones."
     )
     save_json: bool = setting(
-        default=False, help=f"Also write boxes, masks and names as COCO {JSON_NAME}."
+        default=False, help=f"Also write boxes, masks, polygons and names as COCO {JSON_NAME}."
+    )
+    save_masks: bool = setting(default=False, help="Also write the mask of each object as PNG.")
+    save_cutouts: bool = setting(
+        default=False, help="Also write each object cut out, on a transparent background, as PNG."
     )
     config: str | None = setting(
         default=None, help="Configuration of a .pth file that carries none."
     )
     device: str = setting(default="cpu", help="cpu, auto, cuda or cuda:N.")
 
+    @property
+    def writes(self) -> bool:
+        """Whether there will be any files."""
+        return not self.no_save or self.save_json or self.save_masks or self.save_cutouts
+
 
 @click.command(
     cls=Command,
     epilog="Example: sparseml.yolact.annotate --model_filepath model.onnx --source dog.jpg "
-    "writes annotation-results/onnxruntime-annotations/result-0.jpg",
+    "writes annotation-results/onnxruntime-annotations/dog.jpg",
 )
 @options(*options_of(Options))
 def annotate(**given: Any) -> None:
     """Draw the instances a model finds on images and videos.
 
-    Results go to a new folder each time, SAVE_DIR/NAME, NAME-001, NAME-002 and so on:
-    result-0.jpg, result-1.jpg, ... for images, results.mp4 for a video or camera.
+    Results go to a new folder each time, SAVE_DIR/NAME, NAME-001, NAME-002 and so on: photo.jpg for
+    an image photo.png, results.mp4 for a video, or a file for each of several.
     """
     setup_logging()
     wanted = read(Options, given)
@@ -94,78 +106,147 @@ def annotate(**given: Any) -> None:
             f"--target_fps is {wanted.target_fps:g}",
             hint=f"give frames per second, at least {SLOWEST}",
         )
-    from yolact.data.sources import Images, Pictures, find_source
+    from yolact.data.sources import Images, find_source
+    from yolact.download.offline import require_online
     from yolact.files import require_writable
     from yolact.predict.media import Annotator, free_folder
     from yolact.predict.pipeline import Selection
-    from yolact.predict.results import DetectionFile
 
     found = find_source(wanted.source)
+    for video in () if isinstance(found, Images) else found.videos:
+        if video.remote:
+            require_online(video.name)
     model = _load(wanted)
     selection = Selection(score_threshold=wanted.score_threshold, top_k=wanted.top_k)
-    annotator = Annotator(engine=model, selection=selection)
-    folder = None
-    if not wanted.no_save or wanted.save_json:
-        folder = free_folder(wanted.save_dir, wanted.name or f"{model.name}-annotations")
+    folder = free_folder(wanted.save_dir, wanted.name or f"{model.name}-annotations")
+    if wanted.writes:
         require_writable(wanted.save_dir)  # the folder itself appears with its first file
-    file = DetectionFile(model.classes) if wanted.save_json else None
-    drawn = None if wanted.no_save else folder
-    files = Pictures(found.paths if isinstance(found, Images) else [])
-    if isinstance(found, Images):
-        _annotate_pictures(annotator, files, drawn, file)
-    else:
-        _annotate_video(annotator, found, drawn, file, wanted.target_fps)
-    if folder is not None and file is not None:
-        file.save(folder / JSON_NAME)
-    if folder is not None and folder.exists():
+    run = _Run(Annotator(engine=model, selection=selection), wanted, folder)
+    finish = run.pictures(found) if isinstance(found, Images) else run.videos(found)
+    if folder.exists():
         click.echo(f"results in {folder}")
-    files.finish()
+    finish()
 
 
-def _annotate_pictures(
-    annotator: Annotator, pictures: Pictures, folder: Path | None, file: DetectionFile | None
-) -> None:
-    """Annotate images into ``folder``, record them in ``file``, and say what is found."""
-    from yolact.predict.media import PictureOptions, annotate_pictures, counts
+@dataclass(frozen=True)
+class _Run:
+    """One call of the command."""
 
-    options = PictureOptions(
-        target=None if folder is None else lambda picture: folder / f"result-{picture.number}.jpg"
-    )
-    for name, _, found in annotate_pictures(annotator, pictures, options):
-        if file is not None:
-            file.add(name, found)
-        click.echo(f"{name}: {counts(found, annotator.engine.classes.names)}")
+    annotator: Annotator
+    wanted: Options
+    folder: Path
+    """Where results go."""
+
+    def pictures(self, source: Images) -> Callable[[], None]:
+        """Annotate images and say what is found; returns what says whether all could be read."""
+        from yolact.data.sources import Pictures
+        from yolact.files import distinct_names
+        from yolact.predict.media import PictureOptions, annotate_pictures, counts
+
+        pictures, names = Pictures(source.paths), distinct_names(source.paths)
+        options = PictureOptions(
+            target=None
+            if self.wanted.no_save
+            else lambda picture: self.folder / f"{names[picture.number]}.jpg"
+        )
+        objects, classes = self._objects(), self.annotator.engine.classes.names
+        with self._detections(JSON_NAME) as file:
+            for picture, _, found in annotate_pictures(self.annotator, pictures, options):
+                if file is not None:
+                    file.add(picture.name, found)
+                objects.write(names[picture.number], picture.image, found)
+                click.echo(f"{picture.name}: {counts(found, classes)}")
+        return pictures.finish
+
+    def videos(self, source: Videos) -> Callable[[], None]:
+        """Annotate videos; returns what says whether all could be read."""
+        from yolact.files import distinct_names
+
+        names = distinct_names([Path(_file_name(video)) for video in source.videos])
+        single, failed = len(source.videos) == 1, 0
+        for video, name in zip(source.videos, names, strict=True):
+            try:
+                self._video(video, name, *_results(name, single=single))
+            except DataError as error:
+                if single:
+                    raise
+                log.warning("skipped: %s", error)
+                failed += 1
+
+        def finish() -> None:
+            if failed:
+                raise DataError(
+                    f"{failed} of {len(source.videos)} videos could not be read",
+                    hint="their names are listed above",
+                )
+
+        return finish
+
+    def _video(self, video: Video, name: str, result: str, detections: str) -> None:
+        """Annotate one video, or a camera until q or Ctrl-C, into files of these names."""
+        from yolact.predict.media import has_display
+        from yolact.predict.video import Seen, VideoOptions, annotate_video
+
+        show = video.live and has_display()
+        if video.live:
+            log.info("press %s to stop", "q in the window" if show else "Ctrl-C")
+        options = VideoOptions(
+            target=None if self.wanted.no_save else self.folder / result,
+            target_fps=self.wanted.target_fps,
+            show=show,
+        )
+        objects = self._objects()
+        with self._detections(detections) as file:
+
+            def record(seen: Seen) -> None:
+                if file is not None:
+                    file.add(f"frame {seen.number}", seen.found, seen.frame.ms)
+                objects.write(f"{name}_{seen.number:06d}", seen.frame.image, seen.found)
+
+            done = annotate_video(self.annotator, video, options, on_frame=record)
+        click.echo(f"{video.name}: {done} frames")
+
+    def _objects(self) -> ObjectFiles:
+        from yolact.predict.media import ObjectFiles
+
+        return ObjectFiles(
+            folder=self.folder,
+            classes=self.annotator.engine.classes.names,
+            masks=self.wanted.save_masks,
+            cutouts=self.wanted.save_cutouts,
+        )
+
+    @contextmanager
+    def _detections(self, name: str) -> Iterator[DetectionFile | None]:
+        """What is found, written at the end, also at an early one by Ctrl-C."""
+        from yolact.predict.results import DetectionFile
+
+        if not self.wanted.save_json:
+            yield None
+            return
+        file = DetectionFile(self.annotator.engine.classes)
+        try:
+            yield file
+        except KeyboardInterrupt:
+            if file.images:
+                file.save(self.folder / name)
+            raise
+        file.save(self.folder / name)
 
 
-def _annotate_video(
-    annotator: Annotator,
-    source: Video,
-    folder: Path | None,
-    file: DetectionFile | None,
-    target_fps: float | None,
-) -> None:
-    """Annotate a video, or a camera until q or Ctrl-C; the same as with pictures."""
-    from yolact.predict.media import VideoOptions, annotate_video, has_display
+def _results(name: str, *, single: bool) -> tuple[str, str]:
+    """The annotated video of one called ``name``, and the JSON file of what is found in it."""
+    return ("results.mp4", JSON_NAME) if single else (f"{name}.mp4", f"{name}.json")
 
-    show = source.live and has_display()
-    if source.live:
-        log.info("press %s to stop", "q in the window" if show else "Ctrl-C")
-    options = VideoOptions(
-        target=None if folder is None else folder / "results.mp4",
-        target_fps=target_fps,
-        show=show,
-    )
 
-    def record(number: int, found: Found) -> None:
-        if file is not None:
-            file.add(f"frame {number}", found)
-
-    done = annotate_video(annotator, source, options, on_frame=record)
-    click.echo(f"{source.path}: {done} frames")
+def _file_name(video: Video) -> str:
+    """What files of a video are named after."""
+    if isinstance(video.path, Path):
+        return video.path.name
+    return f"camera-{video.path}" if video.camera else "stream"
 
 
 def _load(wanted: Options) -> Engine | DetectingEngine:
-    from yolact.checkpoint import ENDINGS, load_checkpoint
     from yolact.engines import load_detector
     from yolact.host import resolve_device
 
@@ -173,20 +254,11 @@ def _load(wanted: Options) -> Engine | DetectingEngine:
     name = (config or YolactConfig()).name
     kinds = model_kinds(engine_name(wanted.engine))
     path = model_path(wanted.model_filepath, Path("weights"), name, *kinds)
-    shape = wanted.model_input_image_shape
-    if shape and path.name.lower().endswith(ENDINGS):
-        config = load_checkpoint(path).config_or(config).with_model(image_size=shape[0])
-    loaded = load_detector(
+    return load_detector(
         path,
         engine=wanted.engine,
         device=str(resolve_device(wanted.device)),
         num_cores=wanted.num_cores,
         config=config,
+        image_size=wanted.model_input_image_shape,
     )
-    if shape and shape != loaded.image_size:
-        height, width = loaded.image_size
-        raise ConfigError(
-            f"the model takes images of {height} x {width}, not {shape[0]} x {shape[1]}",
-            hint="leave --model_input_image_shape out, or export the model at that size",
-        )
-    return loaded

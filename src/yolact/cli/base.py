@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -84,8 +85,20 @@ class Boundary(click.Command):
             _end(ctx, known)
 
 
+class Numbers(click.Option):
+    """An option whose value is one word, or up to ``most`` whole numbers.
+
+    Several reach it as one word with blanks between, from a :class:`Command` only.
+    """
+
+    def __init__(self, *args: Any, most: int, **kwargs: Any) -> None:
+        """Take what click takes, and the largest count of numbers."""
+        super().__init__(*args, **kwargs)
+        self.most = most
+
+
 class Command(Boundary):
-    """A command that accepts ``--some_option`` and ``--some-option`` alike."""
+    """A command that takes ``--some_option`` and ``--some-option`` alike, and :class:`Numbers`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Respell long options the way they are declared, then parse as click does."""
@@ -95,7 +108,11 @@ class Command(Boundary):
             for name in (*parameter.opts, *parameter.secondary_opts)
             if name.startswith("--")
         }
-        return super().parse_args(ctx, [_respell(arg, declared) for arg in args])
+        args = [_respell(arg, declared) for arg in args]
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, Numbers):
+                args = _joined(args, parameter)
+        return super().parse_args(ctx, args)
 
 
 def _common_options() -> list[click.Option]:
@@ -202,6 +219,25 @@ def _respell(arg: str, declared: dict[str, str]) -> str:
         return arg
     name, equals, value = arg.partition("=")
     return declared.get(_plain(name), name) + equals + value
+
+
+def _joined(args: list[str], option: Numbers) -> list[str]:
+    """``args`` with the numbers behind ``option`` in one word."""
+    for index, arg in enumerate(args):
+        if arg == "--":
+            break
+        numbers = takewhile(_is_number, args[index + 1 : index + 1 + option.most])
+        if arg in option.opts and (words := list(numbers)):
+            return [
+                *args[: index + 1],
+                " ".join(words),
+                *_joined(args[index + 1 + len(words) :], option),
+            ]
+    return args
+
+
+def _is_number(word: str) -> bool:
+    return word.removeprefix("-").isdecimal()
 
 
 def setup_logging(verbosity: int = 0) -> None:

@@ -59,7 +59,7 @@ def benchmark(
     """
     from yolact.bench.benchmark import BenchmarkResult, benchmark_pair
     from yolact.bench.benchmark import benchmark as run
-    from yolact.files import require_writable_file, write_text
+    from yolact.files import require_own_places, require_writable_file, write_text
 
     setup_logging()
     _refuse_hidden(ctx, given)
@@ -68,6 +68,7 @@ def benchmark(
     chosen = read(BenchmarkOptions, given)
     model_path = local_path(model_path, *model_kinds(chosen.engine))
     vs = vs and local_path(vs, *model_kinds(chosen.engine))
+    require_own_places([export_path], [model_path, vs])
     if not quiet:
         paths = " and ".join(str(path) for path in (model_path, vs) if path)
         click.echo(f"Measuring {paths} on {chosen.cores} cores ...", err=True)

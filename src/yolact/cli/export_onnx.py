@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from yolact.cli.options import options, options_of, read
 from yolact.download.stubs import Kind, is_stub, parse_stub
 from yolact.errors import ConfigError
 from yolact.exporter.options import ExportJob, ExportOptions
+from yolact.sizes import ImageSize, sides_of, size_words
 
 if TYPE_CHECKING:
     from yolact.exporter.export import ExportReport
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     *options_of(ExportOptions, "convert_qat", "layout", "per_channel", "reduce_range"),
     *options_of(ExportOptions, "pack_blocks", "batch_size", "static"),
     click.option("-S", "--image-shape", type=int, nargs=3, help="3 HEIGHT WIDTH of the input."),
-    *options_of(ExportOptions, "image_size"),
+    *options_of(ExportOptions, "image_size", "prior_base_size"),
     click.option(
         "-n",
         "--name",
@@ -39,14 +41,14 @@ if TYPE_CHECKING:
         "checkpoint]",
     ),
     click.option("-s", "--save_dir", type=FOLDER, help="Folder that --name is relative to."),
-    *options_of(ExportOptions, "opset", "half", "with_nms"),
+    *options_of(ExportOptions, "opset", "half", "with_nms", "priors_output"),
     *options_of(ExportJob, "deployment"),
     *options_of(ExportOptions, "image", "compress"),
 )
 def export_onnx(**given: Any) -> None:
     """Convert a checkpoint to ONNX, and check that it computes what PyTorch computes.
 
-    The input is `input` [batch, 3, S, S], RGB in 0..1; the outputs are loc, conf, mask, priors and
+    The input is `input` [batch, 3, H, W], RGB in 0..1; the outputs are loc, conf, mask, priors and
     proto, or with --with-nms boxes (relative x1 y1 x2 y2), scores, classes and masks.
     """
     from yolact.exporter.export import export_checkpoint
@@ -65,7 +67,8 @@ def export_job(given: Mapping[str, Any]) -> ExportJob:
     Raises:
         YolactError: They contradict each other, or a stub's file is gone.
     """
-    side = input_side(given["image_shape"], given["image_size"])
+    how = read(ExportOptions, given)
+    size = input_size(given["image_shape"], how.image_size)
     checkpoint, recipe, one_shot = (given[name] for name in ("checkpoint", "recipe", "one_shot"))
     return read(
         ExportJob,
@@ -74,7 +77,7 @@ def export_job(given: Mapping[str, Any]) -> ExportJob:
         target=onnx_path(beside(checkpoint), given["name"], given["save_dir"]),
         recipe=None if recipe is None else recipe_source(recipe),
         one_shot=None if one_shot is None else recipe_source(one_shot),
-        options=read(ExportOptions, given, image_size=side),
+        options=replace(how, image_size=size),
     )
 
 
@@ -114,25 +117,29 @@ def onnx_path(checkpoint: Path, name: Path | None, save_dir: Path | None) -> Pat
     return path if save_dir is None else save_dir / path
 
 
-def input_side(image_shape: tuple[int, int, int] | None, image_size: int | None) -> int | None:
-    """Side of the square input that the options ask for; None when they say nothing.
+def input_size(
+    image_shape: tuple[int, int, int] | None, image_size: ImageSize | None
+) -> ImageSize | None:
+    """Size of the input that the options ask for; None when they say nothing.
 
     Raises:
-        ConfigError: The shape is not 3 x S x S, or the two options contradict each other.
+        ConfigError: The shape has not three channels, or the two options contradict each other.
     """
     if not image_shape:
         return image_size
-    channels, height, width = image_shape
-    if channels != 3 or height != width:
+    channels, *sides = image_shape
+    if channels != 3:
         raise ConfigError(
-            f"--image-shape {channels} {height} {width} cannot be exported",
-            hint="images have 3 channels and are resized to a square, such as 3 550 550",
+            f"--image-shape {' '.join(map(str, image_shape))} cannot be exported",
+            hint="images have 3 channels: give 3 HEIGHT WIDTH, such as 3 550 550",
         )
-    if image_size not in (None, height):
+    if image_size is not None and list(sides_of(image_size)) != sides:
         raise ConfigError(
-            f"--image-shape says {height} and --image_size {image_size}", hint="give one of them"
+            f"--image-shape says {size_words((sides[0], sides[1]))} and --image_size "
+            f"{size_words(image_size)}",
+            hint="give one of them",
         )
-    return height
+    return sides[0], sides[1]
 
 
 def report_lines(report: ExportReport) -> list[str]:

@@ -147,15 +147,28 @@ def validation_paths(dataset: str | None, info: Path | None, images: Path | None
 def split_pair(text: str) -> tuple[str, str | None]:
     """Split ``IN:OUT``; without an OUT the second is None. Drive letters are no separators.
 
+    Colons inside the name of a file that is there, or inside an address, are none either.
+
     >>> split_pair("dog.jpg:out/dog.png")
     ('dog.jpg', 'out/dog.png')
     >>> split_pair("0")
     ('0', None)
     >>> split_pair("C:/dog.jpg:D:/dog.png")
     ('C:/dog.jpg', 'D:/dog.png')
+    >>> split_pair("rtsp://cam:554/1:out.mp4")
+    ('rtsp://cam:554/1', 'out.mp4')
     """
     if Path(text).exists():
         return text, None
+    address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://[^/]*", text)
+    if address:
+        colon = text.rfind(":", address.end())
+        if colon < 0 or not Path(text[colon + 1 :]).suffix:
+            return text, None
+        return text[:colon], text[colon + 1 :]
     start = 2 if re.match(r"[A-Za-z]:[\\/]", text) else 0
-    colon = text.find(":", start)
-    return (text, None) if colon < 0 else (text[:colon], text[colon + 1 :] or None)
+    colons = [place.start() for place in re.finditer(":", text) if place.start() >= start]
+    if not colons:
+        return text, None
+    colon = next((place for place in colons if Path(text[:place]).exists()), colons[0])
+    return text[:colon], text[colon + 1 :] or None

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import click
 
-from yolact.cli.base import FILE, FOLDER
+from yolact.cli.base import FILE, FOLDER, Numbers
 from yolact.setting import Option, option_of
 
 _PATHS = {"file": FILE, "folder": FOLDER, "any": click.Path(path_type=Path)}
@@ -113,6 +113,8 @@ def _click_option(part: Field[Any], option: Option, hint: Any, otherwise: str | 
         return click.option(*_flags(part, option), is_flag=True, **more)
     if option.spoken:
         more["is_flag"] = False
+    if option.numbers > 1:
+        more |= {"cls": Numbers, "most": option.numbers}
     if otherwise:
         more["help"] += f"  [default: {otherwise}]"
     elif otherwise is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from yolact.cli.base import FILE, Boundary, Command, setup_logging
 from yolact.cli.inputs import local_path, recipe_source
-from yolact.cli.options import options, options_of
+from yolact.cli.options import changes, options, options_of
 from yolact.config import ModelConfig, YolactConfig, named_config
 from yolact.download.stubs import Kind
 from yolact.errors import RecipeError
@@ -64,12 +65,14 @@ def check(source: str, **given: Any) -> None:
     errors.
     """
     setup_logging(int(given["verbose"]))
-    from yolact.files import require_writable_file, write_text
+    from yolact.files import require_own_places, require_writable_file, write_text
     from yolact.sparsify.check.examine import check_draft, read_draft
     from yolact.sparsify.check.plot import plot_schedule
     from yolact.sparsify.check.words import check_json, describe_check
     from yolact.sparsify.variables import parse_recipe_args
 
+    read = [None if "\n" in source else Path(source), given["checkpoint"]]
+    require_own_places([given["plot"], given["json_file"]], read)
     for path in (given["plot"], given["json_file"]):
         if path is not None:
             require_writable_file(path)
@@ -99,10 +102,11 @@ def _subject(given: dict[str, Any]) -> Subject:
     from yolact.restore import bare_subject, load_subject
 
     config = named_config(given["config"]) if given["config"] else None
+    size = changes(ModelConfig, given).get("image_size")
     if given["checkpoint"] is None:
-        return bare_subject(config or YolactConfig(), given["image_size"])
+        return bare_subject(config or YolactConfig(), size)
     path = local_path(given["checkpoint"], Kind.CHECKPOINT)
-    return load_subject(path, str(given["checkpoint"]), config, given["image_size"])
+    return load_subject(path, str(given["checkpoint"]), config, size)
 
 
 def _history(earlier: str) -> str:

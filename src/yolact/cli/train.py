@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from yolact.training.settings import (
     TrainSettings,
 )
 
+TRAINING_DATA = ("train_info", "train_images")
+VALIDATION_DATA = ("validation_info", "validation_images")
+
 
 @click.command(
     cls=Command,
@@ -38,15 +41,11 @@ from yolact.training.settings import (
     click.option(
         "--dataset",
         type=click.Choice([name for name, layout in LAYOUTS.items() if layout.training]),
-        default=USUAL,
-        show_default=True,
-        help="Data in its usual folder; the four options below name any other.",
+        help="Data in its usual folder; the four options below name any other."
+        f"  [default: {USUAL}]",
     ),
-    *options_of(
-        DataSettings,
-        *("train_info", "train_images", "validation_info", "validation_images"),
-        otherwise="",
-    ),
+    *options_of(DataSettings, *TRAINING_DATA, *VALIDATION_DATA, otherwise=""),
+    *options_of(DataSettings, "strict"),
     click.option(
         "--resume",
         help="Continue the run that wrote this checkpoint: a path, zoo: stub, latest or interrupt "
@@ -62,7 +61,7 @@ from yolact.training.settings import (
         is_flag=True,
         help="The file given to --resume or --ckpt holds an ImageNet backbone only.",
     ),
-    *options_of(StartSettings, "start_iter", "use_checkpoint_epoch"),
+    *options_of(StartSettings, "prior_base_size", "start_iter", "use_checkpoint_epoch"),
     *options_of(TrainSettings, "recipe", "recipe_args", "distill_teacher"),
     *options_of(StartSettings, "continue_recipe"),
     *options_of(TrainSettings, "batch_size", "accumulate", "epochs", "max_iter"),
@@ -71,7 +70,7 @@ from yolact.training.settings import (
     *options_of(
         OptimConfig, "momentum", "weight_decay", "gamma", "max_grad_norm", otherwise="config's"
     ),
-    *options_of(TrainSettings, "autoscale", "half", "device"),
+    *options_of(TrainSettings, "autoscale", "half", "freeze_bn", "device"),
     click.option(
         "--cuda",
         type=bool,
@@ -81,7 +80,7 @@ from yolact.training.settings import (
         help="Use a GPU if there is one.",
     ),
     *options_of(TrainSettings, "batch_alloc", "seed"),
-    *options_of(DataSettings, "num_workers"),
+    *options_of(DataSettings, "on_bad_image", "num_workers"),
     *options_of(SaveSettings),
     *options_of(TrainSettings, "validation_epoch", "validation_size"),
     *options_of(LogSettings, "folder"),
@@ -172,7 +171,9 @@ def _config(given: Mapping[str, Any]) -> YolactConfig:
 
 
 def _data(given: Mapping[str, Any]) -> DataSettings:
-    folder, validation, training = LAYOUTS[given["dataset"]]
+    if given["dataset"] is None:
+        _require_all_data(given)
+    folder, validation, training = LAYOUTS[given["dataset"] or USUAL]
     assert training is not None  # the option offers no others
     usual = DataSettings(
         train_info=folder / "annotations" / training,
@@ -181,6 +182,25 @@ def _data(given: Mapping[str, Any]) -> DataSettings:
         validation_images=folder / "images",
     )
     return replace(usual, **changes(DataSettings, given))
+
+
+def _require_all_data(given: Mapping[str, Any]) -> None:
+    """Refuse data of the user's own of which a part would come from elsewhere, unasked."""
+    named = [name for name in (*TRAINING_DATA, *VALIDATION_DATA) if given[name] is not None]
+    validates = given["validation_epoch"] > 0
+    needed = (*TRAINING_DATA, *VALIDATION_DATA) if validates else TRAINING_DATA
+    missing = [name for name in needed if given[name] is None]
+    if not named or not missing:
+        return
+    hint = f"name all of your data, or the data set that has the rest: --dataset {USUAL}"
+    if not set(missing) & set(TRAINING_DATA):
+        hint = "name the data to validate on, also if it is the same; or use --validation_epoch -1"
+    raise ConfigError(f"{_listed(named)} without {_listed(missing)}", hint=hint)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """As options."""
+    return " and ".join(f"--{name}" for name in names)
 
 
 def _start(given: Mapping[str, Any], name: str) -> StartSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,12 @@ from yolact.cli.base import Command, setup_logging
 from yolact.cli.inputs import split_pair
 from yolact.cli.options import options, options_of, read
 from yolact.cli.validation_options import Options
-from yolact.errors import ConfigError, TargetMissedError
+from yolact.errors import ConfigError, DataError, TargetMissedError
 
 if TYPE_CHECKING:
     from yolact.data.images import RgbImage
     from yolact.data.sources import Picture
-    from yolact.predict.evaluate import Evaluation
+    from yolact.predict.evaluate import Evaluation, EvaluationReport
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +98,13 @@ def _refuse_unused(mode: str, given: set[str]) -> None:
 
 
 def _evaluate(options: Options) -> None:
-    from yolact.files import require_writable_file
+    from yolact.files import require_own_places, require_writable_file
     from yolact.predict.evaluate import run_evaluation
 
     wanted = options.evaluation
+    kept = [] if wanted.resume else [wanted.detections]
+    read = [options.model, options.paths.info, wanted.detections if wanted.resume else None]
+    require_own_places([*kept, *wanted.outputs, options.json], read)
     dataset = options.data(annotated=not wanted.outputs)
     if options.json is not None:
         require_writable_file(options.json)
@@ -109,9 +112,19 @@ def _evaluate(options: Options) -> None:
     _write_json(options, report.to_dict())
     if report.evaluation is None:
         log.warning("%s has no annotations: there is no AP to measure", options.paths.info)
+        _require_all(report)
         return
     _print(report.evaluation, per_class=options.per_class)
+    _require_all(report)
     _check_target(report.evaluation, options.min_map)
+
+
+def _require_all(report: EvaluationReport) -> None:
+    if report.bad_images:
+        raise DataError(
+            f"{report.bad_images} of {report.images + report.bad_images} images were skipped",
+            hint="the first are named above; what was measured holds for all others",
+        )
 
 
 def _print(evaluation: Evaluation, *, per_class: bool) -> None:
@@ -136,8 +149,9 @@ def _check_target(evaluation: Evaluation, target: float | None) -> None:
 
 def _benchmark(options: Options) -> None:
     from yolact.bench.timing import measure
-    from yolact.files import require_writable_file
+    from yolact.files import require_own_places, require_writable_file
 
+    require_own_places([options.json], [options.model, options.paths.info])
     if options.json is not None:
         require_writable_file(options.json)
     engine = options.load()
@@ -197,6 +211,7 @@ def _display(options: Options) -> None:
 def _annotate_image(options: Options) -> None:
     from yolact.data.images import read_rgb
     from yolact.data.sources import Picture
+    from yolact.files import require_own_places
     from yolact.predict.draw import require_picture_file
     from yolact.predict.media import require_display
 
@@ -204,6 +219,7 @@ def _annotate_image(options: Options) -> None:
     if out is None:
         require_display("--image without an output")
     else:
+        require_own_places([Path(out)], [Path(source), options.model])
         require_picture_file(Path(out))
     picture = Picture(0, source, read_rgb(Path(source)))
     _annotate(options, [picture], None if out is None else lambda _: Path(out))
@@ -211,7 +227,7 @@ def _annotate_image(options: Options) -> None:
 
 def _annotate_folder(options: Options) -> None:
     from yolact.data.sources import Images, Pictures, find_source
-    from yolact.files import require_writable
+    from yolact.files import distinct_names, require_writable
 
     source, out = split_pair(str(options.images))
     if out is None:
@@ -220,12 +236,36 @@ def _annotate_folder(options: Options) -> None:
         )
     found = find_source(source)
     if not isinstance(found, Images):
-        raise ConfigError(f"--images {source} is a video", hint="use --video IN:OUT")
+        raise ConfigError(
+            f"--images {source} holds videos",
+            hint="use --video IN:OUT for one, sparseml.yolact.annotate for all of a folder",
+        )
     folder = Path(out)
+    targets = [folder / f"{name}.png" for name in distinct_names(found.paths)]
+    _require_harmless(targets, found.paths)
     require_writable(folder)
     pictures = Pictures(found.paths)
-    _annotate(options, pictures, lambda picture: folder / f"{Path(picture.name).stem}.png")
+    _annotate(options, pictures, lambda picture: targets[picture.number])
     pictures.finish()
+
+
+def _require_harmless(targets: Sequence[Path], sources: Sequence[Path]) -> None:
+    """Check that pictures replace none that is read, nor another in a folder that is read.
+
+    Raises:
+        ConfigError: They would.
+    """
+    from yolact.files import require_own_places
+
+    require_own_places(targets, sources)
+    read = {folder.resolve() for folder in {path.parent for path in sources}}
+    there = [path for path in targets if path.exists()]
+    if there and there[0].parent.resolve() in read:
+        raise ConfigError(
+            f"{len(there)} results would replace pictures in a folder that is read, "
+            f"the first is {there[0]}",
+            hint="give another folder: IN:OUT",
+        )
 
 
 def _annotate(
@@ -248,25 +288,27 @@ def _annotate(
         prototypes=options.mask_proto_debug,
         combination=options.display_lincomb,
     )
-    for name, written, found in annotate_pictures(annotator, pictures, wanted):
-        where = name if written is None else f"{name} -> {written}"
+    for picture, written, found in annotate_pictures(annotator, pictures, wanted):
+        where = picture.name if written is None else f"{picture.name} -> {written}"
         click.echo(f"{where}: {counts(found, annotator.engine.classes.names)}")
 
 
 def _annotate_video(options: Options) -> None:
-    from yolact.data.sources import Video
-    from yolact.predict.media import (
-        VideoOptions,
-        annotate_video,
-        require_display,
-        require_video_file,
-    )
+    from yolact.data.video import find_video
+    from yolact.download.offline import require_online
+    from yolact.files import require_own_places
+    from yolact.predict.media import require_display
+    from yolact.predict.video import VideoOptions, annotate_video, require_video_file
 
     source, out = split_pair(str(options.video))
     if out is None:
         require_display("--video without an output")
     else:
+        require_own_places([Path(out)], [Path(source), options.model])
         require_video_file(Path(out))
+    video = find_video(source)
+    if video.remote:
+        require_online(video.name)
     wanted = VideoOptions(
         target=None if out is None else Path(out),
         show=out is None,
@@ -275,6 +317,5 @@ def _annotate_video(options: Options) -> None:
         emulate_playback=options.emulate_playback,
         progress=not options.no_bar,
     )
-    video = Video(int(source) if source.isdigit() else Path(source))
     done = annotate_video(options.annotator(), video, wanted)
-    click.echo(f"{source}{'' if out is None else f' -> {out}'}: {done} frames")
+    click.echo(f"{video.name}{'' if out is None else f' -> {out}'}: {done} frames")

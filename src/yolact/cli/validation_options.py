@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact.cli.inputs import ENGINE_NAMES, DataPaths, engine_name, model_path, validation_paths
-from yolact.config import YolactConfig, named_config
+from yolact.config import OnBadImage, YolactConfig, named_config, on_bad_image
 from yolact.errors import ConfigError
 from yolact.model_files import model_kinds
 from yolact.setting import setting
+from yolact.sizes import ImageSize, image_size_setting, prior_base_size_setting
+from yolact.training.settings import strict_setting
 
 if TYPE_CHECKING:
     from yolact.data.coco import CocoInstances
@@ -43,6 +45,8 @@ class Options:
         default="yolact_darknet53_config",
         help="Configuration of a checkpoint that carries none, and of its name.",
     )
+    image_size: ImageSize | None = image_size_setting()
+    prior_base_size: float | None = prior_base_size_setting()
     engine: str | None = setting(
         default=None,
         choices=ENGINE_NAMES,
@@ -63,6 +67,8 @@ class Options:
         default=None,
         help="A folder with annotations/ and images/, or a name like coco2017_dataset.",
     )
+    on_bad_image: OnBadImage = on_bad_image()
+    strict: bool = strict_setting()
     max_images: int = setting(default=-1, help="At most so many images; -1 takes all.")
     no_sort: bool = setting(
         default=False,
@@ -134,7 +140,7 @@ class Options:
     video: str | None = setting(
         default=None,
         metavar="IN[:OUT]",
-        help="Annotate a video (or a camera's number); show or write it.",
+        help="Annotate a video, a camera's number or an address; show or write it.",
     )
     display: bool = setting(default=False, help="Show annotated images of the data set.")
     display_masks: bool = setting(default=True, spoken=True, help="Draw masks.")
@@ -202,6 +208,8 @@ class Options:
             device=str(resolve_device(wanted)),
             num_cores=self.num_cores,
             config=self.configuration if "config" in self.given else None,
+            image_size=self.image_size,
+            prior_base_size=self.prior_base_size,
         )
 
     @property
@@ -215,7 +223,14 @@ class Options:
         from yolact.data.transforms import EvalTransform
 
         transform = EvalTransform(self.configuration.model.image_size)
-        return CocoInstances(self.paths.images, self.paths.info, transform, annotated=annotated)
+        return CocoInstances(
+            self.paths.images,
+            self.paths.info,
+            transform,
+            annotated=annotated,
+            on_bad_image=self.on_bad_image,
+            strict=self.strict,
+        )
 
     @property
     def order(self) -> ImageOrder:

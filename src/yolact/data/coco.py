@@ -21,18 +21,20 @@ from pycocotools.coco import COCO
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from yolact.config import OnBadImage
 from yolact.data.annotations import (
-    Record,
+    Contents,
     boxes_xyxy,
-    classes_of,
     has_area,
     read_annotations,
-    require_image_files,
-    to_rle,
 )
+from yolact.data.entries import Record, to_rle
+from yolact.data.image_files import ImageFiles, find_images
 from yolact.data.images import RgbImage, read_rgb
+from yolact.data.labels import classes_of
 from yolact.data.plausibility import check_plausible
 from yolact.data.transforms import Objects, Transform
+from yolact.errors import DataError
 from yolact.types import Sample, Target
 
 log = logging.getLogger(__name__)
@@ -57,8 +59,10 @@ class CocoInstances(Dataset[Sample]):
         *,
         seed: int = 0,
         annotated: bool = True,
+        on_bad_image: OnBadImage = "stop",
+        strict: bool = False,
     ) -> None:
-        """Read and check the annotation file, and check that every image is there.
+        """Read and check the annotation file, and check that every image is there and whole.
 
         Args:
             images: Folder that the file names are relative to.
@@ -67,22 +71,41 @@ class CocoInstances(Dataset[Sample]):
                 :class:`~yolact.data.transforms.TrainTransform`.
             seed: Of the random transforms.
             annotated: False accepts a file without ground truth.
+            on_bad_image: ``skip`` leaves out images that are damaged or of another size than
+                listed. One whose damage shows only when it is decoded is replaced, as a sample, by
+                the next.
+            strict: Refuse an annotation file with an entry that cannot be used, or without all of
+                its images.
 
         Raises:
             DataError: Something is missing, contradictory or, for most objects, implausible; the
                 message names it.
         """
         images, annotations = images.expanduser(), annotations.expanduser()
-        data = read_annotations(annotations, annotated=annotated)
-        require_image_files(images, data["images"])
-        self.images, self.transform, self.seed = images, transform, seed
+        found: list[ImageFiles] = []
+
+        def find(records: list[Record]) -> list[Record]:
+            found.append(
+                find_images(images, annotations, records, strict=strict, on_bad_image=on_bad_image)
+            )
+            return found[0].records
+
+        data = read_annotations(annotations, annotated=annotated, strict=strict, find=find)
+        self.bad_images: int = found[0].bad
+        """Images left out because they are damaged or of another size than listed."""
+        self._bits = found[0].bits
+        self.images, self.info = images, annotations
+        self.transform, self.seed = transform, seed
+        self.skips = on_bad_image == "skip"
         self.classes = classes_of(data["categories"])
         listed = sorted(data["images"], key=lambda image: int(image["id"]))
         self.image_ids: list[int] = [image["id"] for image in listed]
+        self.original_ids = _original_ids(listed)
+        self.original_category_ids = _original_ids(data["categories"])
         self._categories = data["categories"]
         self._images = _Packed(listed)
         self._objects = _Packed(_grouped(data["annotations"], self.image_ids))
-        self.num_objects = sum(has_area(a) and not a["iscrowd"] for a in data["annotations"])
+        self.contents = Contents.of(data["images"], data["annotations"])
         _report(annotations, data["annotations"])
         if annotated:
             input_size = getattr(transform, "image_size", None)
@@ -99,8 +122,9 @@ class CocoInstances(Dataset[Sample]):
             DataError: The image or one of its masks cannot be decoded.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        pixels, index = self._image_from(index)
         record = self._images[index]
-        image = tv_tensors.Image(torch.from_numpy(self.image(index)).permute(2, 0, 1))
+        image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
         with _seeded(self.seed, epoch, index):
             image, objects = self.transform(image, self._targets(index))
         return Sample(
@@ -110,6 +134,10 @@ class CocoInstances(Dataset[Sample]):
             (record["height"], record["width"]),
         )
 
+    def name(self, index: int) -> str:
+        """Path of the image file at ``index``."""
+        return str(self.images / self._images[index]["file_name"])
+
     def image(self, index: int) -> RgbImage:
         """The image at ``index``, [height, width, 3] uint8 RGB, without decoding any mask.
 
@@ -117,7 +145,12 @@ class CocoInstances(Dataset[Sample]):
             DataError: The file cannot be decoded, or is not of the annotated size.
         """
         record = self._images[index]
-        return read_rgb(self.images / record["file_name"], (record["height"], record["width"]))
+        path, size = self.images / record["file_name"], (record["height"], record["width"])
+        try:
+            return read_rgb(path, size, self._bits)
+        except DataError as error:
+            hint = f"{error.hint}, or leave it out with --on_bad_image skip"
+            raise DataError(str(error), hint=None if self.skips else hint) from error
 
     @cached_property
     def coco(self) -> COCO:
@@ -138,6 +171,17 @@ class CocoInstances(Dataset[Sample]):
     def __getstate__(self) -> dict[str, Any]:
         """Workers that start by pickling do without the evaluation index."""
         return {key: value for key, value in self.__dict__.items() if key != "coco"}
+
+    def _image_from(self, first: int) -> tuple[RgbImage, int]:
+        """The image at an index and that index, or, if bad images are skipped, the next ones."""
+        for index in (*range(first, len(self)), *range(first)):
+            try:
+                return self.image(index), index
+            except DataError as error:
+                if not self.skips:
+                    raise
+                log.warning("skipped: %s", error)
+        raise DataError("no image of the data set can be read", hint="check the folder of images")
 
     def _targets(self, index: int) -> Objects:
         record = self._images[index]
@@ -191,6 +235,11 @@ class _Packed(Sequence[Any]):
         index %= len(self)
         start = self._ends[index - 1] if index else 0
         return pickle.loads(self._bytes[start : self._ends[index]].data)
+
+
+def _original_ids(entries: Iterable[Record]) -> dict[int, str]:
+    """What the file has in place of the integers that entries are known by here."""
+    return {e["id"]: e["original_id"] for e in entries if "original_id" in e}
 
 
 def _grouped(annotations: Sequence[Record], image_ids: Sequence[int]) -> Iterator[list[Record]]:

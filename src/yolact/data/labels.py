@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
+from yolact.data.entries import Findings, Matter, Record, fail, give_numbers, key_of, name_of, shown
 from yolact.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_TWICE = Matter(
+    "categories", "is listed twice", "are listed twice", "taken once", "remove one of the entries"
+)
+_TWINS = Matter(
+    "categories",
+    "has the name of another: {}",
+    "have the name of another one",
+    "taken as one class",
+    "give each category a name of its own, or list it once",
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,145 @@ class Classes:
     def assumed(cls, count: int) -> Classes:
         """Classes of a model file without names: COCO's when there are 80, else numbers."""
         return COCO_CLASSES if count == len(COCO_CLASSES) else cls.numbered(count)
+
+
+def read_categories(entries: Sequence[Any], findings: Findings) -> dict[int | str | None, Record]:
+    """The categories of an annotation file by what their ids are looked up by, and by their names.
+
+    Those that share a name are one: their ids find the first of them. Since all objects depend on
+    the categories, a faulty one refuses the file.
+
+    Raises:
+        DataError: There are none, one has no id or no name, or two have one id.
+    """
+    found: dict[int | str, Record] = {}
+    for place, entry in enumerate(entries, start=1):
+        name = f"{name_of(entry, 'categories', place)} in {findings.path}"
+        key = key_of(entry.get("id")) if isinstance(entry, dict) else None
+        if key is None:
+            fail(f"{name} has no id: {shown(entry)}", "give each category an id and a name")
+        entry["name"] = _name(entry, name)
+        if key not in found:
+            found[key] = entry
+        elif found[key]["name"] == entry["name"]:
+            findings.add(_TWICE, name_of(entry, "categories", place))
+        else:
+            both = f"{shown(found[key]['name'])} and {shown(entry['name'])}"
+            fail(f"{name} has the id of another one: {both}", "give each an id of its own")
+    if not found:
+        hint = "add at least one category with an id and a name"
+        fail(f"{findings.path} lists no categories", hint)
+    give_numbers(found)
+    first: dict[str, Record] = {}
+    for entry in found.values():
+        if first.setdefault(entry["name"], entry) is not entry:
+            findings.add(_TWINS, f"category {entry['id']}", shown(entry["name"]))
+    known: dict[int | str | None, Record] = {
+        name: entry for name, entry in first.items() if key_of(name) == name
+    }
+    return known | {key: first[entry["name"]] for key, entry in found.items()}
+
+
+def classes_of(categories: Sequence[Record]) -> Classes:
+    """The classes that an annotation file's categories name, in the order of their ids."""
+    ordered = sorted(categories, key=lambda category: int(category["id"]))
+    return Classes(tuple(c["name"] for c in ordered), tuple(c["id"] for c in ordered))
+
+
+def match_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Which of ``known`` each of ``names`` means; those that mean none of them are left out.
+
+    The same name comes first. Otherwise one that differs in case, blanks, hyphens, underscores or
+    Unicode form only, where exactly one of either side is like it.
+
+    >>> match_names(["cat", "Hot_Dog ", "owl"], ["hot dog", "cat"])
+    {'cat': 'cat', 'Hot_Dog ': 'hot dog'}
+    """
+    names, known = list(dict.fromkeys(names)), list(dict.fromkeys(known))
+    same = set(names) & set(known)
+    alike: defaultdict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for side, texts in enumerate((names, known)):
+        for name in texts:
+            if name not in same:
+                alike[_plain(name)][side].append(name)
+    pairs = {ours[0]: theirs[0] for ours, theirs in alike.values() if len(ours) == len(theirs) == 1}
+    return {
+        name: name if name in same else pairs[name] for name in names if name in same | {*pairs}
+    }
+
+
+def unknown_names(
+    known: Iterable[str], data: Classes, used: Collection[int] | None = None
+) -> list[str]:
+    """The categories of a data set that mean none of the classes ``known``.
+
+    Args:
+        known: Names of the classes.
+        data: The categories.
+        used: Ids of the categories that have objects: others do not matter. None or none stands
+            for all of them.
+    """
+    same = match_names(data.names, known)
+    pairs = zip(data.names, data.ids, strict=True)
+    return [name for name, number in pairs if name not in same and (not used or number in used)]
+
+
+def note_differences(info: Path, data: Classes, known: Sequence[str]) -> None:
+    """Say in the log which categories of a file are not called as the classes that they meet.
+
+    Args:
+        info: The annotation file.
+        data: Its categories.
+        known: Names of the classes.
+    """
+    same = match_names(data.names, known)
+    other = [f"{name!r} as {same[name]!r}" for name in data.names if same.get(name, name) != name]
+    unknown = [repr(name) for name in data.names if name not in same]
+    unlisted = [repr(name) for name in known if name not in same.values()]
+    line = "%s: %d of %d %s, %s (first: %s)"
+    for texts, total, what, done in (
+        (other, len(data), "categories are written in another way", "matched"),
+        (unknown, len(data), "categories are of no known class", "ignored, since without objects"),
+        (unlisted, len(known), "classes are not among its categories", "not looked for"),
+    ):
+        if texts:
+            log.warning(line, info, len(texts), total, what, done, ", ".join(texts[:3]))
+
+
+def few_names(names: Sequence[str], known: Iterable[str] = (), most: int = 5) -> str:
+    """The first few names as messages show them, each with the nearest of ``known``.
+
+    >>> few_names(["nut", "bold"], ["nail", "bolt"])
+    "'nut', 'bold' (nearest: 'bolt')"
+    """
+    known, texts = list(known), []
+    for name in names[:most]:
+        near = get_close_matches(name, known, n=1)
+        texts.append(f"{name!r} (nearest: {near[0]!r})" if near else f"{name!r}")
+    return ", ".join(texts) + ", ..." * (len(names) > most)
+
+
+def _name(category: Record, called: str) -> str:
+    """The name of a category; LVIS and others may have only synonyms."""
+    synonyms = category.get("synonyms")
+    other = synonyms[0] if isinstance(synonyms, list) and synonyms else None
+    name = category.get("name")
+    name = other if name is None else name
+    if isinstance(name, int | float) and not isinstance(name, bool):
+        name = str(name)
+    try:
+        if isinstance(name, str) and name.encode():
+            return name
+    except UnicodeEncodeError:  # half of a surrogate pair
+        pass
+    fail(f"{called} has no name: {shown(name)}", "give it a name")
+
+
+def _plain(name: str) -> str:
+    """``name`` without what people write in different ways."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    text = "".join(sign for sign in text if unicodedata.category(sign) != "Cf")
+    return re.sub(r"[\s_-]+", " ", text).strip()
 
 
 def _coco(names: Sequence[str], missing: set[int]) -> Classes:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-import warnings
-from collections.abc import Iterator, Sequence
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from multiprocessing import active_children
 from types import FrameType
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from yolact.data.workers import PATIENCE, Note, Parcel, Watch, die_with_parent, refused
 from yolact.errors import YolactError
 from yolact.types import Batch, Sample
+
+logger = logging.getLogger(__name__)
 
 Key = tuple[int, int]
 """(epoch, index): what a dataset needs to know to make one sample."""
@@ -58,22 +66,79 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A DataLoader whose workers hand a user's error over as it is.
+    """A DataLoader that ends with one error whatever happens to its workers, and never hangs.
 
-    PyTorch would raise it again as a traceback in a message, without its hint.
+    Attributes:
+        watch: Of its workers.
     """
 
     batch_sampler: EpochBatches
+    watch: Watch
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Batches from the sampler's position to the end of its epoch."""
-        for batch in super().__iter__():
+        """Batches from the sampler's position to the end of its epoch.
+
+        Raises:
+            YolactError: One of the dataset, as it is; a worker died; or all of them are stuck.
+        """
+        batches = self._batches()
+        while True:
+            batch = self._next(batches)
+            if batch is None:
+                return
             if isinstance(batch, YolactError):
-                try:
-                    raise batch
-                finally:
-                    del batch  # with this frame it would form a cycle that keeps workers alive
+                del batches  # the error's traceback would keep it, and with it the workers
+                raise batch
             yield batch
+
+    def _next(self, batches: Iterator[Any]) -> Batch | YolactError | None:
+        """The next batch, why there is none, or None at the end; the workers end after errors."""
+        try:
+            with self.watch.waiting():
+                batch: Batch | Parcel | YolactError = next(batches)
+                result = batch.open() if isinstance(batch, Parcel) else batch
+        except StopIteration:
+            return None
+        except Exception as error:
+            failure = self.watch.failure(error)
+            self.close()
+            if failure is None:
+                raise
+            error.__traceback__ = None  # whose frames would keep what torch iterates over
+            return failure
+        if isinstance(result, YolactError):
+            self.close()
+        return result
+
+    def close(self) -> None:
+        """End the workers at once."""
+        self.watch.close()
+        self._iterator = None
+
+    def check_worker_number_rationality(self) -> None:
+        """Warn of nothing: more processes than cores is the option's default."""
+
+    def _batches(self) -> Iterator[Any]:
+        """What torch iterates over; without workers where the system allows no new processes."""
+        if self.num_workers == 0 or self.watch.started:
+            with self.watch.waiting():
+                return super().__iter__()
+        before = set(active_children())
+        try:
+            with _own_sigchld():
+                batches = super().__iter__()
+            self.watch.start([child for child in active_children() if child not in before])
+        except BaseException as error:
+            for child in set(active_children()) - before:
+                child.kill()
+            if not isinstance(error, OSError | RuntimeError):  # a signal came meanwhile
+                raise
+            _say_alone(self.num_workers, error)
+            with _unfinished():
+                error.__traceback__ = None
+            self.num_workers = 0
+            return super().__iter__()
+        return batches
 
 
 def make_loader(
@@ -83,6 +148,8 @@ def make_loader(
     seed: int,
     *,
     pin_memory: bool = False,
+    name: Callable[[int], str] = "sample {}".format,
+    patience: float = PATIENCE,
 ) -> BatchLoader:
     """Batches of a dataset whose ``[(epoch, index)]`` is a sample.
 
@@ -94,39 +161,97 @@ def make_loader(
         workers: Processes that prepare batches; 0 prepares them here. No effect on the batches.
         seed: Of the order; the dataset has a seed of its own.
         pin_memory: For faster copies to a GPU.
+        name: Says what the sample at an index is made of, for messages.
+        patience: Of the :class:`~yolact.data.workers.Watch`, in seconds.
     """
-    guarded = _Guarded(dataset)
-    with warnings.catch_warnings():  # more processes than cores is the option's default
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return BatchLoader(
-            guarded,
-            batch_sampler=EpochBatches(len(guarded), batch_size, seed),
-            num_workers=workers,
-            collate_fn=_collate_or_error,
-            pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
-            persistent_workers=workers > 0,
-            generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
-        )
+    try:
+        watch = Watch(workers, name, patience)
+    except OSError as error:
+        _say_alone(workers, error)
+        workers, watch = 0, Watch(0, name)
+    guarded = _Guarded(dataset, watch.notes)
+    loader = BatchLoader(
+        guarded,
+        batch_sampler=EpochBatches(len(guarded), batch_size, seed),
+        num_workers=workers,
+        collate_fn=_collate_or_error,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
+    )
+    loader.watch = watch
+    weakref.finalize(loader, watch.close)
+    return loader
 
 
 class _Guarded(Dataset[Any]):
-    def __init__(self, dataset: Dataset[Sample]) -> None:
+    """Hands a user's error over as it is: torch would make a traceback of it, without its hint."""
+
+    def __init__(self, dataset: Dataset[Sample], notes: Sequence[Note]) -> None:
         self.dataset = dataset
+        self.notes = notes
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, key: Key) -> Sample | YolactError:
+        worker = get_worker_info()
         try:
-            return self.dataset[key]
+            with nullcontext() if worker is None else self.notes[worker.id].making(key[1]):
+                return self.dataset[key]
         except YolactError as error:
             return error
 
 
-def _collate_or_error(samples: Sequence[Sample | YolactError]) -> Batch | YolactError:
+def _collate_or_error(samples: Sequence[Sample | YolactError]) -> Batch | Parcel | YolactError:
     errors = [sample for sample in samples if isinstance(sample, YolactError)]
-    return errors[0] if errors else collate([s for s in samples if isinstance(s, Sample)])
+    if errors:
+        return errors[0]
+    try:
+        batch = collate([s for s in samples if isinstance(s, Sample)])
+        return batch if get_worker_info() is None else Parcel(batch)
+    except (OSError, MemoryError) as error:
+        failure = refused(error)
+        if failure is None:
+            raise
+        return failure
+
+
+def _say_alone(workers: int, error: Exception) -> None:
+    logger.warning(
+        "cannot start %d processes that prepare images (%s): this process prepares them; "
+        "a smaller --num_workers may do",
+        *(workers, error),
+    )
+
+
+@contextmanager
+def _unfinished() -> Iterator[None]:
+    """Keep quiet while what torch could not build goes: it looks for what it has not got yet."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+@contextmanager
+def _own_sigchld() -> Iterator[None]:
+    """Give SIGCHLD back what the block takes from it.
+
+    torch's handler raises wherever the training process happens to be, in the middle of a step or
+    of a checkpoint. That a worker died is early enough known when its batch is missing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def _pass_over_once(number: int, frame: FrameType | None) -> None:
@@ -138,6 +263,7 @@ def _pass_over_once(number: int, frame: FrameType | None) -> None:
 
 
 def _start_worker(worker: int) -> None:
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
     signal.signal(signal.SIGTERM, _pass_over_once)
     cv2.setNumThreads(0)  # one process per worker is parallel enough; a fork loses the threads

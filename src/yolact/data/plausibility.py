@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from yolact.data.annotations import to_rle
+from yolact.data.entries import to_rle
 from yolact.errors import DataError
 
 log = logging.getLogger(__name__)

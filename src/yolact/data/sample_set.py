@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 from tqdm import tqdm
 
-from yolact.data.annotations import uncompressed_rle
+from yolact.data.entries import uncompressed_rle
 from yolact.data.labels import Classes
 from yolact.data.sample_scenes import SHAPES, Thing, draw_scene
 from yolact.errors import ConfigError, StorageError

@@ -1,4 +1,4 @@
-"""Where pictures come from: image files, a data set, a video file or a camera.
+"""Where pictures come from: image files, a data set, or videos.
 
 Also which of them a quantized model finds its ranges on.
 """
@@ -7,29 +7,32 @@ from __future__ import annotations
 
 import glob
 import logging
-import math
-import os
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import cv2
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from yolact.data.coco import CocoInstances, evaluation_order
-from yolact.data.images import RgbImage, damaged, read_rgb
+from yolact.data.image_checks import Look, common_bits, look_at
+from yolact.data.images import IMAGE_ENDINGS, RgbImage, read_rgb
 from yolact.data.transforms import preprocess
+from yolact.data.video import VIDEO_ENDINGS, Video, holds_image, holds_video, named_video
 from yolact.errors import DataError
+from yolact.sizes import ImageSize
 
 log = logging.getLogger(__name__)
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-_DEFAULT_FPS = 30.0
+_SHOWN = 3
+"""Files that a message names."""
+_TEXT_ENDINGS = (".txt", ".json", ".csv", ".tsv", ".xml", ".md", ".yaml", ".yml", ".html", ".log")
+_OF_SYSTEMS = ("thumbs.db", "desktop.ini")
+"""Files that Windows leaves in folders of images; those of macOS begin with a dot."""
 
 
 @dataclass(frozen=True)
@@ -40,40 +43,84 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Video:
-    """A video file, or a camera when ``path`` is its number."""
+class Videos:
+    """Videos, cameras or streams; several are those of a folder or pattern."""
 
-    path: Path | int
-
-    @property
-    def live(self) -> bool:
-        """Whether this is a camera: endless, and shown as in a mirror."""
-        return isinstance(self.path, int)
+    videos: list[Video]
 
 
-def find_source(text: str) -> Images | Video:
+def find_source(text: str) -> Images | Videos:
     """What a ``--source`` means.
 
     Args:
-        text: A camera's number, or the path of an image, a video or a folder of images, or a
-            pattern with ``*``.
+        text: A camera's number, the address of a stream, or the path of an image, a video or a
+            folder of either, or a pattern with ``*``. Whether a file is an image or a video is
+            decided by its content.
 
     Raises:
         DataError: There is nothing of that kind.
     """
-    path = Path(text)
-    if text.isdigit() and not path.exists():
-        return Video(int(text))
+    path, video = Path(text), named_video(text)
+    if video is not None:
+        if not isinstance(video.path, Path):
+            return Videos([video])
+        path = video.path
     if "*" in text:
-        return _some_images(sorted(Path(found) for found in glob.glob(text, recursive=True)), text)
+        return _several(sorted(Path(found) for found in glob.glob(text, recursive=True)), text)
     if path.is_dir():
-        return _some_images(sorted(path.iterdir()), text)
+        return _several(sorted(path.iterdir()), text)
     if not path.is_file():
         raise DataError(
             f"no image, video or folder at {text}",
-            hint="give a file, a folder, a quoted pattern like 'images/*.jpg', or a camera number",
+            hint="give a file, a folder, a quoted pattern like 'images/*.jpg', an address such as "
+            "rtsp://..., or a camera number",
         )
-    return Video(path) if path.suffix.lower() in VIDEO_ENDINGS else Images([path])
+    return _one(path)
+
+
+def _one(path: Path) -> Images | Videos:
+    """A file as what it holds; where that is nothing, as what its name says."""
+    if holds_image(path):
+        return Images([path])
+    ending = path.suffix.lower()
+    if ending in VIDEO_ENDINGS or holds_video(path):
+        return Videos([Video(path)])
+    if ending not in IMAGE_ENDINGS and not _known_to_pillow(path):
+        empty = not path.stat().st_size
+        raise DataError(
+            f"{path} is {'empty' if empty else 'neither an image nor a video that can be read'}",
+            hint="copy it again" if empty else "check that this is the file you mean",
+        )
+    return Images([path])
+
+
+def _known_to_pillow(path: Path) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def _several(paths: list[Path], text: str) -> Images | Videos:
+    """The images of a folder or pattern; only where there are none, its videos."""
+    videos = [path for path in paths if path.suffix.lower() in VIDEO_ENDINGS and path.is_file()]
+    videos = [path for path in videos if not holds_image(path)]
+    try:
+        images = _some_images(paths, text)
+    except DataError:
+        if not videos:
+            raise
+        return Videos([Video(path) for path in videos])
+    if videos:
+        found = len(videos) + len(images.paths)
+        log.warning(
+            "%s: %d of %d files are videos, left out (first: %s)",
+            *(text, len(videos), found, ", ".join(path.name for path in videos[:3])),
+        )
+    return images
 
 
 class Picture(NamedTuple):
@@ -89,7 +136,8 @@ class Picture(NamedTuple):
 class Pictures:
     """The images of a list of files; what cannot be read is named and passed over.
 
-    The only file of a list is not passed over: iterating raises its DataError.
+    All 16-bit files are made 8-bit by one rule. The only file of a list is not passed over:
+    iterating raises its DataError.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -99,13 +147,16 @@ class Pictures:
 
     def __iter__(self) -> Iterator[Picture]:
         """The images that can be read, one at a time."""
+        bits = common_bits(self.paths)
+        if bits is not None and bits < 16:
+            log.warning("16-bit images are scaled to 8 bits by the %d that their values have", bits)
         for number, path in enumerate(self.paths):
             try:
-                image = read_rgb(path)
+                image = read_rgb(path, bits=bits)
             except DataError as error:
                 if len(self.paths) == 1:
                     raise
-                log.warning("skipped: %s", error)
+                log.warning("skipped: %s; %s", error, error.hint)
                 self.failed += 1
             else:
                 yield Picture(number, str(path), image)
@@ -162,20 +213,22 @@ class CalibrationImages:
     """Image files that are known to be readable; iterating reads them one at a time."""
 
     paths: Sequence[Path]
-    side: int
-    """Of the network's input, in pixels."""
+    size: ImageSize
+    """Of the network's input."""
+    bits: int | None = None
+    """What the values of 16-bit files fit in."""
 
     def __len__(self) -> int:
         """How many images there are."""
         return len(self.paths)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Network inputs [1, 3, side, side] float32 in 0..1, made as every inference makes them."""
+        """Network inputs [1, 3, H, W] float32 in 0..1, made as every inference makes them."""
         for path in self.paths:
-            yield preprocess(read_rgb(path), self.side)[None]
+            yield preprocess(read_rgb(path, bits=self.bits), self.size)[None]
 
 
-def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
+def calibration_images(source: str, count: int, size: ImageSize) -> CalibrationImages:
     """Choose images from a folder or a pattern, and look whether they can be read.
 
     They are spread evenly over the file names in alphabetical order, so the choice depends on the
@@ -184,27 +237,30 @@ def calibration_images(source: str, count: int, side: int) -> CalibrationImages:
     Args:
         source: A folder of images, or a pattern with ``*``.
         count: How many to choose; with fewer there, all are taken.
-        side: Of the network's input, in pixels.
+        size: Of the network's input.
 
     Raises:
-        DataError: There are no images, or a chosen one cannot be read; the message names all that
-            cannot.
+        DataError: There are no images, or a chosen one cannot be read; the message names the
+            first that cannot.
     """
     found = find_source(source)
     if not isinstance(found, Images):
         raise DataError(
-            f"{source} is a video, not images",
+            f"{source} holds videos, not images",
             hint="give a folder of images or a quoted pattern like 'images/*.jpg'",
         )
     chosen = spread(sorted(found.paths), count)
-    problems = damaged(chosen)
+    looks = look_at([str(path) for path in chosen], Path())
+    problems = [look for look in looks if isinstance(look, DataError)]
     if problems:
         raise DataError(
             f"{len(problems)} of {len(chosen)} calibration images cannot be read: "
-            + "; ".join(str(problem) for problem in problems),
+            + "; ".join(str(problem) for problem in problems[:_SHOWN])
+            + (f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""),
             hint="replace or remove these files",
         )
-    return CalibrationImages(chosen, side)
+    bits = max((look.bits for look in looks if isinstance(look, Look)), default=8)
+    return CalibrationImages(chosen, size, bits if bits > 8 else None)
 
 
 def spread(paths: Sequence[Path], count: int) -> list[Path]:
@@ -223,70 +279,36 @@ def noise_images(count: int, seed: int) -> list[RgbImage]:
     return [noise.integers(0, 256, (480, 640, 3), np.uint8) for _ in range(count)]
 
 
-@dataclass(frozen=True)
-class VideoReader:
-    """An opened video; iterating it yields its frames."""
-
-    capture: Any
-    fps: float
-    size: tuple[int, int]
-    """(height, width) in pixels."""
-    frames: int | None
-    """Number of frames, or None when unknown or endless."""
-    mirror: bool
-
-    def __iter__(self) -> Iterator[RgbImage]:
-        """RGB frames until the end."""
-        while True:
-            more, frame = self.capture.read()
-            if not more:
-                return
-            frame = cv2.flip(frame, 1) if self.mirror else frame
-            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
-
-
-@contextmanager
-def open_video(video: Video) -> Iterator[VideoReader]:
-    """Open a video or camera for the time of the block.
-
-    Raises:
-        DataError: It cannot be opened.
-    """
-    _silence_opencv()
-    capture = cv2.VideoCapture(video.path if isinstance(video.path, int) else str(video.path))
-    try:
-        if not capture.isOpened():
-            raise DataError(
-                f"cannot open {'camera' if video.live else 'video'} {video.path}",
-                hint="check that it is connected and not in use"
-                if video.live
-                else "check the path; the file may be damaged or of an unknown format",
-            )
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        yield VideoReader(
-            capture,
-            fps if math.isfinite(fps) and fps > 0 else _DEFAULT_FPS,
-            (
-                int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-                int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
-            ),
-            count if count > 0 and not video.live else None,
-            video.live,
-        )
-    finally:
-        capture.release()
-
-
 def _some_images(paths: list[Path], text: str) -> Images:
-    images = [path for path in paths if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()]
+    """Those of ``paths`` that are images by their endings; what others there are is said."""
+    files = [path for path in paths if not _is_beside(path)]
+    images = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()]
+    chosen = set(images)
+    others = [path for path in files if path not in chosen]
+    kinds = Counter(
+        path.suffix.lower() or "without ending" if path.is_file() else "pipes or broken links"
+        for path in others
+    )
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
     if not images:
-        endings = ", ".join(IMAGE_ENDINGS)
-        raise DataError(f"no images in {text}", hint=f"files that count end in {endings}")
+        raise DataError(
+            f"no images in {text}" + (f": it holds {counted}" if counted else ""),
+            hint=f"files that count end in {', '.join(IMAGE_ENDINGS)}",
+        )
+    if others:
+        log.warning(
+            "%s: %d of %d files are no images by their endings (%s), passed over (first: %s)",
+            *(text, len(others), len(files), counted, ", ".join(path.name for path in others[:3])),
+        )
     return Images(images)
 
 
-def _silence_opencv() -> None:
-    """Stop it and its FFmpeg from writing to stderr what an error of ours will say."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    cv2.setLogLevel(0)
+def _is_beside(path: Path) -> bool:
+    """Whether a file is expected beside images: text, a folder, or what systems leave there.
+
+    Videos are not for this function to judge.
+    """
+    ending = path.suffix.lower()
+    name = path.name.lower()
+    expected = ending in _TEXT_ENDINGS or name in _OF_SYSTEMS or name.startswith(".")
+    return expected or ending in VIDEO_ENDINGS or path.is_dir()

@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from yolact.config import AugmentConfig
+from yolact.sizes import ImageSize, sides_of
 
 Objects = dict[str, Tensor]
 """``boxes``, ``masks``, ``labels`` and ``crowd`` of one image."""
@@ -165,23 +166,23 @@ def longer_than(boxes: Tensor) -> Tensor:
     return ((boxes[:, 2:] - boxes[:, :2]) > SMALLEST_SIDE).all(1)
 
 
-def stretch(inpt: Tensor, size: int) -> Tensor:
-    """Resize an image, its masks or its boxes to a square, giving up the aspect ratio.
+def stretch(inpt: Tensor, size: ImageSize) -> Tensor:
+    """Resize an image, its masks or its boxes to ``size``, giving up the aspect ratio.
 
     Bilinear with half-pixel centres and no antialiasing; masks stay 0 or 1.
     """
     if isinstance(inpt, tv_tensors.Image):
         return _image_like(inpt, _resize(_hwc(inpt), size))
     if isinstance(inpt, tv_tensors.Mask):
-        resized = np.empty((len(inpt), size, size), np.uint8)
+        resized = np.empty((len(inpt), *sides_of(size)), np.uint8)
         for source, result in zip(inpt.numpy(), resized, strict=True):
-            cv2.resize(source, (size, size), dst=result)
+            cv2.resize(source, result.shape[::-1], dst=result)
         return tv_tensors.wrap(torch.from_numpy(resized), like=inpt)  # type: ignore[no-any-return]
-    boxes: Tensor = functional.resize(inpt, [size, size])
+    boxes: Tensor = functional.resize(inpt, list(sides_of(size)))
     return boxes
 
 
-def preprocess(image: NDArray[np.uint8], size: int | tuple[int, int]) -> Tensor:
+def preprocess(image: NDArray[np.uint8], size: ImageSize) -> Tensor:
     """Network input of one RGB image of any size: the transform of every inference.
 
     Args:
@@ -291,10 +292,10 @@ class RandomCrop(_Random):
 
 
 class Stretch(v2.Transform):  # type: ignore[misc]
-    """Resize to a square without keeping the aspect ratio; objects without area are dropped."""
+    """Resize without keeping the aspect ratio; objects without area are dropped."""
 
-    def __init__(self, size: int) -> None:
-        """Resize to ``size`` x ``size`` pixels."""
+    def __init__(self, size: ImageSize) -> None:
+        """Resize to ``size``."""
         super().__init__()
         self.size = size
 
@@ -317,9 +318,11 @@ class ToUnitRange(v2.Transform):  # type: ignore[misc]
 
 
 class TrainTransform(v2.Compose):  # type: ignore[misc]
-    """The training pipeline: what ``augment`` turns on, then a square of ``image_size``."""
+    """The training pipeline: what ``augment`` turns on, then a stretch to ``image_size``."""
 
-    def __init__(self, image_size: int, augment: AugmentConfig, dice: Dice | None = None) -> None:
+    def __init__(
+        self, image_size: ImageSize, augment: AugmentConfig, dice: Dice | None = None
+    ) -> None:
         """Compose the pipeline; ``dice`` serves all but the mirror, which is torchvision's."""
         dice = dice or Dice()
         self.image_size = image_size
@@ -341,10 +344,10 @@ class TrainTransform(v2.Compose):  # type: ignore[misc]
 
 
 class EvalTransform(TrainTransform):
-    """The same square input without any random change."""
+    """The same input without any random change."""
 
-    def __init__(self, image_size: int) -> None:
-        """Compose the pipeline for a square input of ``image_size``."""
+    def __init__(self, image_size: ImageSize) -> None:
+        """Compose the pipeline for an input of ``image_size``."""
         nothing = AugmentConfig(photometric=False, expand=False, crop=False, mirror=False)
         super().__init__(image_size, nothing)
 
@@ -361,6 +364,6 @@ def _image_like(image: Tensor, array: FloatImage) -> Tensor:
     )
 
 
-def _resize(image: FloatImage, size: int | tuple[int, int]) -> FloatImage:
-    height, width = (size, size) if isinstance(size, int) else size
+def _resize(image: FloatImage, size: ImageSize) -> FloatImage:
+    height, width = sides_of(size)
     return np.asarray(cv2.resize(image, (width, height)), np.float32)

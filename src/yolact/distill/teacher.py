@@ -20,6 +20,8 @@ SELF, DISABLE = "self", "disable"
 
 _SHARED = ("image_size", "prior_scales", "prior_aspect_ratios", "prior_base_size")
 """Settings without which two networks answer different questions about an image."""
+_UNTOLD = ("image_size", "prior_base_size")
+"""Those that files of other tools do not tell; a network computes the same with any."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ def load_teacher(path: Path, config: YolactConfig, classes: Classes) -> Teacher:
     with torch.random.fork_rng(devices=[]):  # weights are drawn, then replaced
         model = build_model(checkpoint)
     for name in _SHARED:
-        if name == "image_size" and checkpoint.config is None:
-            continue  # files of other tools do not say it
+        if name in _UNTOLD and checkpoint.config is None:
+            continue
         theirs, ours = getattr(model.config, name), getattr(config.model, name)
         if theirs != ours:
             raise CheckpointError(

@@ -94,11 +94,6 @@ def zoo_cache() -> Path:
     return _from_environment("SPARSEZOO_MODELS_PATH") or Path.home() / ".cache" / "sparsezoo"
 
 
-def own_cache() -> Path:
-    """Where files fetched for a stub are kept: under ``XDG_CACHE_HOME`` or ~/.cache."""
-    return (_from_environment("XDG_CACHE_HOME") or Path.home() / ".cache") / _NAME
-
-
 def settings_folder() -> Path:
     """Where the mirror map and the recorded hashes are: ``XDG_CONFIG_HOME`` or ~/.config."""
     return (_from_environment("XDG_CONFIG_HOME") or Path.home() / ".config") / _NAME

@@ -22,7 +22,7 @@ from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 
-from yolact.download.mirrors import map_path, own_cache, read_mirrors, zoo_cache
+from yolact.download.mirrors import map_path, read_mirrors, zoo_cache
 from yolact.download.offline import is_offline
 from yolact.download.sparsezoo import (
     NoAnswerError,
@@ -42,6 +42,7 @@ from yolact.download.trusted import (
     require_digest,
 )
 from yolact.errors import DownloadError, YolactError
+from yolact.files import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def resolve(
 
 
 def _from_cache(search: _Search) -> Path:
-    roots = (zoo_cache(), own_cache())
+    roots = (zoo_cache(), cache_folder())
     found = find_in_cache(search.stub, search.kind, roots)
     if found is None:
         raise _AbsentError(f"nothing in {' and '.join(map(str, roots))}")
@@ -126,7 +127,7 @@ def _from_mirrors(search: _Search) -> Path:
     location = place.location
     if isinstance(location, str):
         name = sha256(location.encode()).hexdigest()[:16]  # another address is another file
-        target = own_cache() / "mirrors" / name / place_in_cache(search.stub, search.kind)
+        target = cache_folder() / "mirrors" / name / place_in_cache(search.stub, search.kind)
         wanted = Wanted(location, search.kind, (location,), place.sha256)
         return _checked(search, wanted, target)
     if location.is_dir():
@@ -149,7 +150,7 @@ def _from_service(search: _Search) -> Path:
         url = search.service.url_of(search.kind)
     except NoAnswerError as error:
         raise _AbsentError(str(error)) from error
-    target = own_cache() / search.stub.path / place_in_cache(search.stub, search.kind)
+    target = cache_folder() / search.stub.path / place_in_cache(search.stub, search.kind)
     return _checked(search, Wanted(url, search.kind, (url,)), target)
 
 
@@ -163,7 +164,7 @@ def _from_known_mirrors(search: _Search) -> Path:
         except YolactError as error:  # a run may have left a file of that name
             log.debug("%s", error)
     with _going_on():
-        return fetch_weights(weights, own_cache() / "weights", search.validate)
+        return fetch_weights(weights, cache_folder() / "weights", search.validate)
 
 
 def _from_package(search: _Search) -> Path:

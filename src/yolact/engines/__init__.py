@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeVar
 
 from yolact.checkpoint import ENDINGS, classes_of, load_checkpoint
 from yolact.config import YolactConfig
-from yolact.engines.base import DetectingEngine, Engine
+from yolact.engines.base import DetectingEngine, Engine, LoadedModel
 from yolact.engines.onnx_file import DetectsInside
 from yolact.engines.onnxruntime import OrtDetector, OrtEngine
 from yolact.engines.openvino import OpenVinoEngine
 from yolact.engines.torch import TorchEngine
 from yolact.errors import CheckpointError, ConfigError
-from yolact.restore import build_model
+from yolact.restore import build_model, config_for
+from yolact.sizes import ImageSize, sides_of
 
 __all__ = ["ENGINES", "DetectingEngine", "Engine", "engine_for", "load_detector", "load_engine"]
 
+_Loaded = TypeVar("_Loaded", bound=LoadedModel)
 _ONNX = (".onnx", ".onnx.gz", ".onnx.xz", ".onnx.zst")
 ENGINES = {
     "torch": ENDINGS,
@@ -37,6 +40,8 @@ def load_engine(
     device: str = "cpu",
     num_cores: int | None = None,
     config: YolactConfig | None = None,
+    image_size: ImageSize | None = None,
+    prior_base_size: float | None = None,
 ) -> Engine:
     """Load a model file into the engine that runs it.
 
@@ -47,10 +52,14 @@ def load_engine(
         device: Where the torch engine runs; ONNX Runtime always uses the CPU here.
         num_cores: Threads one inference may use; None leaves the choice to the engine.
         config: For checkpoints that carry none, such as upstream's releases.
+        image_size: Of the network input. A checkpoint runs at any, an ONNX file has one; None
+            for that of training or of the file.
+        prior_base_size: As :func:`yolact.restore.config_for` takes it, of a checkpoint only.
 
     Raises:
         CheckpointError: The file is missing, unreadable or not a YOLACT model.
-        ConfigError: ``engine`` is unknown or does not read this kind of file.
+        ConfigError: ``engine`` is unknown or does not read this kind of file, or the file is of
+            another image size.
     """
     path = Path(path).expanduser()
     most = max(MOST_CORES, os.cpu_count() or 1)
@@ -59,11 +68,16 @@ def load_engine(
     chosen = engine_for(path, engine)
     if chosen == "torch":
         checkpoint = load_checkpoint(path)
+        config = config_for(checkpoint, path, config, image_size, prior_base_size)
         model = build_model(checkpoint, config)
         return TorchEngine(model, classes_of(checkpoint), device, num_cores)
-    if chosen == "openvino":
-        return OpenVinoEngine(path, num_cores=num_cores)
-    return OrtEngine(path, num_cores=num_cores)
+    if prior_base_size is not None:
+        raise ConfigError(
+            f"the priors of {path} are part of the file",
+            hint="give --prior_base_size when a checkpoint is exported",
+        )
+    loaded = (OpenVinoEngine if chosen == "openvino" else OrtEngine)(path, num_cores=num_cores)
+    return _require_size(loaded, path, image_size)
 
 
 def load_detector(
@@ -73,14 +87,22 @@ def load_detector(
     device: str = "cpu",
     num_cores: int | None = None,
     config: YolactConfig | None = None,
+    image_size: ImageSize | None = None,
 ) -> Engine | DetectingEngine:
     """As :func:`load_engine`, and files that detect inside the graph too (ONNX Runtime only)."""
     try:
-        return load_engine(path, engine=engine, device=device, num_cores=num_cores, config=config)
+        return load_engine(
+            path,
+            engine=engine,
+            device=device,
+            num_cores=num_cores,
+            config=config,
+            image_size=image_size,
+        )
     except DetectsInside:
         if engine_for(path, engine) != "onnxruntime":
             raise
-        return OrtDetector(path, num_cores=num_cores)
+        return _require_size(OrtDetector(path, num_cores=num_cores), path, image_size)
 
 
 def engine_for(path: Path, engine: str | None = None) -> str:
@@ -107,3 +129,14 @@ def engine_for(path: Path, engine: str | None = None) -> str:
             else f"use --engine {fits[0]}",
         )
     return wanted
+
+
+def _require_size(loaded: _Loaded, path: Path, wanted: ImageSize | None) -> _Loaded:
+    if wanted is None or sides_of(wanted) == loaded.image_size:
+        return loaded
+    height, width = loaded.image_size
+    asked_height, asked_width = sides_of(wanted)
+    raise ConfigError(
+        f"{path} takes images of {height} x {width}, not {asked_height} x {asked_width}",
+        hint="leave the size out, or export the checkpoint at it",
+    )

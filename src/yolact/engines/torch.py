@@ -36,7 +36,7 @@ class TorchEngine:
     ) -> None:
         """Wrap the model; see the class."""
         self.classes = classes
-        self.image_size = (model.config.image_size, model.config.image_size)
+        self.image_size = model.config.input_size
         self.device = torch.device(device)
         self.num_cores = num_cores
         self._model = InferenceModel(model).eval().to(self.device)

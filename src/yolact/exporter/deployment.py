@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
@@ -28,10 +29,11 @@ from yolact.files import atomic_folder, storage_errors
 from yolact.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
 
 FOLDER = "deployment"
-MODEL, CONFIG, LABELS, SAMPLE, SCRIPT = FILES = (
+MODEL, CONFIG, LABELS, PRIORS, SAMPLE, SCRIPT = FILES = (
     DEPLOYED,
     "config.json",
     "labels.txt",
+    "priors.bin",
     "sample.npz",
     "run.py",
 )
@@ -39,6 +41,8 @@ MODEL, CONFIG, LABELS, SAMPLE, SCRIPT = FILES = (
 _SCRIPT_SOURCE = "deployed_run.py"
 """The script's file in this package."""
 
+_LINE_BREAKS = "\x7f\x85\u2028\u2029"
+"""What JSON leaves as it is, and some editors and ``str.splitlines`` take for the end of a line."""
 DRAW_THRESHOLD = 0.3
 """Score above which the script draws an object, as the annotate command does."""
 
@@ -47,7 +51,9 @@ def write_deployment(model: Path, *, image: Path | None = None) -> Path:
     """Write ``deployment/`` beside an exported file.
 
     It holds ``model.onnx``, ``config.json`` (classes, input, outputs, thresholds, where the model
-    comes from), ``labels.txt`` (one class a line), ``sample.npz`` (an input and the outputs it
+    comes from), ``labels.txt`` (one class a line, see :func:`label_line`), ``priors.bin`` (the
+    output ``priors``, which is the same for every image, as rows of float32 numbers, the lowest
+    byte first; not for a model that detects inside), ``sample.npz`` (an input and the outputs it
     gives) and ``run.py``, which needs onnxruntime and OpenCV only. The folder appears whole or
     not at all; an older one is replaced as a whole.
 
@@ -70,9 +76,11 @@ def write_deployment(model: Path, *, image: Path | None = None) -> Path:
         classes, config = props.classes or Classes((), ()), props.config or YolactConfig()
         text = json.dumps(_content(graph, props, classes, config), indent=2, ensure_ascii=False)
         (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
-        lines = "".join(f"{name}\n" for name in classes.names)
-        (folder / LABELS).write_text(lines, encoding="utf-8")
-        _write_sample(graph, folder, image)
+        lines = "".join(f"{label_line(name)}\n" for name in classes.names)
+        (folder / LABELS).write_bytes(lines.encode())
+        outputs = _write_sample(graph, folder, image)
+        if "priors" in outputs:
+            (folder / PRIORS).write_bytes(outputs["priors"].astype("<f4").tobytes())
         source = files("yolact.exporter") / _SCRIPT_SOURCE
         (folder / SCRIPT).write_text(source.read_text("utf-8"), encoding="utf-8")
     return target
@@ -101,6 +109,16 @@ def require_deployable(model: Path) -> None:
             )
 
 
+def label_line(name: str) -> str:
+    r"""A class name in one line: line breaks, backslashes and the like as in a JSON string.
+
+    >>> print(label_line('5" nut\nM8'))
+    5" nut\nM8
+    """
+    text = json.dumps(name, ensure_ascii=False)[1:-1].replace(r"\"", '"')
+    return "".join(f"\\u{ord(c):04x}" if c in _LINE_BREAKS else c for c in text)
+
+
 def _content(
     graph: onnx.ModelProto, props: ModelMetadata, classes: Classes, config: YolactConfig
 ) -> dict[str, Any]:
@@ -122,6 +140,7 @@ def _content(
             "std": [1, 1, 1],
         },
         "outputs": [_value(o, OUTPUT_MEANINGS[o.name]) for o in graph.graph.output],
+        "priors": None if _detects(graph) else _priors(graph, config),
         "detection": {
             "inside_graph": _detects(graph),
             "score_threshold": detect.score_threshold,
@@ -155,16 +174,31 @@ def _value(value: onnx.ValueInfoProto, meaning: str) -> dict[str, Any]:
     }
 
 
+def _priors(graph: onnx.ModelProto, config: YolactConfig) -> dict[str, Any]:
+    """How to read the file of priors."""
+    (priors,) = (output for output in graph.graph.output if output.name == "priors")
+    return {
+        "file": PRIORS,
+        **_value(priors, OUTPUT_MEANINGS["priors"]),
+        "byte_order": "little",
+        "base_size": config.model.prior_base_size,
+    }
+
+
 def _detects(graph: onnx.ModelProto) -> bool:
     return [output.name for output in graph.graph.output] == list(DETECTED)
 
 
-def _write_sample(graph: onnx.ModelProto, folder: Path, image: Path | None) -> None:
+def _write_sample(
+    graph: onnx.ModelProto, folder: Path, image: Path | None
+) -> dict[str, NDArray[Any]]:
+    """Write an input and its outputs; these are returned by name."""
     shape = [dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim]
-    images = sample_images(image, shape[2], shape[0] or 1)
+    images = sample_images(image, (shape[2], shape[3]), shape[0] or 1)
     outputs = run_graph(folder / MODEL, images)
     arrays = {graph.graph.input[0].name: images.numpy(), **outputs}
     np.savez_compressed(folder / SAMPLE, **arrays)
+    return outputs
 
 
 def _place(source: Path, target: Path) -> None:

@@ -20,16 +20,21 @@ from yolact.engines.onnx_file import DETECTED, OUTPUT_MEANINGS, ModelMetadata
 from yolact.errors import ConfigError
 from yolact.exporter.deployment import require_deployable, write_deployment
 from yolact.exporter.graph import graph_sparsity
-from yolact.exporter.options import ExportJob, ExportOptions
+from yolact.exporter.options import OPSET_OF_INTEGERS, OPSETS, ExportJob, ExportOptions
 from yolact.exporter.passes import CLEAN, run_passes, to_integers
 from yolact.exporter.prepare import Reference, prepare
-from yolact.exporter.trace import OUTPUTS, label_outputs, sample_images, trace
+from yolact.exporter.trace import OUTPUTS, compute_priors, label_outputs, sample_images, trace
 from yolact.exporter.verify import Agreement, OutputParity
 from yolact.exporter.write import greedy, write_checked
-from yolact.files import Compression, require_space, require_writable_file
+from yolact.files import (
+    Compression,
+    require_own_places,
+    require_space,
+    require_writable_file,
+)
 from yolact.model.weights import is_quantized, parameter_count, require_quantized
 from yolact.model.yolact import Yolact
-from yolact.restore import build_model
+from yolact.restore import build_model, config_for
 
 if TYPE_CHECKING:
     from yolact.sparsify.one_shot import OneShot
@@ -76,19 +81,22 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
     """Export a checkpoint, after applying a recipe to it where one is asked for.
 
     Raises:
-        YolactError: A file is missing, unreadable or in the way, or the parts do not fit each
-            other; nothing is written then.
+        YolactError: A file is missing, unreadable, in the way or would be replaced by a result, or
+            the parts do not fit each other; nothing is written then.
         ExportError: The graph does not reproduce the model's outputs.
     """
     checkpoint = load_checkpoint(job.checkpoint)
+    _require_own_places(job)
     require_writable_file(job.target)
     if job.deployment:
         require_deployable(job.target)
     if job.recipe is not None:
         checkpoint = replace(checkpoint, recipe=_load_recipe(job.recipe).text)
-    config = checkpoint.config_or(job.config)
+    options = job.options
+    size, base = options.image_size, options.prior_base_size
+    config = config_for(checkpoint, job.checkpoint, job.config, size, base)
     model = build_model(checkpoint, config)
-    images, options = _calibration(job, config), job.options
+    images = _calibration(job, config)
     done = None
     if job.one_shot is not None:
         done = _apply_at_once(model, _load_recipe(job.one_shot), images, checkpoint.recipe)
@@ -108,6 +116,13 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
     if not job.deployment:
         return report
     return replace(report, deployment=write_deployment(job.target, image=options.image))
+
+
+def _require_own_places(job: ExportJob) -> None:
+    packed = [Path(f"{job.target}.{kind}") for kind in job.options.compress]
+    recipes = [text for text, _ in filter(None, (job.recipe, job.one_shot)) if "\n" not in text]
+    read = [job.checkpoint, job.options.image, *map(Path, recipes)]
+    require_own_places([job.target, *packed], read)
 
 
 def export(
@@ -146,12 +161,12 @@ def export(
     bytes_each = 1 if is_quantized(model) and options.convert_qat else 4
     require_space(path.parent, bytes_each * parameter_count(model), "the graph")
     sample = sample_images(options.image, config.model.image_size, options.batch_size)
-    reference = prepare(model, sample, images, options)
+    reference = prepare(model, sample, images, options, config.model)
     graph, float_outputs = _graph(reference, options, images)
     metadata = ModelMetadata(
         classes=classes,
         config=config,
-        image_size=(config.model.image_size, config.model.image_size),
+        image_size=config.model.input_size,
         recipe=recipe,
         sparsity=graph_sparsity(graph),
         one_shot=None if one_shot is None else str(one_shot),
@@ -167,9 +182,13 @@ def export(
 def _stored_config(
     model: Yolact, classes: Classes, config: YolactConfig | None, options: ExportOptions
 ) -> YolactConfig:
-    side = model.config.image_size if options.image_size is None else options.image_size
     config = config or YolactConfig(model=model.config)
-    config = config.with_model(image_size=side, num_classes=len(classes))
+    sized = model.config.for_weights(None, options.image_size, options.prior_base_size)
+    config = config.with_model(
+        image_size=sized.image_size,
+        prior_base_size=sized.prior_base_size,
+        num_classes=len(classes),
+    )
     return replace(config, detect=greedy(config.detect)) if options.with_nms else config
 
 
@@ -185,6 +204,8 @@ def _graph(
         float_outputs = to_integers(graph, network, options.layout, images)
     shapes = [tuple(output.shape) for output in reference.expected]
     label_outputs(graph, shapes, static=static)
+    if options.priors_output:
+        compute_priors(graph)
     return graph, float_outputs
 
 
@@ -233,6 +254,11 @@ def _packed_sizes(path: Path, written: Mapping[Compression, Path]) -> dict[Compr
 
 
 def _check_precision(model: Yolact, options: ExportOptions) -> None:
+    if is_quantized(model) and options.opset < OPSET_OF_INTEGERS:
+        raise ConfigError(
+            f"opset {options.opset} cannot say how the model is quantized",
+            hint=f"use --opset {OPSET_OF_INTEGERS} or more; float models go down to {OPSETS[0]}",
+        )
     if options.half and is_quantized(model):
         raise ConfigError(
             "a quantized model has no float weights to halve", hint="export it without --half"
@@ -254,12 +280,8 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 def _calibration(job: ExportJob, config: YolactConfig) -> CalibrationImages | None:
     if job.calibration_images is None:
         return None
-    side = job.options.image_size
-    return calibration_images(
-        job.calibration_images,
-        job.calibration_count,
-        config.model.image_size if side is None else side,
-    )
+    size = config.model.image_size
+    return calibration_images(job.calibration_images, job.calibration_count, size)
 
 
 def _load_recipe(named: tuple[str, str | None]) -> Recipe:

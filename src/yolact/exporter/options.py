@@ -10,6 +10,7 @@ from yolact.config import YolactConfig, named_config
 from yolact.errors import ConfigError
 from yolact.files import Compression
 from yolact.setting import setting
+from yolact.sizes import ImageSize, image_size_setting, prior_base_size_setting
 
 Layout = Literal["qdq", "openvino", "deepsparse"]
 """How a quantized graph is written.
@@ -20,8 +21,12 @@ LeakyReLU, which OpenVINO runs in one kernel. deepsparse: ConvInteger, as Sparse
 quantizers are where training has put them, and calibration images have no use.
 """
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-OPSETS = range(14, 20)
+OPSETS = range(11, 20)
 """Opsets that can be asked for: 14 is SparseML's, 19 the newest that onnx 1.14 checks."""
+OPSET_OF_INTEGERS = 13
+"""The oldest with a scale for each channel of quantized weights."""
+_OPSET_OF_DETECTION = 13
+"""The oldest with the operators of detection inside the graph."""
 MOST_IMAGES = 1024
 """In one batch; more are taken for a mistake."""
 
@@ -63,11 +68,12 @@ class ExportOptions:
     """Of the traced sample."""
     static: bool = setting(default=False, help="Let the file take that batch size only.")
     """Otherwise it takes any."""
-    image_size: int | None = setting(
-        default=None, help="Side of the input.  [default: the checkpoint's]"
-    )
-    """In pixels; None for the model's own."""
-    opset: int = setting(default=14, help="ONNX opset, 14 to 19.")
+    image_size: ImageSize | None = image_size_setting()
+    """None for the model's own."""
+    prior_base_size: float | None = prior_base_size_setting()
+    """None keeps the priors' sides in pixels; see
+    :meth:`yolact.config.ModelConfig.for_weights`."""
+    opset: int = setting(default=14, help="ONNX opset, 11 to 19; 13 or more for int8.")
     half: bool = setting(default=False, help="Store the weights in 16 bits: half the file.")
     """Of a float model."""
     with_nms: bool = setting(
@@ -76,6 +82,11 @@ class ExportOptions:
         help="Detect inside the graph: boxes, scores, classes and masks instead of raw outputs.",
     )
     """See :func:`yolact.exporter.nms.detect_inside`."""
+    priors_output: bool = setting(
+        default=False,
+        help="Let the graph compute the output priors, for OpenCV: it does not give out constants.",
+    )
+    """See :func:`yolact.exporter.trace.compute_priors`."""
     image: Path | None = setting(default=None, help="Picture to compare the outputs on.")
     """None for a generated one."""
     compress: tuple[Compression, ...] = setting(
@@ -90,6 +101,16 @@ class ExportOptions:
         if self.opset not in OPSETS:
             raise ConfigError(
                 f"opset {self.opset} cannot be exported", hint=f"use {OPSETS[0]} to {OPSETS[-1]}"
+            )
+        if self.with_nms and self.opset < _OPSET_OF_DETECTION:
+            raise ConfigError(
+                f"opset {self.opset} lacks operators that detection inside the graph needs",
+                hint=f"use --opset {_OPSET_OF_DETECTION} or more, or export without --with-nms",
+            )
+        if self.with_nms and self.priors_output:
+            raise ConfigError(
+                "--with-nms puts out boxes, and no priors that --priors_output could add",
+                hint="give one of them",
             )
 
 

@@ -27,6 +27,7 @@ from torch.ao.quantization import (
 )
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from yolact.config import ModelConfig
 from yolact.exporter.options import ExportOptions
 from yolact.model.weights import is_quantized
 from yolact.model.yolact import InferenceModel, Yolact
@@ -47,7 +48,7 @@ class Reference:
     network: nn.Module
     """A copy of the model in evaluation mode, on the CPU, with its batch norms folded."""
     sample: Tensor
-    """[B, 3, S, S]."""
+    """[B, 3, H, W]."""
     expected: RawOutputs
     """Of the model for the sample, before anything was folded."""
     unquantized: RawOutputs | None
@@ -66,17 +67,21 @@ def prepare(
     sample: Tensor,
     images: Iterable[Tensor] | None,
     options: ExportOptions,
+    config: ModelConfig | None = None,
 ) -> Reference:
     """Compute what to reproduce, and make the copy to trace; the model stays as it is.
 
     Args:
         model: Float, pruned or quantization-aware.
-        sample: [B, 3, S, S] input.
+        sample: [B, 3, H, W] input.
         images: Network inputs; a few of them become those of the reference.
         options: Whether the batch norms of a quantized model are folded too, and how its weights
             are rounded.
+        config: With the size of input and the priors of the copy; None for the model's.
     """
-    network = InferenceModel(deepcopy(model)).cpu().float().eval()
+    copy = deepcopy(model)
+    copy.set_input(config or model.config)
+    network = InferenceModel(copy).cpu().float().eval()
     quantized = is_quantized(network)
     network.apply(disable_observer)  # their ranges are not to adapt to what is run here
     with torch.no_grad():

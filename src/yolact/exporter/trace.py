@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from yolact.data.images import RgbImage, read_rgb
 from yolact.data.transforms import preprocess
+from yolact.sizes import ImageSize
 from yolact.types import RawOutputs
 
 _INPUT = "input"
@@ -34,7 +35,7 @@ def trace(network: nn.Module, images: Tensor, *, opset: int, static: bool) -> on
 
     Args:
         network: In evaluation mode; not changed.
-        images: [B, 3, S, S] sample input.
+        images: [B, 3, H, W] sample input.
         opset: One of :data:`yolact.exporter.options.OPSETS`.
         static: Fix the batch size to B; otherwise the graph takes any.
 
@@ -87,16 +88,50 @@ def label_outputs(model: onnx.ModelProto, shapes: Sequence[Sequence[int]], *, st
                 dim.dim_value = size
 
 
-def sample_images(path: Path | None, size: int, batch_size: int) -> Tensor:
+def compute_priors(model: onnx.ModelProto) -> None:
+    """Let the output ``priors``, a constant, be the result of a computation; in place.
+
+    OpenCV keeps constants to itself: a network there has an output for each node that nobody
+    uses. So the priors are added to zero times the boxes of the first image. They stay the same
+    to the last bit, but for those of boxes that are infinite, which nobody can use.
+
+    Args:
+        model: With its outputs labelled; ``priors`` is an initializer.
+    """
+    graph = model.graph
+    (priors,) = (tensor for tensor in graph.initializer if tensor.name == "priors")
+    priors.name = "priors/values"
+    count, numbers = priors.dims
+    constants = {
+        "zero": np.zeros((), np.float32),
+        "first": np.zeros(1, np.int64),
+        "second": np.ones(1, np.int64),
+        "shape": np.array([count, numbers], np.int64),
+    }
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, f"priors/{name}") for name, value in constants.items()
+    )
+    steps = [
+        ("Slice", ["loc", "priors/first", "priors/second", "priors/first"], "priors/boxes"),
+        ("Mul", ["priors/boxes", "priors/zero"], "priors/zeros"),
+        ("Reshape", ["priors/zeros", "priors/shape"], "priors/flat"),
+        ("Add", ["priors/flat", "priors/values"], "priors"),
+    ]
+    graph.node.extend(
+        onnx.helper.make_node(kind, inputs, [output], name=output) for kind, inputs, output in steps
+    )
+
+
+def sample_images(path: Path | None, size: ImageSize, batch_size: int) -> Tensor:
     """The network input made from one picture.
 
     Args:
         path: An image file; None for a generated picture.
-        size: Side of the network input, in pixels.
+        size: Of the network input.
         batch_size: How often the picture is repeated.
 
     Returns:
-        [batch_size, 3, size, size] float32 RGB, 0..1.
+        [batch_size, 3, H, W] float32 RGB, 0..1.
 
     Raises:
         DataError: The file cannot be read as an image.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from yolact.config import ModelConfig
 def make_priors(grid_sizes: Sequence[tuple[int, int]], config: ModelConfig) -> Tensor:
     """One prior per level, row, column and aspect ratio, in that order.
 
-    Sides are relative to ``config.prior_base_size`` whatever the image size, and not clipped: a
-    large prior at the border reaches out of the image.
+    A prior is square in pixels of ``config.input_size``, and covers as much of an image as its
+    scale squared of ``config.prior_base_size`` squared. Nothing is clipped: a large prior at the
+    border reaches out of the image.
 
     Args:
         grid_sizes: (rows, columns) of P3..P7.
@@ -26,6 +28,8 @@ def make_priors(grid_sizes: Sequence[tuple[int, int]], config: ModelConfig) -> T
     Returns:
         [N, 4] float32 (cx, cy, w, h), relative. In a trace it is a constant.
     """
+    height, width = config.input_size
+    wide, high = math.sqrt(height / width), math.sqrt(width / height)  # 1 for a square
     levels = []
     for (rows, columns), scale in zip(grid_sizes, config.prior_scales, strict=True):
         cy = (np.arange(rows) + 0.5) / rows
@@ -34,7 +38,7 @@ def make_priors(grid_sizes: Sequence[tuple[int, int]], config: ModelConfig) -> T
         # and kept it (``use_square_anchors``): the published weights learned from square priors.
         side = scale * np.sqrt(config.prior_aspect_ratios) / config.prior_base_size
         y, x, s = np.meshgrid(cy, cx, side, indexing="ij")
-        levels.append(np.stack([x, y, s, s], axis=-1).reshape(-1, 4))
+        levels.append(np.stack([x, y, s * wide, s * high], axis=-1).reshape(-1, 4))
     priors = np.concatenate(levels).astype(np.float32)
     with _intended_constants():
         return torch.from_numpy(priors)

@@ -48,12 +48,22 @@ class Yolact(nn.Module):
         self.semantic_seg_conv = nn.Conv2d(config.fpn_channels, config.num_classes, kernel_size=1)
         self._priors = PriorCache(config)
 
+    def set_input(self, config: ModelConfig) -> None:
+        """Expect other images or have other priors from now on; no parameter changes.
+
+        Args:
+            config: With the layers of this network, but perhaps another ``image_size`` or
+                ``prior_base_size``.
+        """
+        self.config = config
+        self._priors = PriorCache(config)
+
     def forward(self, images: Tensor) -> NetworkOutputs:
         """Run the network.
 
         Args:
-            images: [B, 3, H, W] RGB, 0..1. ``config.image_size`` is the intended side, but any
-                size works, also a non-square one.
+            images: [B, 3, H, W] RGB, 0..1, meant to be of ``config.input_size``. Any other size
+                works too; priors then keep their share of the image.
 
         Returns:
             Logits and prototypes; ``segm`` (an auxiliary task, sec. 5) in training mode only.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from tqdm import tqdm
 
 from yolact.data.coco import CocoInstances
 from yolact.data.images import RgbImage
-from yolact.data.labels import Classes
+from yolact.data.labels import Classes, few_names, match_names, note_differences, unknown_names
 from yolact.data.sources import ImageOrder
+from yolact.data.workers import Reader
 from yolact.engines.base import Engine
-from yolact.errors import CheckpointError, ConfigError
+from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.files import require_writable_file
 from yolact.predict.pipeline import Selection, Stopwatch, groups
 from yolact.predict.results import (
@@ -24,6 +24,7 @@ from yolact.predict.results import (
     AveragePrecision,
     CocoResults,
     average_precision,
+    with_ids,
     write_json,
     write_viewer,
 )
@@ -70,6 +71,8 @@ class EvaluationReport:
     """None for a data set without ground truth."""
     images: int
     """Images looked at."""
+    bad_images: int = 0
+    """Images of the data set that were to be looked at, but are damaged or of another size."""
     engine: str | None = None
     """Name of what ran the model; None where saved detections were measured."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -82,6 +85,7 @@ class EvaluationReport:
         |---|---|
         | ``engine`` | name, or null where saved detections were measured |
         | ``images`` | number of images looked at |
+        | ``bad_images`` | number of images that were skipped |
         | ``box``, ``mask`` | a measure of each (see below), or null where it was not asked for |
         | ``seconds`` | stage -> time of all images together |
 
@@ -93,6 +97,7 @@ class EvaluationReport:
         return {
             "engine": self.engine,
             "images": self.images,
+            "bad_images": self.bad_images,
             "box": None if found is None else _measure(found.box_ap),
             "mask": None if found is None or found.mask_ap is None else _measure(found.mask_ap),
             "seconds": dict(self.seconds),
@@ -114,23 +119,27 @@ def run_evaluation(
         DataError: An image, or the file of saved detections, cannot be read.
         StorageError: A file cannot be written.
     """
-    watch, engine = Stopwatch(), None
+    watch, engine, bad = Stopwatch(), None, dataset.bad_images
     if options.resume:
         results = CocoResults.load(options.detections)
     else:
         engine = load()
-        match_classes(engine.classes, dataset.classes)
+        _match(engine.classes, dataset)
+        if dataset.contents.remarkable:
+            log.info("%s: %s", dataset.info, dataset.contents)
         for path in (options.detections, *options.outputs):
             require_writable_file(path)
+        ids = options.order.of(dataset.image_ids)
         results = collect(
             engine,
             dataset,
             options.selection,
             batch_size=options.batch_size,
-            image_ids=options.order.of(dataset.image_ids),
+            image_ids=ids,
             progress=options.progress,
             watch=watch,
         )
+        bad += len(ids) - len(results.image_ids)
         results.save(options.detections)
         log.info("detections saved to %s", options.detections)
     _write_results(results, dataset, options)
@@ -140,6 +149,7 @@ def run_evaluation(
     return EvaluationReport(
         evaluation=evaluation,
         images=len(results.image_ids),
+        bad_images=bad,
         engine=None if engine is None else engine.name,
         seconds={stage: sum(times) for stage, times in watch.seconds.items()},
     )
@@ -148,11 +158,12 @@ def run_evaluation(
 def _write_results(
     results: CocoResults, dataset: CocoInstances, options: EvaluationOptions
 ) -> None:
+    known = dataset.original_ids, dataset.original_category_ids
     if options.bbox_file is not None:
-        write_json(options.bbox_file, results.bbox)
+        write_json(options.bbox_file, with_ids(results.bbox, *known))
         log.info("boxes written to %s", options.bbox_file)
     if options.mask_file is not None and options.selection.masks:
-        write_json(options.mask_file, results.segm)
+        write_json(options.mask_file, with_ids(results.segm, *known))
         log.info("masks written to %s", options.mask_file)
     if options.viewer_file is not None:
         title = {"name": options.viewer_title}
@@ -242,6 +253,7 @@ def collect(
 ) -> CocoResults:
     """Run a model over a data set and keep its detections as COCO result entries.
 
+    Images that cannot be read are left out, with a notice, where the data set skips such images.
     Masks are encoded at the image's size right after each image, so memory stays flat.
 
     Args:
@@ -256,50 +268,67 @@ def collect(
     Raises:
         CheckpointError: The data set has classes that the model does not know.
         ConfigError: An image id is not in the data set.
-        DataError: An image cannot be read.
+        DataError: An image cannot be read, and the data set does not skip such images; or none can.
     """
     ids = list(dataset.image_ids if image_ids is None else image_ids)
-    categories = dict(enumerate(match_classes(engine.classes, dataset.classes)))
+    categories = dict(
+        enumerate(match_classes(engine.classes, dataset.classes, dataset.contents.of_category))
+    )
     known = {label: category for label, category in categories.items() if category is not None}
     selection = replace(selection or Selection(), labels=frozenset(known))
     watch, results = watch or Stopwatch(), CocoResults()
     bar = tqdm(total=len(ids), unit="img", disable=None if progress else True)
     with bar:
         for names, images in _batches(dataset, ids, engine.batch_size or batch_size):
-            found = selection.find(engine, images, watch=watch)
+            found = selection.find(engine, images, watch=watch) if images else []
             with watch("encode"):
                 for image_id, (kept, proto, size) in zip(names, found, strict=True):
                     seen = proto if selection.masks else None
                     results.add(image_id, kept, seen, size, known, crop=selection.crop)
             bar.update(len(names))
+    if ids and not results.image_ids:
+        raise DataError("no image of the data set can be read", hint="check the folder of images")
     return results
 
 
-def match_classes(model: Classes, dataset: Classes) -> list[int | None]:
+def match_classes(
+    model: Classes, dataset: Classes, used: Collection[int] | None = None
+) -> list[int | None]:
     """The data set's category id of every class of the model, by name; None where it has none.
 
     A model file without names fits a data set of as many classes, in the order of their ids.
 
+    Args:
+        model: The model's classes.
+        dataset: The data set's.
+        used: Ids of the categories that have objects; see :func:`unknown_names`.
+
     Raises:
-        CheckpointError: The data set has classes that the model does not know.
+        CheckpointError: The data set has objects of classes that the model does not know.
     """
     if model == Classes.numbered(len(model)) and len(model) == len(dataset):
         return list(dataset.ids)
     if model.names == dataset.names:  # also when two classes share a name
         return list(dataset.ids)
-    id_of = dict(zip(dataset.names, dataset.ids, strict=True))
-    missing = [name for name in dataset.names if name not in model.names]
+    missing = unknown_names(model.names, dataset, used)
     if missing:
-        listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise CheckpointError(
-            f"the model knows {len(model)} classes, but not {len(missing)} of the data set's "
-            f"{len(dataset)}: {listed}",
+            f"the model knows {len(model)} classes ({few_names(model.names)}), but not "
+            f"{len(missing)} of the data set's {len(dataset)}: {few_names(missing, model.names)}",
             hint="this is a checkpoint of other classes; "
             "use the annotation file it was trained with, or train on this one",
         )
-    if len(dataset) < len(model):
-        log.warning("%d classes of the model are not in the data set", len(model) - len(dataset))
+    same = match_names(dataset.names, model.names)
+    pairs = zip(dataset.names, dataset.ids, strict=True)
+    id_of = {same[name]: number for name, number in pairs if name in same}
     return [id_of.get(name) for name in model.names]
+
+
+def _match(model: Classes, dataset: CocoInstances) -> None:
+    """Match classes, and say in the log where their names differ."""
+    match_classes(model, dataset.classes, dataset.contents.of_category)
+    if model != Classes.numbered(len(model)):
+        note_differences(dataset.info, dataset.classes, model.names)
 
 
 def _batches(
@@ -311,17 +340,25 @@ def _batches(
     if unknown:
         raise ConfigError(f"no image {unknown[0]} in the data set", hint="check the image ids")
 
-    def read(batch: list[int]) -> list[RgbImage]:
-        return [dataset.image(index_of[image_id]) for image_id in batch]
+    def read(batch: list[int]) -> tuple[list[int], list[RgbImage]]:
+        images = {}
+        for image_id in batch:
+            try:
+                images[image_id] = dataset.image(index_of[image_id])
+            except DataError as error:
+                if not dataset.skips:
+                    raise
+                log.warning("skipped: %s", error)
+        return list(images), list(images.values())
 
     batches = list(groups(image_ids, batch_size))
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        coming = [reader.submit(read, batch) for batch in batches[:1]]
-        for batch, following in zip(batches, [*batches[1:], None], strict=True):
-            images = coming.pop().result()
-            if following is not None:
-                coming.append(reader.submit(read, following))
-            yield batch, images
+    reader = Reader()
+    coming = [reader.submit(read, batch) for batch in batches[:1]]
+    for following in [*batches[1:], None][: len(batches)]:
+        names, images = coming.pop()()
+        if following is not None:
+            coming.append(reader.submit(read, following))
+        yield names, images
 
 
 def _cell(percent: float) -> str:

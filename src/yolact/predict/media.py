@@ -1,36 +1,32 @@
-"""Pictures and videos in, the same with their instances drawn on out: files, or a window.
+"""Pictures in, the same with their instances drawn on out: files, or a window.
 
 What ``sparseml.yolact.annotate`` and the modes of ``sparseml.yolact.validation`` that draw share.
 """
 
 from __future__ import annotations
 
-import errno
-import math
 import os
 import platform
-import shutil
-import time
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
+from numpy.typing import NDArray
+from PIL import Image
 
 from yolact.data.images import RgbImage
-from yolact.data.sources import VIDEO_ENDINGS, Picture, Video, open_video
+from yolact.data.sources import Picture
 from yolact.engines.base import DetectingEngine, Engine
-from yolact.errors import ConfigError, DataError, StorageError
-from yolact.files import atomic_path, require_writable_file
+from yolact.errors import ConfigError
+from yolact.files import atomic_path
 from yolact.predict.draw import (
     Style,
-    draw_caption,
     draw_instances,
     lincomb_sheet,
     prototype_sheet,
@@ -40,8 +36,6 @@ from yolact.predict.pipeline import Found, Selection, groups
 
 SCRATCH = Path("results")
 """Where pictures of prototypes go when the annotated image itself is only shown."""
-_ROOM = 1 << 16
-"""Bytes; a disk with less is full, as far as videos are concerned."""
 _QUIT = (ord("q"), 27)
 _TITLE = "yolact"
 
@@ -110,7 +104,7 @@ class PictureOptions:
 class PictureResult(NamedTuple):
     """What became of one picture."""
 
-    name: str
+    picture: Picture
     target: Path | None
     """Where it was written, if it was."""
     found: Found
@@ -134,7 +128,7 @@ def annotate_pictures(
             if target is not None:
                 write_image(target, annotated.picture)
             _explain(annotated.found, target or SCRATCH / Path(picture.name).name, options)
-            yield PictureResult(picture.name, target, annotated.found)
+            yield PictureResult(picture, target, annotated.found)
             if options.show and not show(annotated.picture):
                 close()
                 return
@@ -158,161 +152,44 @@ def _beside(picture: Path, what: str) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoOptions:
-    """How a video is read, annotated and written or shown."""
+class ObjectFiles:
+    """Single objects as PNG files, named after picture, place among its objects, and class."""
 
-    target: Path | None = None
-    """The .mp4 file to write; None writes none."""
-    show: bool = False
-    """Show each frame in a window; q ends."""
-    target_fps: float | None = None
-    """Frames per second of the result, by leaving frames out; None keeps the video's."""
-    frames_at_once: int = 1
-    """Frames per call of the model."""
-    show_fps: bool = False
-    """Write the speed on the frames."""
-    emulate_playback: bool = False
-    """Keep only the frames that annotating in real time would have had time for."""
-    progress: bool = True
-    """Show a bar on a terminal."""
+    folder: Path
+    classes: Sequence[str]
+    """Their names."""
+    masks: bool = False
+    """Write a mask of the picture's size for each object, 255 inside and 0 outside."""
+    cutouts: bool = False
+    """Write what is in each object's box, transparent where its mask is not."""
 
+    def write(self, name: str, image: RgbImage, found: Found) -> None:
+        """Write the objects of a picture called ``name``, numbered from 1, the best first.
 
-def annotate_video(
-    annotator: Annotator,
-    video: Video,
-    options: VideoOptions,
-    *,
-    on_frame: Callable[[int, Found], None] | None = None,
-) -> int:
-    """Annotate a video or camera frame by frame.
+        Those whose pixel box has no area are left out, as in COCO results.
 
-    Ctrl-C, and q in the window, end it early; what was written so far is kept. Ctrl-C is passed on
-    unless the source is a camera, which has no other end.
-
-    Args:
-        annotator: Model and style.
-        video: The source.
-        options: Where to, speed and sampling.
-        on_frame: Gets the frame's number in the result and what was found.
-
-    Returns:
-        Number of frames annotated.
-
-    Raises:
-        ConfigError: It is to be shown, and this build of OpenCV has no windows.
-        DataError: The video cannot be opened.
-        StorageError: The target cannot be written.
-    """
-    done, interrupted = 0, False
-    with open_video(video) as reader:
-        step = max(1.0, reader.fps / options.target_fps) if options.target_fps else 1.0
-        total = math.ceil(reader.frames / step) if reader.frames else None
-        bar = tqdm(total=total, unit="frame", disable=None if options.progress else True)
-        with bar, _writer(options.target, reader.fps / step) as write:
-            try:
-                for annotated in _frames(annotator, every(reader, step), options, reader.fps):
-                    if on_frame is not None:
-                        on_frame(done, annotated.found)
-                    write(annotated.picture)
-                    done += 1
-                    bar.update()
-                    if options.show and not show(annotated.picture, 1):
-                        break
-            except KeyboardInterrupt:
-                interrupted = True
-            if not done and not interrupted:
-                raise DataError(
-                    f"video {video.path} has no frames", hint="the file may be empty or damaged"
-                )
-    if options.show:
-        close()
-    if interrupted and not video.live:
-        raise KeyboardInterrupt
-    return done
+        Raises:
+            StorageError: A file cannot be written.
+        """
+        if not (self.masks or self.cutouts):
+            return
+        boxes, _, labels, masks = (values.cpu().numpy() for values in found.instances())
+        solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        for number, index in enumerate(np.flatnonzero(solid), start=1):
+            label = re.sub(r"[^\w-]+", "_", self.classes[labels[index]]).strip("_")[:40]
+            begin = self.folder / f"{name}_{number:03d}_{label}"
+            grey = masks[index].astype(np.uint8) * 255
+            if self.masks:
+                _write_png(begin.with_name(f"{begin.name}_mask.png"), grey)
+            if self.cutouts:
+                x1, y1, x2, y2 = boxes[index].tolist()
+                cut = np.dstack([image, grey])[y1:y2, x1:x2]
+                _write_png(begin.with_name(f"{begin.name}_cutout.png"), cut)
 
 
-def require_video_file(path: Path) -> None:
-    """Check that :func:`annotate_video` can write to ``path``; makes its folder.
-
-    Raises:
-        StorageError: It cannot.
-    """
-    if path.suffix.lower() not in VIDEO_ENDINGS:
-        raise _no_video(path)
-    require_writable_file(path)
-
-
-def _no_video(path: Path) -> StorageError:
-    return StorageError(f"cannot write a video as {path.name}", hint="use a name that ends in .mp4")
-
-
-def every(frames: Iterable[RgbImage], step: float) -> Iterator[RgbImage]:
-    """Each ``step``-th frame, evenly spread when ``step`` is no integer."""
-    due = 0.0
-    for index, frame in enumerate(frames):
-        if index >= due:
-            due += step
-            yield frame
-
-
-def _frames(
-    annotator: Annotator, frames: Iterator[RgbImage], options: VideoOptions, fps: float
-) -> Iterator[Annotated]:
-    pace = 0.0  # seconds per frame, smoothed
-    while batch := list(islice(frames, options.frames_at_once)):
-        start = time.perf_counter()
-        annotated = annotator(batch)
-        seconds = (time.perf_counter() - start) / len(batch)
-        pace = seconds if pace == 0 else 0.9 * pace + 0.1 * seconds
-        caption = f"{1 / pace:.1f} fps"
-        shown = [
-            a._replace(picture=draw_caption(a.picture, caption)) if options.show_fps else a
-            for a in annotated
-        ]
-        if options.emulate_playback:
-            # In real time the frames that pass while one is computed are never seen: the last
-            # picture stays on the screen instead, so the result keeps its length.
-            late = max(0, math.ceil(pace * len(batch) * fps) - len(batch))
-            missed = len(list(islice(frames, late)))
-            shown += [shown[-1]] * missed
-        yield from shown
-
-
-@contextmanager
-def _writer(out: Path | None, fps: float) -> Iterator[Callable[[RgbImage], None]]:
-    """A function that appends frames to ``out``; the file appears when the block ends."""
-    if out is None:
-        yield lambda frame: None
-        return
-    with atomic_path(out) as temporary:
-        sink: cv2.VideoWriter | None = None
-
-        def write(frame: RgbImage) -> None:
-            nonlocal sink
-            if sink is None:  # the first frame knows the size better than the file's header
-                height, width = frame.shape[:2]
-                code = cv2.VideoWriter.fourcc(*"mp4v")
-                sink = cv2.VideoWriter(str(temporary), code, fps, (width, height))
-                if not sink.isOpened():
-                    _require_room(out)
-                    raise _no_video(out)
-            sink.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-
-        try:
-            yield write
-        finally:
-            if sink is not None:
-                sink.release()
-        if sink is None:
-            raise KeyboardInterrupt  # before the first frame: there is nothing to keep
-        if not cv2.VideoCapture(str(temporary)).isOpened():  # OpenCV tells no write error
-            _require_room(out)
-            raise _no_video(out)
-
-
-def _require_room(out: Path) -> None:
-    if shutil.disk_usage(out.parent).free < _ROOM:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    with atomic_path(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, "PNG")
 
 
 def has_display() -> bool:

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -104,6 +106,23 @@ class CocoResults:
             ) from error
 
 
+def with_ids(
+    entries: Sequence[Entry], images: Mapping[int, str], categories: Mapping[int, str]
+) -> list[Entry]:
+    """Result entries with the ids that the annotation file has, where these are text.
+
+    Args:
+        entries: With the integers that stand for them.
+        images: The file's id of an image, by such an integer.
+        categories: The same of categories.
+    """
+    known = {"image_id": images, "category_id": categories}
+    return [
+        {**entry, **{key: ids.get(entry[key], entry[key]) for key, ids in known.items()}}
+        for entry in entries
+    ]
+
+
 def coco_box(box: Sequence[float]) -> list[float]:
     """[x, y, width, height] rounded to a tenth of a pixel, from xyxy.
 
@@ -118,6 +137,34 @@ def encode_masks(masks: Tensor) -> list[Entry]:
     """COCO run-length codes, JSON-ready, of [n, height, width] bool masks."""
     stacked = np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy().view(np.uint8))
     return [{**code, "counts": code["counts"].decode("ascii")} for code in rle.encode(stacked)]
+
+
+def outlines(mask: NDArray[np.bool_], tolerance: float = 0) -> list[NDArray[np.int32]]:
+    """The polygons [m, 2] around one object, x and y in pixels; first its parts, then its holes.
+
+    Parts run counter-clockwise on the screen and holes clockwise.
+
+    Args:
+        mask: [height, width].
+        tolerance: How far in pixels a polygon may pass from the mask's edge, for fewer points.
+    """
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    inside = mask[y : y + height, x : x + width].view(np.uint8)
+    # OpenCV's outlines pass through the pixels of the mask. In a mask of twice the size the first
+    # pixel of each pair lies at a left or upper edge, and the last one at a right or lower edge.
+    doubled = inside.repeat(2, axis=0).repeat(2, axis=1)
+    found, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    parents = hierarchy[0, :, 3].tolist() if found else []
+    parts_first = sorted(range(len(found)), key=lambda index: parents[index] >= 0)
+    edges = [(found[index] + 1) // 2 + (x, y) for index in parts_first]
+    return [_simpler(edge.astype(np.int32), tolerance)[:, 0] for edge in edges]
+
+
+def _simpler(edge: NDArray[np.int32], tolerance: float) -> NDArray[np.int32]:
+    """An outline [m, 1, 2] with fewer points, of which at least three are left."""
+    exact = cv2.approxPolyDP(edge, 0, True)
+    simple = cv2.approxPolyDP(exact, tolerance, True)
+    return np.asarray(simple if len(simple) > 2 else exact, np.int32)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -150,6 +197,10 @@ def write_viewer(
     write_json(path, {"info": {"Config": dict(info)}, "images": listed})
 
 
+POLYGON_TOLERANCE = 1.0
+"""Pixels that polygons in files may pass from the mask's edge, for far fewer points."""
+
+
 @dataclass
 class DetectionFile:
     """The detections of pictures one by one, to be written as a COCO data set."""
@@ -160,14 +211,18 @@ class DetectionFile:
     """COCO image records; they are numbered from 1."""
     results: CocoResults = field(default_factory=CocoResults)
 
-    def add(self, name: str, found: Found) -> None:
-        """Append a picture called ``name``."""
+    def add(self, name: str, found: Found, ms: float | None = None) -> None:
+        """Append a picture called ``name``, or the frame of a video at ``ms`` milliseconds."""
         number, (height, width) = len(self.images) + 1, found.size
-        self.images.append({"id": number, "file_name": name, "height": height, "width": width})
+        image = {"id": number, "file_name": name, "height": height, "width": width}
+        self.images.append(image if ms is None else {**image, "time_ms": round(ms, 3)})
         self.results.add(number, found.detections, found.proto, found.size, self.classes.ids)
 
     def save(self, path: Path) -> None:
-        """Write images, categories, and annotations with box, mask, area and score.
+        """Write images, categories, and annotations with box, mask, area, score and polygons.
+
+        Polygons are those of :func:`outlines` within :data:`POLYGON_TOLERANCE`, each as one list of
+        x and y in turns, as COCO's are.
 
         Raises:
             StorageError: The file cannot be written.
@@ -175,9 +230,11 @@ class DetectionFile:
         annotations = []
         pairs = zip(self.results.bbox, self.results.segm, strict=True)
         for number, (box, mask) in enumerate(pairs, start=1):
-            area = int(rle.area(mask["segmentation"]))
-            found = {"id": number, **box, "segmentation": mask["segmentation"]}
-            annotations.append({**found, "area": area, "iscrowd": 0})
+            code = mask["segmentation"]
+            edges = outlines(rle.decode(code).view(np.bool_), POLYGON_TOLERANCE)
+            found = {"id": number, **box, "segmentation": code, "area": int(rle.area(code))}
+            polygons = [edge.ravel().tolist() for edge in edges]
+            annotations.append({**found, "iscrowd": 0, "polygons": polygons})
         categories = [
             {"id": category, "name": name}
             for category, name in zip(self.classes.ids, self.classes.names, strict=True)

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from yolact.errors import RecipeError
 from yolact.model.weights import is_quantized
+from yolact.sizes import ImageSize
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.check.examine import PlannedRun, require_sound
 from yolact.sparsify.check.forecast import count_macs
@@ -186,14 +187,14 @@ class RecipeDriver:
         return overall_sparsity(model)
 
     def write_report(
-        self, model: nn.Module, checkpoint: Path, image_size: int | None = None
+        self, model: nn.Module, checkpoint: Path, image_size: ImageSize | None = None
     ) -> ModelReport:
         """Write beside a checkpoint how far its weights follow the recipe.
 
         Args:
             model: With these weights.
             checkpoint: Its file.
-            image_size: Side in pixels of the image for which operations are counted. Leave it out
+            image_size: Of the network input for which operations are counted. Leave it out
                 before :meth:`finish`: while the recipe runs, its hooks are in the model.
         """
         macs = None if image_size is None else count_macs(model, image_size)

@@ -10,10 +10,13 @@ then scaled by what the recipe's hardness leaves to them, so that T is still the
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +26,10 @@ from yolact.files import storage_errors
 from yolact.training.memory import MemoryRecord
 from yolact.training.settings import LogSettings
 
+logger = logging.getLogger(__name__)
+
+PATIENCE = 30.0
+"""Seconds that W&B gets at the end of a run."""
 LETTERS = {
     **{"box": "B", "classification": "C", "mask": "M", "semantic": "S"},
     "distillation": "KD",
@@ -205,8 +212,15 @@ class WandB:
         self._run.log(values, step=record.iteration)
 
     def close(self) -> None:
-        """Finish the W&B run."""
-        self._run.finish()
+        """Finish the W&B run; what the service does not take in time stays in wandb's folder."""
+        sender = threading.Thread(target=self._run.finish, daemon=True)
+        sender.start()
+        sender.join(PATIENCE)
+        if sender.is_alive():
+            logger.warning(
+                "W&B did not take the last values within %.0f s; send them with: wandb sync",
+                PATIENCE,
+            )
 
 
 class TrainLog:
@@ -227,9 +241,10 @@ class TrainLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close every sink."""
-        for sink in self.sinks:
-            sink.close()
+        """Close every sink, also when one cannot be closed."""
+        with ExitStack() as stack:
+            for sink in self.sinks:
+                stack.callback(sink.close)
 
     def write(self, record: Record) -> None:
         """Give a record to every sink."""

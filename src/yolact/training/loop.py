@@ -29,6 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from yolact.checkpoint import Checkpoint, TrainingState
 from yolact.data.coco import evaluation_order
 from yolact.data.loader import make_loader
+from yolact.data.workers import WorkerError
 from yolact.engines.torch import TorchEngine
 from yolact.errors import DataError, StorageError
 from yolact.files import require_space, require_writable
@@ -39,7 +40,12 @@ from yolact.training.memory import QuantizationMemory
 from yolact.training.retention import CheckpointKeeper
 from yolact.training.settings import TrainSettings
 from yolact.training.start import Run, describe, prepare
-from yolact.training.step import ImageTooLargeError, Stepper
+from yolact.training.step import (
+    MAX_SKIPPED_IN_A_ROW,
+    ImageTooLargeError,
+    Stepper,
+    hold_batch_norms,
+)
 from yolact.training.stop import GracefulStop, Interrupted
 from yolact.types import Batch
 
@@ -127,6 +133,7 @@ class Trainer:
             half=settings.half,
             max_grad_norm=run.optim.max_grad_norm,
             allocation=settings.batch_alloc,
+            most_skipped=_most_skipped(run.plan.total_steps - run.iteration),
         )
         self.loader = make_loader(
             run.train_data,
@@ -134,6 +141,7 @@ class Trainer:
             settings.data.num_workers,
             run.seed,
             pin_memory=run.device.type == "cuda",
+            name=run.train_data.name,
         )
         if run.resumed and run.resumed.training and run.resumed.training.scaler:
             self.stepper.scaler.load_state_dict(run.resumed.training.scaler)
@@ -148,12 +156,17 @@ class Trainer:
             with logging_redirect_tqdm([logging.getLogger("yolact")]), self._bar() as bar:
                 while self.iteration < run.plan.total_steps:
                     self._epoch(bar)
+            self.stepper.growth.check()
         except Interrupted:
-            return self._result(self._save_interrupt(), None, interrupted=True)
+            stepped = self.iteration > run.iteration  # else an earlier interrupt holds more
+            path = self._save_interrupt() if stepped else None
+            return self._result(path, None, interrupted=True)
         # Of an image or a log, met between two steps; or a step for which there is no memory.
-        except (DataError, StorageError, ImageTooLargeError):
+        except (DataError, StorageError, ImageTooLargeError, WorkerError):
             self._save_what_there_is()
             raise
+        finally:
+            self.loader.close()
         run.driver.finish(run.model)
         path = self.keeper.save(self._checkpoint())
         try:
@@ -180,16 +193,25 @@ class Trainer:
         epoch, first_batch = run.plan.batch_of(self.iteration)
         self.loader.batch_sampler.set_position(epoch, first_batch)
         run.model.train()
-        for batches in _groups(iter(self.loader), settings.accumulate):
+        for batches in self._groups(iter(self.loader), settings.accumulate):
             self._step(epoch, batches, bar)
             if self.iteration >= run.plan.total_steps:
                 return
             self.stop.check()
-            if self.keeper.due(self.iteration):
+            if self.keeper.due(self.iteration) and not self.stepper.growth.ruined:
                 self.keeper.save(self._checkpoint())
         every = settings.validation_epoch
         if run.validation_data and (epoch + 1) % every == 0:
             self._validate()
+
+    def _groups(self, batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+        """Lists of ``size`` consecutive batches; the last may be shorter."""
+        while True:
+            with self.stop.at_once():  # a disk may never answer
+                group = list(islice(batches, size))
+            if not group:
+                return
+            yield group
 
     def _step(self, epoch: int, batches: list[Batch], bar: tqdm[Never]) -> None:
         run, began = self.run, time.perf_counter()
@@ -199,6 +221,7 @@ class Trainer:
         if run.driver.quantizes_by(clock + 1 / run.plan.steps_per_epoch):
             self.stepper.full_precision()
         run.driver.before_forward(run.model, run.optimizer, clock)
+        hold_batch_norms(run.model, every=run.settings.freeze_bn)
         run.objective.set_epoch(clock)
         if not run.driver.controls_lr:
             for group in run.optimizer.param_groups:
@@ -292,6 +315,7 @@ class Trainer:
     def _keep_if_best(self, mask_map: float) -> None:
         """Save when mask mAP is a new best of weights that have their final sparsity and bits."""
         settled = self.iteration / self.run.plan.steps_per_epoch >= self.run.driver.settles_at
+        settled = settled and not self.stepper.growth.ruined
         if settled and (self.best_map is None or mask_map > self.best_map):
             self.best_map = mask_map
             path = self.keeper.save_best(self._checkpoint())
@@ -368,7 +392,6 @@ def _checkpoint_size(run: Run) -> int:
     return 2 * sum(p.numel() * p.element_size() for p in run.model.parameters())
 
 
-def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Lists of ``size`` consecutive batches; the last may be shorter."""
-    while group := list(islice(batches, size)):
-        yield group
+def _most_skipped(steps: int) -> int:
+    """In a row: half of a short run, but more than loss scaling takes to find its level."""
+    return min(MAX_SKIPPED_IN_A_ROW, max(20, steps // 2))

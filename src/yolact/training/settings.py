@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yolact.config import YolactConfig
+from yolact.config import OnBadImage, YolactConfig, on_bad_image
 from yolact.errors import ConfigError
 from yolact.setting import LARGEST_SEED, setting
+from yolact.sizes import prior_base_size_setting
 
 
 def read_batch_alloc(text: str) -> tuple[int, ...]:
@@ -27,6 +28,14 @@ def read_batch_alloc(text: str) -> tuple[int, ...]:
         ) from error
 
 
+def strict_setting() -> Any:
+    """The option of every command that reads an annotation file."""
+    return setting(
+        default=False,
+        help="Refuse an annotation file with a bad entry, instead of leaving the entry out.",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Where the images and their COCO-format annotations are."""
@@ -39,6 +48,8 @@ class DataSettings:
         default=4, at_least=0, at_most=256, help="Processes that prepare images."
     )
     """They never change what is trained on."""
+    on_bad_image: OnBadImage = on_bad_image()
+    strict: bool = strict_setting()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +61,10 @@ class StartSettings:
     """Continue the run that wrote ``checkpoint``; False takes its weights for a new run."""
     backbone: Path | None = None
     """ImageNet weights of DarkNet-53 alone (``darknet53.pth``)."""
+    prior_base_size: float | None = prior_base_size_setting(
+        "as many pixels if it is smaller, the same share of the image if it is larger"
+    )
+    """See :func:`yolact.restore.config_to_train`."""
     start_iter: int = setting(
         default=0,
         at_least=-1,
@@ -153,6 +168,9 @@ class TrainSettings:
         "--fp16",
         default=False,
         help="Mixed precision: float16 on CUDA, bfloat16 on the CPU; off once QAT begins.",
+    )
+    freeze_bn: bool = setting(
+        default=False, help="Keep the statistics, scales and biases of batch norms as they are."
     )
     device: str = setting(default="auto", help="auto, cpu, cuda or cuda:N.")
     batch_alloc: tuple[int, ...] | None = setting(

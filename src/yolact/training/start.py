@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +23,15 @@ from yolact.config import OptimConfig, YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
 from yolact.data.loader import EpochBatches, make_loader
-from yolact.data.transforms import EvalTransform, TrainTransform
 from yolact.distill.teacher import SELF, Teacher, check_wish, copy_as_teacher, load_teacher
-from yolact.errors import ConfigError, DataError
+from yolact.errors import ConfigError
 from yolact.host import resolve_device
 from yolact.loss.criterion import Objective, Supervised, YolactLoss
 from yolact.model.weights import parameter_count
 from yolact.model.yolact import Yolact
+from yolact.restore import config_to_train
+from yolact.sizes import size_words
+from yolact.training.datasets import amounts, open_datasets
 from yolact.training.origin import (
     Origin,
     build_network,
@@ -146,7 +148,8 @@ def prepare(settings: TrainSettings) -> Run:
     device = resolve_device(settings.device)
     _check_allocation(settings, device)
     origin = find_origin(settings)
-    train_data, validation_data = _datasets(settings, origin.seed)
+    settings = replace(settings, config=_fitted_config(settings, origin))
+    train_data, validation_data = open_datasets(settings, origin.seed)
     classes = train_data.classes
     config = settings.config.with_model(num_classes=len(classes))
     torch.manual_seed(origin.seed)
@@ -180,6 +183,13 @@ def prepare(settings: TrainSettings) -> Run:
     return run
 
 
+def _fitted_config(settings: TrainSettings, origin: Origin) -> YolactConfig:
+    """The configuration, with the priors that the weights are to meet."""
+    start = settings.start
+    whole = origin.checkpoint if start.backbone is None else None
+    return config_to_train(whole, start.checkpoint, settings.config, start.prior_base_size)
+
+
 def make_plan(
     *,
     batches_per_epoch: int,
@@ -196,17 +206,14 @@ def make_plan(
 def describe(run: Run) -> str:
     """A few lines: data, weights, length, learning rate, recipe, files."""
     settings, plan, optim, teacher = run.settings, run.plan, run.optim, run.objective.teacher_name
-    images = len(run.train_data)
-    validation = len(run.validation_data) if run.validation_data else 0
     parameters = parameter_count(run.model)
     batch = f"{settings.batch_size}" + f" x {plan.accumulate}" * (plan.accumulate > 1)
     lr = "set by the recipe" if run.driver.controls_lr else f"{optim.lr:g}"
     lines = [
-        f"network     {run.config.name}, {run.config.model.image_size} px, "
+        f"network     {run.config.name}, {size_words(run.config.model.image_size)} px, "
         f"{parameters / 1e6:.1f} M parameters, on {run.device}",
         f"weights     {run.origin}",
-        f"data        {images} images to train on, {min(validation, settings.validation_size)} to "
-        f"validate on, {len(run.classes)} classes",
+        f"data        {amounts(run.train_data, run.validation_data, settings.validation_size)}",
         f"length      {plan.total_steps} steps of batch {batch}: {plan.steps_per_epoch} steps an "
         f"epoch, {plan.epochs} epochs, beginning at step {run.iteration}",
         f"lr          {lr}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}",
@@ -227,32 +234,6 @@ def _check_allocation(settings: TrainSettings, device: torch.device) -> None:
             f"--batch_alloc names {len(parts)} GPUs, but {gpus} are visible",
             hint="give one number per GPU, or leave the option out",
         )
-
-
-def _datasets(settings: TrainSettings, seed: int) -> tuple[CocoInstances, CocoInstances | None]:
-    data, size = settings.data, settings.config.model.image_size
-    train = CocoInstances(
-        data.train_images,
-        data.train_info,
-        TrainTransform(size, settings.config.augment),
-        seed=seed,
-    )
-    _require_objects(train, data.train_info, "give annotations of the objects to learn")
-    if settings.validation_epoch <= 0:
-        return train, None
-    validation = CocoInstances(data.validation_images, data.validation_info, EvalTransform(size))
-    _require_objects(validation, data.validation_info, "without any, use --validation_epoch -1")
-    if set(validation.classes.names) != set(train.classes.names):
-        raise ConfigError(
-            "training and validation annotations list different categories",
-            hint="use one categories list in both files, or --validation_epoch -1",
-        )
-    return train, validation
-
-
-def _require_objects(data: CocoInstances, info: Path, hint: str) -> None:
-    if not data.num_objects:
-        raise DataError(f"{info} has no objects, only images or crowds", hint=hint)
 
 
 def _driver(origin: Origin) -> RecipeDriver | NoRecipe:

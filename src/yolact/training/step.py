@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from yolact.errors import ConfigError
+from yolact.errors import ConfigError, TargetMissedError
 from yolact.loss.criterion import BatchLosses, Objective
 from yolact.training.memory import is_out_of_memory
 from yolact.training.split_batch import Generators, PartWeights, forward_loss, split, watched_priors
@@ -23,8 +25,18 @@ logger = logging.getLogger(__name__)
 MAX_SKIPPED_IN_A_ROW = 100
 
 
+RUINED = 1e6
+"""How many times its smallest value the loss can be before no training comes back from it."""
+STEADY = 10
+"""Steps whose median counts as the loss: one batch in a thousand is far from the others."""
+
+
 class ImageTooLargeError(ConfigError):
     """The training step of a single image does not fit into memory."""
+
+
+class DivergedError(TargetMissedError):
+    """Training leads nowhere: the loss grew beyond measure, or is not finite any more."""
 
 
 @dataclass
@@ -33,12 +45,14 @@ class SkippedSteps:
 
     total: int = 0
     in_a_row: int = 0
+    most: int = MAX_SKIPPED_IN_A_ROW
+    """In a row, before the run ends."""
 
     def add(self, iteration: int, losses: dict[str, float], image_ids: Sequence[int]) -> None:
         """Count one and name its images.
 
         Raises:
-            ConfigError: Training has diverged: the last 100 steps were all skipped.
+            DivergedError: The last ``most`` steps were all skipped.
         """
         self.total += 1
         self.in_a_row += 1
@@ -49,11 +63,64 @@ class SkippedSteps:
             ", ".join(bad) or "the gradient is",
             ", ".join(map(str, image_ids)),
         )
-        if self.in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise ConfigError(
+        if self.in_a_row >= self.most:
+            raise DivergedError(
                 f"training has diverged: {self.in_a_row} steps in a row had no finite loss",
-                hint="lower --lr, or continue from an earlier checkpoint",
+                hint=_ADVICE,
             )
+
+
+_ADVICE = "lower the learning rate (--lr, or in the recipe), or give --clip_grad 10"
+
+
+@dataclass
+class LossGrowth:
+    """The loss now against the smallest it has been; both are medians of a few steps.
+
+    What a loss is at the beginning, when quantization begins or when weights are pruned is far
+    below a million times that, which a learning rate that is far too high reaches in a few steps.
+    """
+
+    smallest: float = math.inf
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=STEADY))
+
+    def add(self, total: float) -> None:
+        """Take in the loss of another step.
+
+        Raises:
+            DivergedError: It has been ruined for several steps.
+        """
+        self.recent.append(total)
+        if len(self.recent) == STEADY:
+            self.check()
+        # Before there are enough, a single value counts: the first is that of untouched weights.
+        full = len(self.recent) == STEADY
+        self.smallest = min(self.smallest, self._median() if full else total)
+
+    @property
+    def ruined(self) -> bool:
+        """Whether the last step's loss alone is beyond measure: weights not worth keeping."""
+        return bool(self.recent) and self.recent[-1] > self._limit
+
+    def check(self) -> None:
+        """Look at the last steps, however few.
+
+        Raises:
+            DivergedError: Most of them were beyond measure.
+        """
+        if self.recent and self._median() > self._limit:
+            raise DivergedError(
+                f"training has diverged: the loss is {self._median():.3g}, "
+                f"it was {self.smallest:.3g}",
+                hint=_ADVICE,
+            )
+
+    @property
+    def _limit(self) -> float:
+        return RUINED * max(self.smallest, 1.0)  # below 1, a loss can shrink to almost nothing
+
+    def _median(self) -> float:
+        return statistics.median_low(self.recent)
 
 
 class Stepper:
@@ -67,6 +134,7 @@ class Stepper:
         half: Mixed precision: float16 with loss scaling on CUDA, bfloat16 on the CPU.
         max_grad_norm: Longer gradients are scaled down to this L2 norm; None leaves them.
         allocation: Images per GPU, or None for one device.
+        most_skipped: Steps in a row without a finite loss that end the run.
 
     Attributes:
         parts: In how many parts every batch is computed; doubled when memory does not suffice.
@@ -82,6 +150,7 @@ class Stepper:
         half: bool = False,
         max_grad_norm: float | None = None,
         allocation: tuple[int, ...] | None = None,
+        most_skipped: int = MAX_SKIPPED_IN_A_ROW,
     ) -> None:
         """Nothing skipped yet."""
         self.model = model
@@ -93,7 +162,8 @@ class Stepper:
         self.allocation = allocation
         self.parts = 1
         self.scaler = torch.amp.GradScaler(enabled=half and device.type == "cuda")
-        self.skipped = SkippedSteps()
+        self.skipped = SkippedSteps(most=most_skipped)
+        self.growth = LossGrowth()
         self._buffers: dict[str, Tensor] = {}
 
     def gradients(self, batches: Sequence[Batch]) -> dict[str, float]:
@@ -123,8 +193,13 @@ class Stepper:
             self._split_further(batches, failure)
 
     def apply(self, iteration: int, losses: dict[str, float], batches: Sequence[Batch]) -> bool:
-        """Step the optimizer unless loss or gradient is not finite; say whether it did."""
+        """Step the optimizer unless loss or gradient is not finite; say whether it did.
+
+        Raises:
+            DivergedError: Most of the last steps had a loss beyond measure, or none at all.
+        """
         if self._finite(losses):
+            self.growth.add(sum(losses.values()))
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.skipped.in_a_row = 0
@@ -218,6 +293,24 @@ class Stepper:
             if name in self._buffers:
                 before = self._buffers[name]
                 buffer.resize_(before.shape).copy_(before)
+
+
+def hold_batch_norms(model: nn.Module, *, every: bool) -> None:
+    """Let batch norms whose parameters are frozen normalise by the statistics that they have.
+
+    ``model.train()`` undoes that.
+
+    Args:
+        model: Also one whose batch norms are inside fused or wrapped layers.
+        every: Freeze the scale and bias of every batch norm first.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            parameters = list(module.parameters(recurse=False))
+            for parameter in parameters if every else ():
+                parameter.requires_grad_(False)
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
 
 
 def on_device(batch: Batch, device: torch.device) -> tuple[Tensor, list[Target]]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from yolact.config import OptimConfig, YolactConfig
 from yolact.errors import RecipeError
+from yolact.sizes import ImageSize
 from yolact.sparsify.check.curves import Curves, trace_curves
 from yolact.sparsify.check.forecast import Forecast, forecast
 from yolact.sparsify.check.parameters import (
@@ -175,7 +176,7 @@ def check_draft(
 
 
 def look_ahead(
-    report: RecipeReport, model: nn.Module, optim: OptimConfig, image_size: int
+    report: RecipeReport, model: nn.Module, optim: OptimConfig, image_size: ImageSize
 ) -> tuple[Outlook | None, Problem | None]:
     """What the recipe will do, as far as its modifiers fit the model.
 
@@ -183,7 +184,7 @@ def look_ahead(
         report: Of the recipe and this model.
         model: As for :func:`examine`; unchanged.
         optim: Of the configuration, fitted to the batch size.
-        image_size: Side of the network input in pixels.
+        image_size: Of the network input.
 
     Returns:
         The outlook, or why there is none.

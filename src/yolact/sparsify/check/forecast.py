@@ -19,6 +19,7 @@ from torch.ao.quantization import FakeQuantizeBase
 
 from yolact.errors import RecipeError
 from yolact.model.weights import parameter_count
+from yolact.sizes import ImageSize, sides_of
 from yolact.sparsify.check.curves import Curves, meta_copy, with_values
 from yolact.sparsify.check.timetable import ModifierRow
 from yolact.sparsify.recipe import Recipe
@@ -85,7 +86,8 @@ class Totals:
 class Forecast:
     """A network before a run and after it."""
 
-    image_size: int
+    image_size: ImageSize
+    """Of the network input, in pixels."""
     before: Totals
     after: Totals
     layers: tuple[LayerForecast, ...]
@@ -93,7 +95,7 @@ class Forecast:
 
 
 def forecast(
-    rows: Sequence[ModifierRow], curves: Curves, model: nn.Module, image_size: int
+    rows: Sequence[ModifierRow], curves: Curves, model: nn.Module, image_size: ImageSize
 ) -> Forecast:
     """Say what the network will be when the run ends.
 
@@ -104,7 +106,7 @@ def forecast(
         curves: Of the same rows.
         model: With the weights the run begins with, or without any (on the meta device);
             unchanged.
-        image_size: Side of the square input in pixels.
+        image_size: Of the network input.
 
     Raises:
         RecipeError: The layers that the recipe wants do not fit the model.
@@ -131,12 +133,12 @@ def forecast(
     )
 
 
-def count_macs(model: nn.Module, image_size: int) -> int:
+def count_macs(model: nn.Module, image_size: ImageSize) -> int:
     """Multiply-accumulate operations of a network's convolutions for one image.
 
     Args:
         model: Quantized or not; it is not changed, and nothing is computed.
-        image_size: Side of the image in pixels.
+        image_size: Of the network input.
     """
     return sum(look.macs for look in _look(meta_copy(model), image_size).values())
 
@@ -201,7 +203,7 @@ def _quantized_names(model: nn.Module, rows: Sequence[ModifierRow]) -> set[str]:
     }
 
 
-def _look(meta: nn.Module, image_size: int) -> dict[str, _Look]:
+def _look(meta: nn.Module, image_size: ImageSize) -> dict[str, _Look]:
     """Every convolution of a network without weights; its fake quantizers are lost."""
     found = convolutions(meta)
     names = {conv: name for name, conv in found.items()}
@@ -219,7 +221,7 @@ def _look(meta: nn.Module, image_size: int) -> dict[str, _Look]:
     hooks = [conv.register_forward_hook(count) for conv in found.values()]
     meta.eval()
     with torch.no_grad():
-        meta(torch.empty(1, 3, image_size, image_size, device="meta"))
+        meta(torch.empty(1, 3, *sides_of(image_size), device="meta"))
     for hook in hooks:
         hook.remove()
     return {

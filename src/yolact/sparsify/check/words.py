@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from yolact.sizes import size_words
 from yolact.sparsify.check.examine import Outlook, RecipeReport
 from yolact.sparsify.check.forecast import Forecast, Totals
 from yolact.sparsify.check.parameters import Problem
@@ -173,7 +174,7 @@ def _forecast(forecast: Forecast) -> str:
         "file, gzip (estimate)",
     ]
     totals = [_totals(totals) for totals in (forecast.before, forecast.after)]
-    header = [f"at {forecast.image_size} px", "before", "after"]
+    header = [f"at {size_words(forecast.image_size)} px", "before", "after"]
     return columns([header, *zip(labels, *totals, strict=True)], "<>>")
 
 
