@@ -431,8 +431,9 @@ def test_classes_that_are_not_the_weights_are_refused(models: Path) -> None:
     [
         (
             b"<html>404 Not Found</html>",
-            "it is not a file of PyTorch",
-            "look into it: a failed download is often a web page; ONNX files end in .onnx",
+            "it is a web page, as a failed download leaves one",
+            "give a file of PyTorch or safetensors (.pth, .pt, .ckpt, .safetensors, .pth.tar) "
+            "with weights",
         ),
         (b"", "it is empty", "the file may be truncated; copy or download it again"),
     ],

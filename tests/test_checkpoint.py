@@ -253,9 +253,8 @@ def test_code_in_a_file_is_refused_and_never_runs(tmp_path: Path, legacy: bool) 
         torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
         with pytest.raises(CheckpointError) as error:
             load_checkpoint(tmp_path / "a.pth")
-        assert str(error.value) == (
-            f"{tmp_path / 'a.pth'} is not a checkpoint of plain tensors and values"
-        )
+        message = f"{tmp_path / 'a.pth'} is not a checkpoint of plain tensors and values"
+        assert str(error.value).startswith(message) and "pathlib" in str(error.value)
         assert error.value.hint and "arbitrary code" in error.value.hint
     (tmp_path / "b.pth").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
     with pytest.raises(CheckpointError):

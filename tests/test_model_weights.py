@@ -215,9 +215,20 @@ def test_another_network_is_recognised(model: Yolact, weights: State) -> None:
     assert hint == "they belong to another network; only YOLACT on DarkNet-53 is supported"
 
 
-def test_weights_of_a_parallel_wrapper_are_recognised(model: Yolact, weights: State) -> None:
-    _, hint = refusal(model, {f"module.{name}": value for name, value in weights.items()})
-    assert hint == "they were saved from a DataParallel wrapper: strip 'module.' from the names"
+def test_names_that_almost_fit_are_shown_beside_those_of_the_model(
+    model: Yolact, weights: State
+) -> None:
+    """One letter less, another number, a part with another name."""
+    names = {
+        "proto_net.10.bias": "protonet.10.bias",
+        "fpn.lat_layers.0.bias": "fpn.lateral_layers.0.bias",
+        "backbone.layers.4.1.conv2.0.weight": "backbone.layers.4.1.conv_2.0.weight",
+    }
+    for name, other in names.items():
+        _, hint = refusal(model, {other if n == name else n: v for n, v in weights.items()})
+        assert hint.endswith(f"{name} for {other}"), hint
+    _, hint = refusal(model, {names.get(n, n): v for n, v in weights.items()})
+    assert all(f"{name} for {other}" in hint for name, other in names.items())
 
 
 def test_quantized_weights_are_refused_by_a_model_that_is_not(
@@ -233,7 +244,7 @@ def test_quantized_weights_are_refused_by_a_model_that_is_not(
 def test_a_backbone_file_is_not_a_model(model: Yolact) -> None:
     backbone = dict(model.backbone.state_dict())
     _, hint = refusal(model, backbone)
-    assert hint == "it is the file of a backbone alone: load it with --backbone"
+    assert "a backbone alone" in hint and "--backbone" in hint
     with pytest.raises(CheckpointError) as error:
         num_classes_of(backbone)
     assert error.value.hint == hint

@@ -32,14 +32,13 @@ from yolact.exporter.export import export
 from yolact.model.weights import is_quantized
 from yolact.predict.evaluate import evaluate
 from yolact.predict.pipeline import Selection
-from yolact.restore import build_model
+from yolact.restore import CLASS_LAYERS, build_model
 from yolact.sparsify.document import entries, parse
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.report import report, report_path
 from yolact.sparsify.sparsity import convolutions, layer_sparsity
 from yolact.sparsify.stages import compose, forget_layers
 from yolact.training.loop import TrainResult, train
-from yolact.training.origin import CLASS_LAYERS
 from yolact.training.settings import SaveSettings, StartSettings
 from yolact.training.start import make_plan, prepare
 

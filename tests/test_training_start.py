@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from training import (
     IMAGES,
@@ -29,10 +34,10 @@ from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, RecipeError, StorageError
 from yolact.model.weights import init_weights, is_quantized
 from yolact.model.yolact import Yolact
-from yolact.restore import build_model
+from yolact.restore import CLASS_LAYERS, build_model
 from yolact.sparsify.sparsity import layer_sparsity
 from yolact.training.loop import train
-from yolact.training.origin import CLASS_LAYERS
+from yolact.training.origin import Origin
 from yolact.training.settings import SaveSettings, StartSettings
 from yolact.training.start import prepare
 
@@ -126,16 +131,139 @@ def test_weights_for_other_classes_are_taken_but_for_the_class_layers(
     assert len(run.model.semantic_seg_conv.weight) == 6
 
 
+def rows_of(state: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:
+    """Class layers by parameter: [priors, background and classes, ...] or [classes, ...]."""
+    return {
+        name: value.reshape(-1, classes + ("conf" in name), *value.shape[1:])
+        for name, value in state.items()
+        if name.startswith(CLASS_LAYERS) and name.endswith(("weight", "bias"))
+    }
+
+
+SHAPES = ("disc", "ring", "triangle", "square", "star", "cross")
+"""The classes of the data."""
+
+
+@pytest.mark.parametrize(
+    ("known", "kept", "words"),
+    [
+        (SHAPES[:4], 4, "4 of 6 classes kept (disc, ring, triangle, square), 2 new (star, cross)"),
+        (SHAPES[::-1], 6, "6 of 6 classes kept (disc, ring, triangle, square, star, ...)"),
+        (("moon", *SHAPES), 6, "star, ...), 1 left out (moon)"),
+        (("a", "star", "b"), 1, "1 of 6 classes kept (star), 5 new (disc, ring, triangle, square,"),
+        ((" Disc", "RING", "Ｔriangle"), 3, "3 of 6 classes kept (disc, ring, triangle), 3 new"),
+    ],
+)
+def test_classes_of_the_same_names_keep_what_is_known_of_them(
+    tiny_shapes: Path,
+    tmp_path: Path,
+    package_log: pytest.LogCaptureFixture,
+    known: tuple[str, ...],
+    kept: int,
+    words: str,
+) -> None:
+    model, path = random_model(tiny_config(), len(known)), tmp_path / "other.pth"
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, 1, 2)  # no new weight is as large
+    other = Classes(known, tuple(range(len(known))))
+    save_checkpoint(path, Checkpoint(model_state=model.state_dict(), classes=other))
+    run = prepare(tiny_settings(tiny_shapes, tmp_path, start=StartSettings(checkpoint=path)))
+    assert words in run.origin and run.iteration == 0 and run.resumed is None
+    plain = [unicodedata.normalize("NFKC", name).strip().casefold() for name in known]
+    before, after = rows_of(model.state_dict(), len(known)), rows_of(run.model.state_dict(), 6)
+    for name, value in after.items():
+        first = int("conf" in name)
+        if first:
+            assert torch.equal(value[:, 0], before[name][:, 0]), "the background"
+        for i, one in enumerate(SHAPES):
+            if one in plain:
+                assert torch.equal(value[:, first + i], before[name][:, first + plain.index(one)])
+            else:
+                assert float(value[:, first + i].abs().max()) < 1, (name, one)
+    assert sum(one in plain for one in SHAPES) == kept
+    assert ("written otherwise" in package_log.text) == (plain != [*known])
+
+
+@pytest.mark.parametrize("count", [80, 6])
+def test_weights_without_class_names_are_of_coco_if_they_are_for_80(
+    tiny_shapes: Path, tmp_path: Path, count: int
+) -> None:
+    path = tmp_path / "unnamed.pth"
+    torch.save(random_model(tiny_config(), count).state_dict(), path)
+    coco = relabelled(tiny_shapes, tmp_path / "coco", {"disc": "person", "ring": "Stop_sign"})
+    run = prepare(tiny_settings(coco, tmp_path, start=StartSettings(checkpoint=path)))
+    expected = "2 of 6 classes kept (person, Stop_sign)" if count == 80 else f"checkpoint {path}"
+    assert expected in run.origin and ("class layers" in run.origin) == (count == 80)
+
+
+def relabelled(data: Path, folder: Path, names: dict[str, str]) -> Path:
+    """A copy of ``data`` in which some classes have other names."""
+    shutil.copytree(data, folder)
+    for path in folder.glob("annotations/*.json"):
+        content = json.loads(path.read_text())
+        for each in content["categories"]:
+            each["name"] = names.get(each["name"], each["name"])
+        path.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("known", "trained"),
+    [(SHAPES, True), (SHAPES[::-1], True), ((*SHAPES, "moon"), True), (SHAPES[:5], False)],
+)
+def test_a_run_begins_trained_if_no_class_is_new(known: tuple[str, ...], trained: bool) -> None:
+    ours = Classes(SHAPES, tuple(range(6)))
+    theirs = Classes(known, tuple(range(len(known))))
+    state = random_model(tiny_config(), len(known)).state_dict()
+    checkpoint = Checkpoint(model_state=state, classes=theirs)
+    origin = Origin(start=StartSettings(checkpoint=Path("a")), seed=0, checkpoint=checkpoint)
+    assert origin.begins_trained(ours) == trained
+    assert origin.changes_class_layers(ours) == (known != SHAPES)
+
+
+def test_a_resnet_is_named_before_its_classes_are_compared(
+    tiny_shapes: Path, tmp_path: Path
+) -> None:
+    state = random_model(tiny_config(), 80).state_dict()
+    names = [name for name in state if name.startswith("backbone.")]
+    blocks = {
+        f"backbone.layers.2.{i}.conv{c}.weight": torch.ones(1) for i in range(23) for c in "123"
+    }
+    path = tmp_path / "yolact_base_54_800000.pth"
+    torch.save({n: v for n, v in state.items() if n not in names} | blocks, path)
+    for start in (
+        StartSettings(checkpoint=path),
+        StartSettings(checkpoint=path, resume=True),
+        StartSettings(backbone=path),
+    ):
+        with pytest.raises(CheckpointError, match="ResNet-101.* only YOLACT on DarkNet-53"):
+            prepare(tiny_settings(tiny_shapes, tmp_path, start=start))
+
+
 @pytest.mark.slow
-def test_other_classes_of_a_pruned_quantized_checkpoint_keep_its_structure(
+def test_new_classes_of_a_pruned_quantized_checkpoint_keep_the_rows_of_the_others(
     tiny_shapes: Path, tmp_path: Path
 ) -> None:
     first = train(tiny_settings(tiny_shapes, tmp_path / "first", recipe=RECIPE))
     assert first.checkpoint is not None
-    other = renamed(tiny_shapes, tmp_path / "other", "shape")
+    before = load_checkpoint(first.checkpoint).model_state
+    other = relabelled(tiny_shapes, tmp_path / "other", {"ring": "moon"})
     start = StartSettings(checkpoint=first.checkpoint)
-    run = prepare(tiny_settings(other, tmp_path, epochs=1, start=start))
-    assert is_quantized(run.model) and run.iteration == 0
+    settings = tiny_settings(other, tmp_path, epochs=1, start=start)
+    run = prepare(settings)
+    assert is_quantized(run.model) and run.iteration == 0 and "1 new (moon)" in run.origin
+    after = run.model.state_dict()
+    wrapped = [name for name in rows_of(after, 6) if name.endswith(("weight", "bias"))]
+    assert len(wrapped) == 4
+    for name, rows in rows_of(after, 6).items():
+        moon = 1 + ("conf" in name)
+        known = rows_of(before, 6)[name]
+        same = [torch.equal(rows[:, i], known[:, i]) for i in range(rows.shape[1])]
+        assert [i for i, one in enumerate(same) if not one] in ([moon], []), name
+    inputs = [n for n in after if n.startswith(CLASS_LAYERS) and n.endswith("scale")]
+    assert inputs and all(torch.equal(after[n], before[n]) for n in inputs)
+    result = train(settings)
+    assert result.checkpoint is not None and load_checkpoint(result.checkpoint).quantized
 
 
 def test_a_run_on_other_classes_cannot_be_resumed(tiny_shapes: Path, tmp_path: Path) -> None:
@@ -164,6 +292,7 @@ import sys
 from pathlib import Path
 from training import tiny_settings
 from yolact.training.loop import train
+from yolact.training.origin import Origin
 train(tiny_settings(Path(sys.argv[1]), Path(sys.argv[2]), max_iter=1))
 print("sparseml" in sys.modules)
 """

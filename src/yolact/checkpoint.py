@@ -15,15 +15,19 @@ A file is a dict of plain values and tensors (``torch.load(weights_only=True)`` 
 | ``best_map`` | float or None, best mask mAP (percent) seen so far in the run |
 
 The first three are the layout of neuralmagic/yolact, whose files load too; so does a bare
-``state_dict``, as dbolya/yolact published them.
+``state_dict``, as dbolya/yolact published them, a safetensors file, and what other programs wrap
+around weights (:mod:`yolact.model.foreign`).
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
+import pickletools
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +40,23 @@ from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.files import atomic_path
+from yolact.model.foreign import (
+    LARGEST,
+    adapt,
+    find_weights,
+    is_safetensors,
+    other_kind_of_file,
+    other_network,
+    stand_ins,
+)
 from yolact.model.weights import is_quantized_state, num_classes_of
 
+logger = logging.getLogger(__name__)
+ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".pth.tar")
+"""Of files with weights; a file that an option names may have any other."""
 SCHEMA = 1
 _PLAIN = {"epoch": int, "iteration": int, "checkpoint_recipe": str, "best_map": float}
 """Keys whose value is of this type or None."""
-_BEGINNINGS = (b"PK", b"\x80")
-"""Of a zip archive and of a pickle, the two formats that torch writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,28 +211,36 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of this tool, of neuralmagic/yolact or of dbolya/yolact, on the CPU.
 
+    Weights that other programs wrapped, renamed or stored with other numbers of bits are brought
+    into the form of this tool's, which the log says.
+
     Raises:
         CheckpointError: The file is missing, is not a checkpoint, holds anything but tensors and
-            plain values, or was written by a newer version of this tool.
+            plain values, was written by a newer version of this tool, or is known to be of
+            another network.
     """
     path = path.expanduser()
     content = _read(path)
-    state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not state or not _all_tensors(state):
+    found = find_weights(content)
+    if found is None:
         raise CheckpointError(
             f"{path} holds no model weights",
             hint="expected a state_dict or a dict with model_state_dict",
         )
-    if state is content:
-        return Checkpoint(model_state=state)
-    schema = content.get("schema", SCHEMA)
+    keys, state = found
+    described = content if keys == ("model_state_dict",) else {}
+    if "schema" not in described:  # other programs use the same keys for other things
+        fits = {key: described.get(key) for key in ("epoch", "checkpoint_recipe")}
+        described = {k: v for k, v in fits.items() if isinstance(v, _PLAIN[k])}
+    schema = described.get("schema", SCHEMA)
     if isinstance(schema, int) and schema > SCHEMA:
         raise CheckpointError(
             f"{path} was written by a newer version of sparseml-yolact",
             hint="upgrade: pip install -U sparseml-yolact",
         )
+    weights = _as_ours(path, keys, state)
     try:
-        return _from_content(state, content)
+        return _from_content(weights, described)
     except (TypeError, KeyError, AttributeError, ConfigError, DataError) as error:
         raise CheckpointError(
             f"{path} holds weights, but what describes them cannot be understood: {error}",
@@ -231,22 +253,63 @@ def classes_of(checkpoint: Checkpoint) -> Classes:
     return checkpoint.classes or Classes.assumed(checkpoint.num_classes)
 
 
+def _as_ours(path: Path, keys: tuple[str, ...], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names of this network and as plain float32 tensors; says what changed."""
+    size = path.stat().st_size
+    claimed = sum(value.numel() * value.element_size() for value in state.values())
+    if claimed > LARGEST * size + 2**20 or any(value.is_meta for value in state.values()):
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: its tensors are of {claimed:,} bytes, "
+            f"and the file has {size:,}",
+            hint="it is damaged, or was saved without its values; save the state_dict again",
+        )
+    own, notes = adapt(state)
+    other = other_network(own)
+    if other:
+        raise CheckpointError(
+            f"{path} is {other}: only YOLACT on DarkNet-53 is supported",
+            hint="sparseml.yolact.download --dataset none --weights base fetches such weights, "
+            "--weights backbone the ImageNet ones of DarkNet-53",
+        )
+    floats = {name: value for name, value in own.items() if value.is_floating_point()}
+    odd = {str(v.dtype).removeprefix("torch.") for v in floats.values()} - {"float32"}
+    if keys and keys != ("model_state_dict",):
+        notes = (f"from {'/'.join(map(repr, keys))}", *notes)
+    if odd:
+        notes = (*notes, f"float32 instead of {' and '.join(sorted(odd))}")
+    if notes:
+        said, first = "; ".join(notes), next(iter(state))
+        logger.info(
+            "%s: %d of %d tensors taken: %s (first: %s)", *(path, len(own), len(state)), said, first
+        )
+    return own | {
+        name: value.detach().to_dense().float().contiguous() for name, value in floats.items()
+    }
+
+
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(
             f"checkpoint not found: {path}", hint="check the path, or train a model first"
         )
-    _require_torch_file(path)
+    _require_weights_file(path)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:
+                if is_safetensors(file.read(9)):
+                    from safetensors.torch import load_file  # only here: such files are rare
+
+                    return load_file(path)
+            return _read_torch(path)
     except pickle.UnpicklingError as error:
+        objects = ", ".join(_objects_in(path)[:3])
         raise CheckpointError(
-            f"{path} is not a checkpoint of plain tensors and values",
+            f"{path} is not a checkpoint of plain tensors and values"
+            + f": it has objects of {objects}" * bool(objects),
             hint="files that need arbitrary code to load are refused; save a state_dict instead",
         ) from error
-    except Exception as error:  # what torch raises on damaged bytes can be almost anything
+    except Exception as error:  # what is raised on damaged bytes can be almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: {reason}",
@@ -254,25 +317,54 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _require_torch_file(path: Path) -> None:
+def _read_torch(path: Path) -> Any:
+    """Read what torch wrote; what stands for settings of other programs is not read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        unread = stand_ins(_objects_in(path))
+        if not unread:
+            raise
+    with torch.serialization.safe_globals(unread):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _objects_in(path: Path) -> list[str]:
+    """Full names of the classes and functions in a file that torch does not read as they are."""
+    try:
+        if zipfile.is_zipfile(path):
+            return _foreign_first(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with path.open("rb") as file:  # three pickles of torch's own, then what was saved
+            *_, saved = [list(pickletools.genops(file)) for _ in range(4)]
+    except Exception:  # damaged: there is nothing to tell
+        return []
+    names = {str(arg).replace(" ", ".") for code, arg, _ in saved if code.name == "GLOBAL"}
+    names = {name.replace("__builtin__.", "builtins.") for name in names}  # of Python 2
+    return _foreign_first(
+        name for name in names if not re.match(r"torch\.(_utils|\w+Storage)", name)
+    )
+
+
+def _foreign_first(names: Iterable[str]) -> list[str]:
+    """Those that say most about a file first: not the layers of torch."""
+    return sorted(names, key=lambda name: (name.startswith("torch."), name))
+
+
+def _require_weights_file(path: Path) -> None:
     """Tell files of other kinds from damaged ones, for which torch has the same words."""
     try:
-        with path.open("rb") as file:
-            begin = file.read(2)
+        kind = other_kind_of_file(path)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: {error.strerror}",
             hint="check the file's permissions",
         ) from error
-    if not begin:
+    if kind is not None:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is empty",
-            hint="the file may be truncated; copy or download it again",
-        )
-    if not begin.startswith(_BEGINNINGS):
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is not a file of PyTorch",
-            hint="look into it: a failed download is often a web page; ONNX files end in .onnx",
+            f"{path} cannot be read as a checkpoint: it is {kind}",
+            hint="the file may be truncated; copy or download it again"
+            if kind == "empty"
+            else f"give a file of PyTorch or safetensors ({', '.join(ENDINGS)}) with weights",
         )
 
 
@@ -302,7 +394,3 @@ def _plain_os_errors() -> Iterator[None]:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from error
         raise
-
-
-def _all_tensors(state: Mapping[Any, Any]) -> bool:
-    return all(isinstance(k, str) and isinstance(value, Tensor) for k, value in state.items())

@@ -1,9 +1,15 @@
-"""A checkpoint as a network: its layers as its recipe left them, and its weights in them."""
+"""A checkpoint as a network: its layers as its recipe left them, and its weights in them.
+
+Also for other classes than those of the checkpoint: what it knows of the same ones is kept.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +18,7 @@ from torch import Tensor
 
 from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.config import CONFIGS, ModelConfig, YolactConfig
+from yolact.data.labels import Classes
 from yolact.errors import CheckpointError
 from yolact.model.channels import channel_groups
 from yolact.model.weights import load_weights
@@ -22,6 +29,10 @@ log = logging.getLogger(__name__)
 
 _SAME = 1e-6
 """Relative difference of sides below which priors are the same."""
+
+_CONF = "prediction_layers.0.conf_layer."
+CLASS_LAYERS = (_CONF, "semantic_seg_conv.")
+"""Parameters whose shape depends on the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +174,73 @@ def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
         from yolact.sparsify.structure import apply_structure
 
         apply_structure(model, Recipe.of_text(text, "the stored recipe"), checkpoint.clock)
+
+
+def known_rows(known: Classes, wanted: Classes) -> tuple[int | None, ...]:
+    """For each class the index of the same class among others, None where there is none.
+
+    Names are compared as they are first, then without regard to letter case, blanks, underscores,
+    hyphens and Unicode form, where that leaves no choice.
+
+    >>> known_rows(Classes(("cat", "Big Dog"), (1, 2)), Classes(("big_dog", "bird"), (1, 2)))
+    (1, None)
+    """
+    exact = {name: i for i, name in enumerate(known.names)}
+    theirs = Counter(map(_plain_name, known.names))
+    ours = Counter(map(_plain_name, wanted.names))
+    alike = {
+        plain: i for i, name in enumerate(known.names) if theirs[plain := _plain_name(name)] == 1
+    }
+    return tuple(
+        exact[name] if name in exact else alike.get(plain) if ours[plain] == 1 else None
+        for name in wanted.names
+        for plain in [_plain_name(name)]
+    )
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name)).strip().casefold()
+
+
+def class_layers(
+    model: Yolact, checkpoint: Checkpoint, rows: Sequence[int | None]
+) -> dict[str, Tensor]:
+    """State of the class layers: rows of known classes from the checkpoint, others as they are.
+
+    The background's row, and what quantizers know of inputs, is the checkpoint's too, if it has
+    one class at least.
+    """
+    fresh = {k: v for k, v in model.state_dict().items() if k.startswith(CLASS_LAYERS)}
+    if all(row is None for row in rows):
+        return fresh
+    before, stored = checkpoint.num_classes, checkpoint.model_state
+    behind = [0, *(None if row is None else row + 1 for row in rows)]  # behind the background
+    return {
+        name: _with_rows(value, stored.get(name, value), before + 1, behind)
+        if name.startswith(_CONF)
+        else _with_rows(value, stored.get(name, value), before, rows)
+        for name, value in fresh.items()
+    }
+
+
+def _with_rows(fresh: Tensor, known: Tensor, count: int, rows: Sequence[int | None]) -> Tensor:
+    """``fresh`` with rows of ``known``, both [priors * rows, ...]; ``known`` if it has no rows.
+
+    Args:
+        fresh: Of a layer with ``len(rows)`` rows for each prior of a cell.
+        known: Of one with ``count`` rows for each.
+        count: See above.
+        rows: Row of ``known`` that each one gets; None keeps the fresh one.
+    """
+    per_row = fresh.ndim and fresh.shape[1:] == known.shape[1:] and not len(fresh) % len(rows)
+    priors = len(fresh) // len(rows) if per_row else 0
+    if not priors or len(known) != priors * count:
+        return known if known.shape == fresh.shape else fresh
+    result = fresh.clone().reshape(priors, len(rows), *fresh.shape[1:])
+    taken = [(to, of) for to, of in enumerate(rows) if of is not None]
+    to, of = ([pair[i] for pair in taken] for i in (0, 1))
+    result[:, to] = known.reshape(priors, count, *known.shape[1:])[:, of]
+    return result.reshape(fresh.shape)
 
 
 def recipe_of_quantized(checkpoint: Checkpoint) -> str:

@@ -33,7 +33,7 @@ _FILE = "mirrors.yaml"
 _NAME = "sparseml-yolact"
 _KINDS = {"checkpoint": Kind.CHECKPOINT, "onnx": Kind.ONNX, "recipe": Kind.RECIPE}
 _ENDINGS = {
-    **dict.fromkeys((".pth", ".pt"), Kind.CHECKPOINT),
+    **dict.fromkeys((".pth", ".pt", ".ckpt", ".safetensors"), Kind.CHECKPOINT),
     ".onnx": Kind.ONNX,
     **dict.fromkeys((".md", ".yaml", ".yml"), Kind.RECIPE),
 }

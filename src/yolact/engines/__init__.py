@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from yolact.checkpoint import classes_of, load_checkpoint
+from yolact.checkpoint import ENDINGS, classes_of, load_checkpoint
 from yolact.config import YolactConfig
 from yolact.engines.base import DetectingEngine, Engine, LoadedModel
 from yolact.engines.onnx_file import DetectsInside
@@ -22,7 +22,7 @@ __all__ = ["ENGINES", "DetectingEngine", "Engine", "engine_for", "load_detector"
 _Loaded = TypeVar("_Loaded", bound=LoadedModel)
 _ONNX = (".onnx", ".onnx.gz", ".onnx.xz", ".onnx.zst")
 ENGINES = {
-    "torch": (".pth",),
+    "torch": ENDINGS,
     "onnxruntime": _ONNX,
     "openvino": _ONNX,
 }
@@ -46,8 +46,8 @@ def load_engine(
     """Load a model file into the engine that runs it.
 
     Args:
-        path: A ``.pth`` checkpoint or an ``.onnx`` file, which may be compressed (.gz, .xz,
-            .zst).
+        path: A checkpoint, with an ending of :data:`yolact.checkpoint.ENDINGS`, or an ``.onnx``
+            file, which may be compressed (.gz, .xz, .zst).
         engine: A name of :data:`ENGINES`, or ``ort``; None lets the file's ending decide.
         device: Where the torch engine runs; ONNX Runtime always uses the CPU here.
         num_cores: Threads one inference may use; None leaves the choice to the engine.

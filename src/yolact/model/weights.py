@@ -6,6 +6,7 @@ Weights that do not fit are refused with the likeliest reason, as far as their n
 from __future__ import annotations
 
 import copy
+import difflib
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -231,15 +232,26 @@ def _hint_for(model: nn.Module, weights: Mapping[str, Tensor], misfit: _Misfit) 
         return "they belong to another network; only YOLACT on DarkNet-53 is supported"
     if misfit.differ:
         return "they are of other widths or depths: use the --config they were trained with"
+    nearest = _nearest(misfit)
+    if nearest:
+        return f"names that the model may have for those of the file: {nearest}"
     return "the file is incomplete or of a modified network; take the file as training saved it"
+
+
+def _nearest(misfit: _Misfit) -> str:
+    """The first few unexpected names with the missing ones that they resemble most."""
+    pairs = [
+        f"{found[0]} for {name}"
+        for name in misfit.unexpected[:_SHOWN]
+        if (found := difflib.get_close_matches(name, misfit.missing, 1, 0.75))
+    ]
+    return ", ".join(pairs)
 
 
 def _hint_for_origin(weights: Mapping[str, Tensor]) -> str | None:
     """What to do with weights that are recognised as something else than a model's."""
-    if any(name.startswith("module.") for name in weights):
-        return "they were saved from a DataParallel wrapper: strip 'module.' from the names"
     if not _is_whole_model(weights) and any(re.match(r"layers\.\d+\.", name) for name in weights):
-        return "it is the file of a backbone alone: load it with --backbone"
+        return "it is a backbone alone: sparseml.yolact.train takes it with --resume and --backbone"
     return None
 
 

@@ -10,32 +10,28 @@ recipe, so that runs without one are spared it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
-from yolact.checkpoint import Checkpoint, load_checkpoint, parse_checkpoint_name
+from yolact.checkpoint import Checkpoint, classes_of, load_checkpoint, parse_checkpoint_name
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError
 from yolact.loss.criterion import Objective
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
-from yolact.restore import restore_structure
+from yolact.restore import CLASS_LAYERS, class_layers, known_rows, restore_structure
 from yolact.training.settings import StartSettings, TrainSettings
 
 if TYPE_CHECKING:
     from yolact.sparsify.recipe import Recipe
 
 logger = logging.getLogger(__name__)
-
-CLASS_LAYERS = ("prediction_layers.0.conf_layer.", "semantic_seg_conv.")
-"""Parameters whose shape depends on the number of classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +55,12 @@ class Origin:
         return self.checkpoint is not None and _same_classes(self.checkpoint, classes)
 
     def begins_trained(self, classes: Classes) -> bool:
-        """Whether all layers, those of the classes too, have weights from the checkpoint."""
-        return self.knows(classes) and self.start.backbone is None
+        """Whether all layers, and all rows of the class layers, have weights of the checkpoint."""
+        if self.checkpoint is None or self.start.backbone is not None:
+            return False
+        return self.knows(classes) or None not in known_rows(classes_of(self.checkpoint), classes)
 
-    def begins_class_layers_anew(self, classes: Classes) -> bool:
+    def changes_class_layers(self, classes: Classes) -> bool:
         """Whether the checkpoint's weights are taken for other classes than theirs."""
         return self.checkpoint is not None and not self.start.resume and not self.knows(classes)
 
@@ -133,20 +131,23 @@ def build_network(origin: Origin, config: YolactConfig, classes: Classes) -> tup
     _check_belongs(checkpoint, config, start, classes)
     restore_structure(model, checkpoint)
     words = f"checkpoint {start.checkpoint}"
-    if not origin.begins_class_layers_anew(classes):
+    if not origin.changes_class_layers(classes):
         load_weights(model, checkpoint.model_state)
         return model, words
-    load_weights(model, _with_class_layers_of(model, checkpoint.model_state))
+    rows = known_rows(classes_of(checkpoint), classes)
+    other = {k: v for k, v in checkpoint.model_state.items() if not k.startswith(CLASS_LAYERS)}
+    load_weights(model, other | class_layers(model, checkpoint, rows))
     if checkpoint.quantized:
         from yolact.sparsify.stages import learn_ranges  # loads sparseml
 
         learn_ranges(model, CLASS_LAYERS)
-    return model, f"{words}, class layers new: other classes"
+    _say_other_spellings(start.checkpoint, classes_of(checkpoint), classes, rows)
+    return model, f"{words}, {_say_rows(classes_of(checkpoint), classes, rows)}"
 
 
 def forget_class_layers(origin: Origin, model: Yolact, classes: Classes) -> Origin:
-    """The same origin, whose earlier recipe never pruned class layers if they begin anew."""
-    if origin.earlier_recipe is None or not origin.begins_class_layers_anew(classes):
+    """The same origin, whose earlier recipe never pruned class layers if they change."""
+    if origin.earlier_recipe is None or not origin.changes_class_layers(classes):
         return origin
     from yolact.sparsify.stages import forget_layers
     from yolact.sparsify.structure import recipe_names  # both load sparseml
@@ -248,10 +249,35 @@ def _recipe_so_far(checkpoint: Checkpoint) -> Recipe | None:
     return until(recipe, steps, state.steps_per_epoch)
 
 
-def _with_class_layers_of(model: Yolact, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of ``state``, but for those of the class layers: they stay as ``model`` has them."""
-    fresh = {k: v for k, v in model.state_dict().items() if k.startswith(CLASS_LAYERS)}
-    return {k: v for k, v in state.items() if not k.startswith(CLASS_LAYERS)} | fresh
+def _say_rows(known: Classes, classes: Classes, rows: Sequence[int | None]) -> str:
+    """What becomes of the class layers, in a line."""
+    pairs = list(zip(classes.names, rows, strict=True))
+    kept = [name for name, row in pairs if row is not None]
+    if not kept:
+        return "class layers new: other classes"
+    new = [name for name, row in pairs if row is None]
+    left = [name for i, name in enumerate(known.names) if i not in rows]
+    more = [
+        f"{len(names)} {what} ({_first(names)})"
+        for names, what in ((new, "new"), (left, "left out"))
+        if names
+    ]
+    return ", ".join(
+        [f"class layers: {len(kept)} of {len(rows)} classes kept ({_first(kept)})", *more]
+    )
+
+
+def _say_other_spellings(
+    path: object, known: Classes, classes: Classes, rows: Sequence[int | None]
+) -> None:
+    pairs = [(n, known.names[r]) for n, r in zip(classes.names, rows, strict=True) if r is not None]
+    other = [f"{theirs!r} for {name!r}" for name, theirs in pairs if name != theirs]
+    if other:
+        logger.warning(
+            "%s: %d of %d class names are written otherwise than in the data, "
+            "taken as the same (first: %s)",
+            *(path, len(other), len(known), ", ".join(other[:3])),
+        )
 
 
 def _check_belongs(
@@ -261,26 +287,27 @@ def _check_belongs(
     if start.resume and not _same_classes(checkpoint, classes):
         raise CheckpointError(
             f"{start.checkpoint} was trained on other classes ({_class_list(checkpoint)}) "
-            f"than the data has ({_first(classes)})",
-            hint="--ckpt instead of --resume takes all weights but those of the class layers",
+            f"than the data has ({_first(classes.names)})",
+            hint="--ckpt instead of --resume begins a new run: all weights are taken, in the "
+            "class layers those of the classes that both have",
         )
 
 
 def _same_classes(checkpoint: Checkpoint, classes: Classes) -> bool:
-    if checkpoint.classes is not None:
-        return checkpoint.classes.names == classes.names
-    return checkpoint.num_classes == len(classes)
+    known = classes_of(checkpoint)
+    unnamed = checkpoint.classes is None and not set(known.names) & set(classes.names)
+    return known.names == classes.names or (unnamed and len(known) == len(classes))
 
 
 def _class_list(checkpoint: Checkpoint) -> str:
     if checkpoint.classes is None:
         return f"{checkpoint.num_classes} of them"
-    return _first(checkpoint.classes)
+    return _first(checkpoint.classes.names)
 
 
-def _first(classes: Classes) -> str:
+def _first(names: Collection[str]) -> str:
     """The first few names."""
-    return ", ".join(classes.names[:5]) + ", ..." * (len(classes) > 5)
+    return ", ".join([*names][:5]) + ", ..." * (len(names) > 5)
 
 
 def _resumed_step(checkpoint: Checkpoint, steps_per_epoch: int) -> int:
