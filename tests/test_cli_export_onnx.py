@@ -323,7 +323,8 @@ def test_unreadable_calibration_images_are_named(checkpoint: Path, pictures: Pat
     assert result.exit_code == DataError.exit_code
     assert result.stderr == (
         "error: 1 of 3 calibration images cannot be read: "
-        f"cannot decode image {pictures / 'b.png'}\nhint: replace or remove these files\n"
+        f"cannot decode image {pictures / 'b.png'}, an empty file\n"
+        "hint: replace or remove these files\n"
     )
     assert not checkpoint.with_suffix(".onnx").exists()
 

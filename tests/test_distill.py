@@ -528,4 +528,4 @@ def test_the_command_shows_the_teacher_before_it_trains(
     assert f"teacher     {teacher}" in result.stdout.splitlines()
     result = CliRunner().invoke(command, words)
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: the recipe distils, but no --distill_teacher says")
+    assert "\nerror: the recipe distils, but no --distill_teacher says" in result.stderr

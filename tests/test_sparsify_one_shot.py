@@ -383,7 +383,7 @@ def test_a_video_is_no_folder_of_images(tmp_path: Path) -> None:
     path.write_bytes(b"x")
     with pytest.raises(DataError) as caught:
         calibration_images(str(path), 9, 32)
-    assert str(caught.value) == f"{path} is a video, not images"
+    assert str(caught.value) == f"{path} holds videos, not images"
     assert caught.value.hint == ("give a folder of images or a quoted pattern like 'images/*.jpg'")
 
 

@@ -9,7 +9,6 @@ without use.
 from __future__ import annotations
 
 import gc
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from yolact.data.entries import (
     Matter,
     Record,
     fail,
+    give_numbers,
     is_near,
     key_of,
     name_of,
@@ -36,7 +36,6 @@ from yolact.data.entries import (
     shown,
     to_rle,
 )
-from yolact.data.labels import read_categories
 
 _LARGEST_AREA = 1e10
 """Of an object that COCO's evaluation counts, in pixels."""
@@ -96,41 +95,16 @@ _ID_TWICE = Matter(
     "objects", "has the id of another one", "have the id of another one", "numbered", _IDS_HINT
 )
 _REPEATED = Matter("objects", "is listed twice", "are listed twice", "taken once", _REMOVE)
-
-
-@dataclass(frozen=True)
-class Contents:
-    """How much an annotation file holds."""
-
-    images: int
-    bare: int
-    """Images without any object or crowd."""
-    objects: int
-    """Those with an area; crowds are not among them."""
-    crowds: int
-    of_category: Mapping[int, int]
-    """Objects of each category, by its id."""
-
-    def __str__(self) -> str:
-        """All of it in words."""
-        return (
-            f"{self.images} images, {self.bare} of them without objects; "
-            f"{self.objects} objects and {self.crowds} crowds"
-        )
-
-    @property
-    def remarkable(self) -> bool:
-        """Whether there is more than images with objects."""
-        return bool(self.objects and (self.bare or self.crowds))
-
-    @classmethod
-    def of(cls, images: Sequence[Record], annotations: Sequence[Record]) -> Contents:
-        """Count."""
-        solid = [annotation for annotation in annotations if has_area(annotation)]
-        single = [annotation["category_id"] for annotation in solid if not annotation["iscrowd"]]
-        full = {annotation["image_id"] for annotation in solid}
-        crowds = len(solid) - len(single)
-        return cls(len(images), len(images) - len(full), len(single), crowds, Counter(single))
+_CATEGORY_TWICE = Matter(
+    "categories", "is listed twice", "are listed twice", "taken once", "remove one of the entries"
+)
+_CATEGORY_TWIN = Matter(
+    "categories",
+    "has the name of another: {}",
+    "have the name of another one",
+    "taken as one class",
+    "give each category a name of its own, or list it once",
+)
 
 
 def read_annotations(
@@ -169,7 +143,7 @@ def read_annotations(
         if find is not None:
             found = {i["id"]: i for i in find([i for i in images.values() if i is not None])}
             images = {key: i and found.get(i["id"]) for key, i in images.items()}
-        categories = read_categories(lists["categories"], findings)
+        categories = _read_categories(lists["categories"], findings)
         objects = _Objects(images, categories, findings)
         entries = enumerate(lists["annotations"], start=1)
         annotations = _with_ids(((p, objects.read(entry, p)) for p, entry in entries), findings)
@@ -194,6 +168,59 @@ def boxes_xyxy(annotations: Sequence[Record]) -> NDArray[np.float32]:
     xywh = np.array([annotation["bbox"] for annotation in annotations], np.float64).reshape(-1, 4)
     xywh[:, 2:] += xywh[:, :2]
     return xywh.astype(np.float32)
+
+
+def _read_categories(entries: Sequence[Any], findings: Findings) -> dict[int | str | None, Record]:
+    """The categories of an annotation file by what their ids are looked up by, and by their names.
+
+    Those that share a name are one: their ids find the first of them. Since all objects depend on
+    the categories, a faulty one refuses the file.
+
+    Raises:
+        DataError: There are none, one has no id or no name, or two have one id.
+    """
+    found: dict[int | str, Record] = {}
+    for place, entry in enumerate(entries, start=1):
+        name = f"{name_of(entry, 'categories', place)} in {findings.path}"
+        key = key_of(entry.get("id")) if isinstance(entry, dict) else None
+        if key is None:
+            fail(f"{name} has no id: {shown(entry)}", "give each category an id and a name")
+        entry["name"] = _category_name(entry, name)
+        if key not in found:
+            found[key] = entry
+        elif found[key]["name"] == entry["name"]:
+            findings.add(_CATEGORY_TWICE, name_of(entry, "categories", place))
+        else:
+            both = f"{shown(found[key]['name'])} and {shown(entry['name'])}"
+            fail(f"{name} has the id of another one: {both}", "give each an id of its own")
+    if not found:
+        hint = "add at least one category with an id and a name"
+        fail(f"{findings.path} lists no categories", hint)
+    give_numbers(found)
+    first: dict[str, Record] = {}
+    for entry in found.values():
+        if first.setdefault(entry["name"], entry) is not entry:
+            findings.add(_CATEGORY_TWIN, f"category {entry['id']}", shown(entry["name"]))
+    known: dict[int | str | None, Record] = {
+        name: entry for name, entry in first.items() if key_of(name) == name
+    }
+    return known | {key: first[entry["name"]] for key, entry in found.items()}
+
+
+def _category_name(category: Record, called: str) -> str:
+    """The name of a category; LVIS and others may have only synonyms."""
+    synonyms = category.get("synonyms")
+    other = synonyms[0] if isinstance(synonyms, list) and synonyms else None
+    name = category.get("name")
+    name = other if name is None else name
+    if isinstance(name, int | float) and not isinstance(name, bool):
+        name = str(name)
+    try:
+        if isinstance(name, str) and name.encode():
+            return name
+    except UnicodeEncodeError:  # half of a surrogate pair
+        pass
+    fail(f"{called} has no name: {shown(name)}", "give it a name")
 
 
 @dataclass(frozen=True)

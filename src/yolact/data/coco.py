@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from torchvision import tv_tensors
 
 from yolact.config import OnBadImage
 from yolact.data.annotations import (
-    Contents,
     boxes_xyxy,
     has_area,
     read_annotations,
@@ -197,6 +197,41 @@ class CocoInstances(Dataset[Sample]):
             "labels": torch.tensor([class_of[o["category_id"]] for o in objects]).long(),
             "crowd": torch.tensor([bool(o["iscrowd"]) for o in objects]).bool(),
         }
+
+
+@dataclass(frozen=True)
+class Contents:
+    """How much an annotation file holds."""
+
+    images: int
+    bare: int
+    """Images without any object or crowd."""
+    objects: int
+    """Those with an area; crowds are not among them."""
+    crowds: int
+    of_category: Mapping[int, int]
+    """Objects of each category, by its id."""
+
+    def __str__(self) -> str:
+        """All of it in words."""
+        return (
+            f"{self.images} images, {self.bare} of them without objects; "
+            f"{self.objects} objects and {self.crowds} crowds"
+        )
+
+    @property
+    def remarkable(self) -> bool:
+        """Whether there is more than images with objects."""
+        return bool(self.objects and (self.bare or self.crowds))
+
+    @classmethod
+    def of(cls, images: Sequence[Record], annotations: Sequence[Record]) -> Contents:
+        """Count."""
+        solid = [annotation for annotation in annotations if has_area(annotation)]
+        single = [annotation["category_id"] for annotation in solid if not annotation["iscrowd"]]
+        full = {annotation["image_id"] for annotation in solid}
+        crowds = len(solid) - len(single)
+        return cls(len(images), len(images) - len(full), len(single), crowds, Counter(single))
 
 
 def evaluation_order(image_ids: Iterable[int]) -> list[int]:

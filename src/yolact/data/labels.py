@@ -6,27 +6,15 @@ import logging
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from yolact.data.entries import Findings, Matter, Record, fail, give_numbers, key_of, name_of, shown
 from yolact.errors import DataError
 
 log = logging.getLogger(__name__)
-
-_TWICE = Matter(
-    "categories", "is listed twice", "are listed twice", "taken once", "remove one of the entries"
-)
-_TWINS = Matter(
-    "categories",
-    "has the name of another: {}",
-    "have the name of another one",
-    "taken as one class",
-    "give each category a name of its own, or list it once",
-)
 
 
 @dataclass(frozen=True)
@@ -65,44 +53,7 @@ class Classes:
         return COCO_CLASSES if count == len(COCO_CLASSES) else cls.numbered(count)
 
 
-def read_categories(entries: Sequence[Any], findings: Findings) -> dict[int | str | None, Record]:
-    """The categories of an annotation file by what their ids are looked up by, and by their names.
-
-    Those that share a name are one: their ids find the first of them. Since all objects depend on
-    the categories, a faulty one refuses the file.
-
-    Raises:
-        DataError: There are none, one has no id or no name, or two have one id.
-    """
-    found: dict[int | str, Record] = {}
-    for place, entry in enumerate(entries, start=1):
-        name = f"{name_of(entry, 'categories', place)} in {findings.path}"
-        key = key_of(entry.get("id")) if isinstance(entry, dict) else None
-        if key is None:
-            fail(f"{name} has no id: {shown(entry)}", "give each category an id and a name")
-        entry["name"] = _name(entry, name)
-        if key not in found:
-            found[key] = entry
-        elif found[key]["name"] == entry["name"]:
-            findings.add(_TWICE, name_of(entry, "categories", place))
-        else:
-            both = f"{shown(found[key]['name'])} and {shown(entry['name'])}"
-            fail(f"{name} has the id of another one: {both}", "give each an id of its own")
-    if not found:
-        hint = "add at least one category with an id and a name"
-        fail(f"{findings.path} lists no categories", hint)
-    give_numbers(found)
-    first: dict[str, Record] = {}
-    for entry in found.values():
-        if first.setdefault(entry["name"], entry) is not entry:
-            findings.add(_TWINS, f"category {entry['id']}", shown(entry["name"]))
-    known: dict[int | str | None, Record] = {
-        name: entry for name, entry in first.items() if key_of(name) == name
-    }
-    return known | {key: first[entry["name"]] for key, entry in found.items()}
-
-
-def classes_of(categories: Sequence[Record]) -> Classes:
+def classes_of(categories: Sequence[Mapping[str, Any]]) -> Classes:
     """The classes that an annotation file's categories name, in the order of their ids."""
     ordered = sorted(categories, key=lambda category: int(category["id"]))
     return Classes(tuple(c["name"] for c in ordered), tuple(c["id"] for c in ordered))
@@ -179,22 +130,6 @@ def few_names(names: Sequence[str], known: Iterable[str] = (), most: int = 5) ->
         near = get_close_matches(name, known, n=1)
         texts.append(f"{name!r} (nearest: {near[0]!r})" if near else f"{name!r}")
     return ", ".join(texts) + ", ..." * (len(names) > most)
-
-
-def _name(category: Record, called: str) -> str:
-    """The name of a category; LVIS and others may have only synonyms."""
-    synonyms = category.get("synonyms")
-    other = synonyms[0] if isinstance(synonyms, list) and synonyms else None
-    name = category.get("name")
-    name = other if name is None else name
-    if isinstance(name, int | float) and not isinstance(name, bool):
-        name = str(name)
-    try:
-        if isinstance(name, str) and name.encode():
-            return name
-    except UnicodeEncodeError:  # half of a surrogate pair
-        pass
-    fail(f"{called} has no name: {shown(name)}", "give it a name")
 
 
 def _plain(name: str) -> str:
