@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from yolact.data.images import RgbImage
 from yolact.predict.draw import (
@@ -23,6 +24,7 @@ from yolact.predict.draw import (
     draw_instances,
     lincomb_sheet,
     prototype_sheet,
+    write_image,
 )
 from yolact.types import Detections, Instances
 
@@ -210,3 +212,13 @@ def test_fonts_of_the_machine_are_tried(tmp_path: Path) -> None:
         )
         assert said.stdout.strip() == expected
         shutil.copy(usual / "STIXNonUni.ttf", tmp_path / ".fonts" / "one.ttf")
+
+
+@pytest.mark.parametrize(("ending", "side"), [(".jpg", 65_501), (".webp", 16_384)])
+def test_a_picture_too_long_for_its_type_is_written_as_png(
+    tmp_path: Path, ending: str, side: int
+) -> None:
+    written = write_image(tmp_path / f"a{ending}", np.zeros((2, side, 3), np.uint8))
+    assert written == tmp_path / f"a{ending}.png"
+    with Image.open(written) as image:
+        assert image.size == (side, 2)

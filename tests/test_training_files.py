@@ -19,7 +19,7 @@ from training import (
     resume,
     tiny_settings,
 )
-from yolact.checkpoint import Checkpoint, load_checkpoint
+from yolact.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from yolact.errors import ConfigError, StorageError
 from yolact.predict.evaluate import Evaluation
 from yolact.predict.results import AveragePrecision
@@ -64,6 +64,28 @@ def test_keep_latest_leaves_other_runs_alone(tmp_path: Path) -> None:
     for iteration in (2, 2, 3):
         keep.save(small(iteration))
     assert names(tmp_path) == ["tiny_0_1.pth", "tiny_0_3.pth"]
+
+
+def test_a_file_of_an_earlier_run_gets_another_name(tmp_path: Path) -> None:
+    for iteration in (1, 2, 3):
+        run = keeper(tmp_path)
+        for _ in range(2):  # a run replaces what it wrote itself
+            run.save_best(small(iteration))
+            run.save(small(7))
+    assert names(tmp_path) == [
+        *("tiny_0_7.pth", "tiny_0_7_earlier1.pth", "tiny_0_7_earlier2.pth"),
+        *("tiny_best.pth", "tiny_best_earlier1.pth", "tiny_best_earlier2.pth"),
+    ]
+    best = ("tiny_best_earlier1.pth", "tiny_best_earlier2.pth", "tiny_best.pth")
+    assert [load_checkpoint(tmp_path / name).iteration for name in best] == [1, 2, 3]
+    assert find_checkpoint(tmp_path, "latest", "tiny") == tmp_path / "tiny_0_7.pth"
+
+
+def test_a_run_that_continues_replaces_its_own_files(tmp_path: Path) -> None:
+    keeper(tmp_path).save_best(small(1))
+    settings = SaveSettings(folder=tmp_path)
+    CheckpointKeeper("tiny", settings, continues=True).save_best(small(2))
+    assert names(tmp_path) == ["tiny_best.pth"]
 
 
 def test_the_previous_one_stays_when_the_new_one_cannot_be_written(

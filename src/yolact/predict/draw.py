@@ -6,6 +6,7 @@ Images are [height, width, 3] uint8 RGB; nothing here changes its arguments.
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ Rect = tuple[int, int, int, int]
 
 _GOLDEN = 0.61803398875
 _BLACK: Color = (0, 0, 0)
+_LARGEST = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
+"""Pixels of a side that files of these endings hold at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +155,17 @@ def require_picture_file(path: Path) -> None:
     require_writable_file(path)
 
 
-def write_image(path: Path, image: RgbImage) -> None:
+def write_image(path: Path, image: RgbImage) -> Path:
     """Write RGB pixels as the file type of ``path``'s ending, in one step.
+
+    Returns:
+        The file: ``path``, with .png behind it where its type holds no image of that size.
 
     Raises:
         StorageError: The file cannot be written.
     """
+    if max(image.shape[:2]) > _LARGEST.get(path.suffix.lower(), math.inf):
+        path = path.with_name(f"{path.name}.png")
     try:
         encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     except cv2.error as error:
@@ -166,6 +174,7 @@ def write_image(path: Path, image: RgbImage) -> None:
         raise _no_picture(path)
     with atomic_path(path) as temporary:  # imwrite would keep a full disk to itself
         temporary.write_bytes(data.tobytes())
+    return path
 
 
 def _no_picture(path: Path) -> StorageError:

@@ -126,7 +126,7 @@ def annotate_pictures(
         for picture, annotated in zip(batch, results, strict=True):
             target = None if options.target is None else options.target(picture)
             if target is not None:
-                write_image(target, annotated.picture)
+                target = write_image(target, annotated.picture)
             _explain(annotated.found, target or SCRATCH / Path(picture.name).name, options)
             yield PictureResult(picture, target, annotated.found)
             if options.show and not show(annotated.picture):

@@ -123,7 +123,9 @@ class Trainer:
         self.log = log
         self.stop = stop
         self.iteration = run.iteration
-        self.keeper = CheckpointKeeper(run.config.name, settings.save)
+        self.keeper = CheckpointKeeper(
+            run.config.name, settings.save, continues=run.resumed is not None
+        )
         self.best_map = run.resumed.best_map if run.resumed else None
         self.stepper = Stepper(
             run.model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import count
 from pathlib import Path
 
 from yolact.checkpoint import Checkpoint, checkpoint_name, parse_checkpoint_name, save_checkpoint
@@ -14,10 +15,21 @@ logger = logging.getLogger(__name__)
 class CheckpointKeeper:
     """Writes a run's checkpoints and removes those it has been told not to keep."""
 
-    def __init__(self, config_name: str, settings: SaveSettings) -> None:
-        """Write to ``settings.folder``."""
+    def __init__(
+        self, config_name: str, settings: SaveSettings, *, continues: bool = False
+    ) -> None:
+        """Write to ``settings.folder``.
+
+        Args:
+            config_name: First part of the files' names.
+            settings: Where, and which ones stay.
+            continues: Whether the run goes on with an earlier one, whose files it may replace.
+                A file of any other run is renamed where its name is needed.
+        """
         self.config_name = config_name
         self.settings = settings
+        self._continues = continues
+        self._written: set[Path] = set()
         self._latest: tuple[int, Path] | None = None
 
     @property
@@ -48,8 +60,8 @@ class CheckpointKeeper:
         return path
 
     def save_best(self, checkpoint: Checkpoint) -> Path:
-        """Replace the best checkpoint."""
-        save_checkpoint(self.best_path, checkpoint)
+        """Replace the best checkpoint of this run."""
+        self._put(self.best_path, checkpoint)
         return self.best_path
 
     def save_interrupt(self, checkpoint: Checkpoint) -> Path:
@@ -66,6 +78,18 @@ class CheckpointKeeper:
             self.config_name, checkpoint.epoch or 0, checkpoint.iteration or 0, interrupt=interrupt
         )
         path = self.settings.folder / name
-        save_checkpoint(path, checkpoint)
+        self._put(path, checkpoint)
         logger.info("saved %s", path)
         return path
+
+    def _put(self, path: Path, checkpoint: Checkpoint) -> None:
+        if not self._continues and path not in self._written and path.exists():
+            kept = next(
+                free
+                for number in count(1)
+                if not (free := path.with_name(f"{path.stem}_earlier{number}.pth")).exists()
+            )
+            path.rename(kept)
+            logger.warning("%s of an earlier run is kept as %s", path, kept.name)
+        save_checkpoint(path, checkpoint)
+        self._written.add(path)
