@@ -459,3 +459,13 @@ def test_a_packaged_recipe_reaches_its_targets_on_the_small_network(
     checkpoint = load_checkpoint(Path("weights/yolact_darknet_small_3_12.pth"))
     assert checkpoint.quantized == name.endswith("quant")
     assert 0.6 < overall_sparsity(build_model(checkpoint)) < 0.95
+
+
+@pytest.mark.parametrize(
+    "name", ["my_custom_dataset", "COCO2017_dataset", "coco2017_testdev_dataset"]
+)
+def test_an_unknown_data_set_ends_with_how_own_data_are_given(name: str) -> None:
+    result = CliRunner().invoke(train, ["--dataset", name])
+    assert result.exit_code == ConfigError.exit_code
+    assert f"no data set called {name!r}, only coco2017_dataset, " in result.stderr
+    assert "hint: own data: --train_info, --train_images, --validation_info" in result.stderr

@@ -24,6 +24,7 @@ from yolact.training.settings import (
 
 TRAINING_DATA = ("train_info", "train_images")
 VALIDATION_DATA = ("validation_info", "validation_images")
+DATA_SETS = tuple(name for name, layout in LAYOUTS.items() if layout.training)
 
 
 @click.command(
@@ -40,7 +41,7 @@ VALIDATION_DATA = ("validation_info", "validation_images")
     *options_of(ModelConfig, "image_size", otherwise="config's"),
     click.option(
         "--dataset",
-        type=click.Choice([name for name, layout in LAYOUTS.items() if layout.training]),
+        metavar=f"[{'|'.join(DATA_SETS)}]",
         help="Data in its usual folder; the four options below name any other."
         f"  [default: {USUAL}]",
     ),
@@ -54,7 +55,7 @@ VALIDATION_DATA = ("validation_info", "validation_images")
     ),
     click.option(
         "--ckpt",
-        help="Begin a new run with this checkpoint's weights. Other classes: all but theirs.",
+        help="Begin a new run with this checkpoint's weights; of class layers, what both have.",
     ),
     click.option(
         "--backbone",
@@ -171,9 +172,15 @@ def _config(given: Mapping[str, Any]) -> YolactConfig:
 
 
 def _data(given: Mapping[str, Any]) -> DataSettings:
+    name = given["dataset"] or USUAL
+    if name not in DATA_SETS:
+        raise ConfigError(
+            f"no data set called {name!r}, only {', '.join(DATA_SETS)}",
+            hint="own data: --train_info, --train_images, --validation_info, --validation_images",
+        )
     if given["dataset"] is None:
         _require_all_data(given)
-    folder, validation, training = LAYOUTS[given["dataset"] or USUAL]
+    folder, validation, training = LAYOUTS[name]
     assert training is not None  # the option offers no others
     usual = DataSettings(
         train_info=folder / "annotations" / training,
