@@ -254,7 +254,7 @@ CASES = (
             epochs=3,
         ),
         "works",
-        "batch norms' running statistics still move",
+        "batch norms whose scale and bias are frozen keep their statistics, too",
         freezes,
     ),
     Case(
