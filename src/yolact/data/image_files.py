@@ -371,7 +371,7 @@ def _stem(part: str) -> str:
     return stem if ending in IMAGE_ENDINGS else _loose(part)
 
 
-_RULES = (str, _composed, _loose, _stem)
+_RULES: tuple[Callable[[str], str], ...] = (str, _composed, _loose, _stem)
 """What makes two names equal, the strictest first."""
 
 
