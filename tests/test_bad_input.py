@@ -314,8 +314,9 @@ def spoil(data: Path, part: str, edit: Edit) -> Path:
         ),
         (
             lambda coco: first_annotation(coco).update(segmentation=[[1, 2, 3, 4, None, 6]]),
-            "annotation 5000001 in {} has no mask: a malformed polygon: [1, 2, 3, 4, None, 6]",
-            "export polygons or masks (instance segmentation), not boxes alone (object detection)",
+            "annotation 5000001 in {} has a mask that cannot be read: "
+            "a malformed polygon: [1, 2, 3, 4, None, 6]",
+            "give [[x, y, x, y, ...], ...], three points or more a polygon, or RLE: {size, counts}",
         ),
         (
             lambda coco: coco["images"][0].update(height=-3),

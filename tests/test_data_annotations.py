@@ -88,6 +88,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
         [VIA],
         json.dumps([SQUARE]),
         [[str(number) for number in SQUARE]],
+        str([SQUARE]),
     ],
     ids=str,
 )
@@ -150,6 +151,46 @@ def test_ids_in_words_are_numbered_and_kept(tmp_path: Path, lines: Callable[[], 
     ]
 
 
+RUNS = {"size": [20, 30], "counts": [62, 9, 529]}
+TEXT = {"size": [20, 30], "counts": "n19a`0"}
+
+
+@pytest.mark.parametrize(
+    ("form", "mask"),
+    [
+        ({"size": [20.0, 30.0], "counts": [62.0, 9.0, 529.0]}, RUNS),
+        ({"size": ["20", "30"], "counts": ["62", "9", "529"]}, RUNS),
+        ({"size": [20, 30], "counts": "[62, 9, 529]"}, RUNS),
+        (str(RUNS), RUNS),
+        (json.dumps(TEXT), TEXT),
+        ({**TEXT, "counts": str(b"n19a`0")}, TEXT),
+        (str({**TEXT, "counts": b"n19a`0"}), TEXT),
+    ],
+    ids=str,
+)
+def test_run_lengths_are_read_in_every_form_that_is_clear(
+    tmp_path: Path, form: Any, mask: Json, lines: Callable[[], list[str]]
+) -> None:
+    data = content()
+    data["annotations"][0]["segmentation"] = form
+    assert read(tmp_path, data, strict=True)["annotations"][0]["segmentation"] == mask
+    assert not lines()
+
+
+def test_an_image_may_be_given_by_its_name(tmp_path: Path) -> None:
+    data = content()
+    plain = read(tmp_path, data)
+    for annotation in data["annotations"]:
+        annotation["image_id"] = f"{annotation['image_id']}.png"
+    assert read(tmp_path, data, strict=True) == plain
+
+
+def test_a_number_is_a_name_of_a_file(tmp_path: Path) -> None:
+    data = content()
+    at("images", 0, file_name=17)(data)
+    assert read(tmp_path, data, strict=True)["images"][0]["file_name"] == "17"
+
+
 def test_a_category_may_be_given_by_its_name(tmp_path: Path) -> None:
     data = content()
     plain = read(tmp_path, data)
@@ -201,6 +242,12 @@ FAULTS: list[tuple[Edit, str, int]] = [
         8,
     ),
     (
+        at("annotations", 0, segmentation=[SQUARE, RUNS]),
+        "1 of 8 objects have a stray polygon, used without it "
+        "(first: annotation 1: no polygon: {'size': [20, 30], 'counts': [62, 9, 529]})",
+        8,
+    ),
+    (
         both(
             at("annotations", 0, segmentation=[]),
             at("annotations", 1, segmentation=[[]]),
@@ -213,9 +260,21 @@ FAULTS: list[tuple[Edit, str, int]] = [
     ),
     (
         at("annotations", 0, segmentation=[[1, 2, 1e30, 4, 5, 6]]),
-        "1 of 8 objects have no mask, left out "
+        "1 of 8 objects have a mask that cannot be read, left out "
         "(first: annotation 1: a malformed polygon: [1, 2, 1e+30, 4, 5, 6])",
         7,
+    ),
+    (
+        both(
+            at("annotations", 1, segmentation={**RUNS, "counts": []}),
+            at("annotations", 2, segmentation="POLYGON ((1 1, 2 2))"),
+            at("annotations", 3, segmentation=[RUNS, RUNS]),
+        ),
+        "3 of 8 objects have a mask that cannot be read, left out (first: annotation 2: "
+        "segmentation {'size': [20, 30], 'counts': []}, annotation 3: segmentation "
+        "'POLYGON ((1 1, 2 2))', annotation 4: no polygon: "
+        "{'size': [20, 30], 'counts': [62, 9, 529]})",
+        5,
     ),
     (
         both(at("annotations", 0, image_id=99), at("annotations", 5, image_id="99")),
@@ -315,10 +374,13 @@ def test_the_objects_of_an_image_that_is_left_out_go_with_it(
     assert lines() == ["1 of 4 images have no file_name, left out (first: image 1: '')"]
 
 
-def test_images_that_are_not_found_go_with_their_objects(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [(None, None), (float("nan"), ""), (0, 0), (-1, -1.0)])
+def test_images_that_are_not_found_go_with_their_objects(
+    tmp_path: Path, sizes: tuple[Any, Any]
+) -> None:
     data = content()
     for image in data["images"]:
-        image["height"] = image["width"] = None
+        image.update(zip(("height", "width"), sizes, strict=True))
     without("annotations", "bbox", "area")(data)
 
     def find(images: list[Json]) -> list[Json]:
@@ -345,10 +407,11 @@ def test_no_annotation_has_the_id_that_pycocotools_takes_for_none(tmp_path: Path
     ]
 
 
-def test_null_is_as_absent(tmp_path: Path, lines: Callable[[], list[str]]) -> None:
+@pytest.mark.parametrize("null", [None, float("nan"), "", [float("nan")] * 4])
+def test_null_is_as_absent(tmp_path: Path, lines: Callable[[], list[str]], null: Any) -> None:
     data = content()
     plain = read(tmp_path, data)["annotations"]
-    data["annotations"] = [{**a, "iscrowd": None, "area": None, "bbox": None} for a in plain]
+    data["annotations"] = [{**a, "iscrowd": null, "area": null, "bbox": null} for a in plain]
     assert read(tmp_path, data, strict=True)["annotations"] == plain
     without("annotations", "iscrowd", "area", "bbox")(data)
     assert read(tmp_path, data, strict=True)["annotations"] == plain
@@ -388,6 +451,8 @@ def of_all(section: str, **values: Any) -> Edit:
             ),
             "5 of 8 objects cannot be used: 3 have no mask, 2 are of categories that are not li",
         ),
+        (of_all("annotations", segmentation="x"), "8 of 8 objects .* 8 have a mask that cannot"),
+        (without("images", "file_name"), ".* no file_name .*its keys are .'id', 'height', 'wid"),
         (of_all("images", height=None), "4 of 4 images cannot be used: 4 have no valid size"),
         (of_all("images", id=None), "4 of 4 images cannot be used: 4 have no id"),
     ],
@@ -495,6 +560,7 @@ OTHER_KINDS: list[tuple[Any, str]] = [
     ({"videos": [], "annotations": []}, "video"),
     ({"images": [1], "bbox": [], "segm": []}, "validation keeps"),
     ({"Images": [], "Annotations": []}, "its keys are 'Images', 'Annotations'"),
+    ({"images": {"id": {"0": 1}, "file_name": {"0": "a.jpg"}}}, "images is a table by columns"),
     ({}, "it is empty"),
     ([], r"no JSON object, \[\]"),
     ("text", "no JSON object, 'text'"),
@@ -524,6 +590,7 @@ def test_json_of_another_kind_is_named(tmp_path: Path, data: Any, what: str) -> 
         (b"path: ../data\ntrain: images/train\nnames:\n  0: cat\n", "YAML of YOLO"),
         (b"0 0.1 0.2 0.3 0.4 0.5 0.6\n1 0.1 0.2 0.3 0.4 0.5 0.6\n", "a label file of YOLO"),
         (b'{"id": 1}\n{"id": 2}\n', "JSON Lines"),
+        (b"{'images': [{'id': 1}]}", "what Python prints"),
         (b"hello", "Expecting value"),
     ],
 )

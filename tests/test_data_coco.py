@@ -241,7 +241,7 @@ CONTRADICTIONS: list[tuple[Callable[[Json], Any], str]] = [
     (at("images", 0, id=7.5), r"image 7.5 in .* is no image: \{'id': 7.5"),
     (at("images", 0, file_name=None), "image 7 in .* has no file_name"),
     (at("images", 0, height="tall"), "image 7 in .* has no valid height: 'tall'"),
-    (at("images", 0, width=0), "image 7 in .* has no valid width: 0"),
+    (at("images", 0, width=-7), "image 7 in .* has no valid width: -7"),
     (at("categories", 0, id=2), "category 2 in .* has the id of another one: 'cat' and 'dog'"),
     (at("categories", 0, name=None), "category 40 in .* has no name"),
     (at("annotations", 0, id=2), "annotation 2 in .* has the id of another one"),
@@ -253,7 +253,10 @@ CONTRADICTIONS: list[tuple[Callable[[Json], Any], str]] = [
     (at("annotations", 1, bbox=[0, 0, NAN, 5]), "annotation 2 in .* has an impossible bbox"),
     (at("annotations", 1, bbox=[0, 0, 5]), "annotation 2 in .* has an impossible bbox"),
     (at("annotations", 1, segmentation=None), "annotation 2 in .* has no mask: no segmentation"),
-    (at("annotations", 1, segmentation="x"), "annotation 2 in .* has no mask: segmentation 'x'"),
+    (
+        at("annotations", 1, segmentation="x"),
+        "annotation 2 in .* cannot be read: segm.* 'x'",
+    ),
     (at("annotations", 1, segmentation=[[1, 2, 3, 4]]), "annotation 2 in .* polygon with 2 points"),
     (at("annotations", 1, segmentation=[[1, 2, 3]]), "annotation 2 in .* a malformed polygon"),
     (at("annotations", 1, segmentation=[[1, 2, 3, 4, 5, NAN]]), "annotation 2 in .* malformed"),
@@ -305,7 +308,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         CocoInstances(images, path, transform)
 
 
-@pytest.mark.parametrize("counts", ["PP", "zzzzzz", "é", "0P", ""])
+@pytest.mark.parametrize("counts", ["PP", "zzzzzz", "é", "0P"])
 def test_a_damaged_compressed_mask_is_named(tmp_path: Path, counts: str) -> None:
     data = content()
     data["annotations"][2]["segmentation"]["counts"] = counts

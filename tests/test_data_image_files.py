@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import stat
@@ -180,6 +181,23 @@ def test_missing_photos_are_left_out_unless_strict_or_most(
         find(tmp_path, *here, *lost)
 
 
+@pytest.mark.parametrize(
+    ("name", "elsewhere"),
+    [
+        ("train/2.png", "val/2.png"),
+        ("images/2.png", "masks/2.png"),
+        ("images\\2.jpg", "masks/2.png"),
+        ("2.jpg", "masks/2.png"),
+    ],
+)
+def test_a_namesake_elsewhere_is_no_photo_that_is_missing_among_others(
+    tmp_path: Path, name: str, elsewhere: str
+) -> None:
+    here = name.replace("\\", "/").replace("2", "1")
+    put(tmp_path, here, elsewhere)
+    assert find(tmp_path, here, name) == [here]
+
+
 def test_links_that_go_round_do_not_hang_the_search(tmp_path: Path) -> None:
     put(tmp_path, "deep/a.png")
     (tmp_path / "deep" / "up").symlink_to(tmp_path)
@@ -331,17 +349,24 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[st
 
 def test_looks_are_remembered_until_a_file_changes(many: tuple[Path, list[str]]) -> None:
     folder, names = many
-    first = look_at(names, folder)
+    look_at(names, folder)
     before = (folder / "0.bmp").stat()
     (folder / "0.bmp").write_bytes(bytes(before.st_size))
     os.utime(folder / "0.bmp", ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert look_at(names, folder) == first, "length and time are as they were"
-    os.utime(folder / "0.bmp", ns=(0, 0))
-    assert isinstance(look_at(names[:1], folder)[0], DataError)
+    assert isinstance(look_at(names[:1], folder)[0], DataError), "its entry has another time"
     assert sorted(path.name for path in folder.iterdir()) == sorted(names), "nothing is left there"
 
 
-@pytest.mark.parametrize("spoil", ["file in the way", "damaged memory"])
+def test_what_is_remembered_is_not_read_again(
+    many: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, names = many
+    first = look_at(names, folder)
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an image is opened"))
+    assert look_at(names, folder) == first
+
+
+@pytest.mark.parametrize("spoil", ["file in the way", "[1]", "null"])
 def test_what_cannot_be_remembered_is_seen_again(many: tuple[Path, list[str]], spoil: str) -> None:
     folder, names = many
     cache = folder.parent / "cache"
@@ -350,5 +375,6 @@ def test_what_cannot_be_remembered_is_seen_again(many: tuple[Path, list[str]], s
     else:
         look_at(names, folder)
         [memory] = cache.rglob("*.json")
-        memory.write_text('{"version": 1, "files": {"0.bmp": [1]}}')
+        files = {**json.loads(memory.read_text()), "files": {"0.bmp": json.loads(spoil)}}
+        memory.write_text(json.dumps(files))
     assert look_at(names, folder) == [Look(4, 6, 4, 6, 8)] * len(names)

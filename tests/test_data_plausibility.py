@@ -197,6 +197,22 @@ def test_boxes_that_mean_nothing_are_counted(
     assert "do not" not in line and "40 of 40 objects have a box" in str(refusal(changed(shape)))
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        box(lambda x, y, w, h, *_: [x - w / 4, y - h / 4, w * 1.5, h * 1.5]),
+        box(lambda x, y, w, h, *_: [x, y, w * 1.5, h * 2.5]),
+        box(lambda x, y, w, h, *_: [x - w, y, w * 3, h]),
+    ],
+    ids=["loose by hand", "around hidden parts", "on both sides"],
+)
+def test_boxes_far_around_their_masks_are_counted_and_never_refused(
+    caplog: pytest.LogCaptureFixture, shape: Change
+) -> None:
+    (line,) = lines(caplog, changed(shape))
+    assert "of 40 objects have a box that does not fit their mask" in line
+
+
 def test_boxes_without_area_are_refused_when_they_are_most(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

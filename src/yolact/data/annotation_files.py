@@ -20,6 +20,7 @@ from yolact.data.entries import (
     Record,
     fail,
     give_numbers,
+    is_blank,
     key_of,
     name_of,
     shown,
@@ -185,6 +186,7 @@ _TEXTS = (
         "a label file of YOLO",
         "convert the polygons of all images to one COCO JSON file",
     ),
+    _Text(rb"\s*[\[{]+'", "what Python prints of an object", "write it with json.dump"),
     _Text(
         rb"\s*\{[^\n]*\}\s*\n\s*\{",
         "JSON Lines: one JSON object a line",
@@ -259,14 +261,17 @@ def read_images(
 
 def _checked(image: Record, name: str, findings: Findings, *, sized: bool) -> Record | None:
     """``image`` with whole numbers for its size; None if it cannot be used."""
+    if type(image.get("file_name")) is int:
+        image["file_name"] = str(image["file_name"])
     if not _is_name(image.get("file_name")):
-        findings.add(_NO_NAME, name, shown(image.get("file_name")))
+        there = shown(image["file_name"]) if "file_name" in image else f"its keys are {list(image)}"
+        findings.add(_NO_NAME, name, there)
         return None
     pixels = 1
     for side in ("height", "width"):
         length = key_of(image.get(side))
-        if not sized and image.get(side) is None:
-            length = 1
+        if not sized and (is_blank(image.get(side)) or length in (0, -1)):
+            image[side], length = None, 1  # what tools write that have not opened the image
         elif isinstance(length, int):
             image[side] = length
         if not isinstance(length, int) or length < 1:
@@ -364,6 +369,11 @@ def _entries(path: Path, data: Mapping[str, Any], section: str) -> list[Any]:
     found = data.get(section)
     if isinstance(found, list):
         return found
+    if isinstance(found, dict) and isinstance(found.get("id"), dict | list):
+        fail(
+            f"{path} is not a COCO file: {section} is a table by columns, {shown(found)}",
+            "write a list of objects: of a data frame, to_dict('records')",
+        )
     if isinstance(found, dict) and all(isinstance(value, dict) for value in found.values()):
         return [{"id": key, **value} for key, value in found.items()]
     if section == "categories" and isinstance(found, dict):

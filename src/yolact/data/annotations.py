@@ -28,6 +28,7 @@ from yolact.data.entries import (
     Record,
     fail,
     give_numbers,
+    is_blank,
     is_near,
     key_of,
     name_of,
@@ -68,6 +69,13 @@ _NO_MASK = Matter(
     LEFT_OUT,
     "export polygons or masks (instance segmentation), not boxes alone (object detection)",
     all="none with a mask: instance segmentation needs masks",
+)
+_UNREAD = Matter(
+    "objects",
+    "has a mask that cannot be read: {}",
+    "have a mask that cannot be read",
+    LEFT_OUT,
+    "give [[x, y, x, y, ...], ...], three points or more a polygon, or RLE: {size, counts}",
 )
 _STRAY = Matter(
     "objects",
@@ -117,10 +125,10 @@ def read_annotations(
     """Read a COCO instances file so that every entry that comes back can be used.
 
     Ids are integers then, those of a file whose ids are text being places in its lists, from 1;
-    the ``original_id`` of such an image or category is what the file has. Annotations get the
-    fields that files of other tools leave out: ``id``, ``iscrowd`` (0), and ``bbox`` and ``area``
-    (from the segmentation). Entries that cannot be used are left out or repaired; the log has a
-    line for each kind of fault.
+    the ``original_id`` of such an image or category is what the file has. Annotations may name
+    both instead, and get the fields that files of other tools leave out: ``id``, ``iscrowd`` (0),
+    and ``bbox`` and ``area`` (from the segmentation). Entries that cannot be used are left out or
+    repaired; the log has a line for each kind of fault.
 
     Args:
         path: The JSON file.
@@ -140,16 +148,18 @@ def read_annotations(
     with _no_collections():
         lists = load_lists(path, annotated=annotated)
         images = read_images(lists["images"], findings, sized=find is None)
+        names = {i["file_name"]: key for key, i in images.items() if i is not None}
         if find is not None:
             found = {i["id"]: i for i in find([i for i in images.values() if i is not None])}
             images = {key: i and found.get(i["id"]) for key, i in images.items()}
         categories = _read_categories(lists["categories"], findings)
-        objects = _Objects(images, categories, findings)
+        by_name = {name: images[key] for name, key in names.items() if key_of(name) == name}
+        objects = _Objects(by_name | images, categories, findings)
         entries = enumerate(lists["annotations"], start=1)
         annotations = _with_ids(((p, objects.read(entry, p)) for p, entry in entries), findings)
     findings.refuse("objects", len(lists["annotations"]))
-    names = {"images": "images", "annotations": "objects", "categories": "categories"}
-    findings.report({names[section]: len(entries) for section, entries in lists.items()})
+    things = {"images": "images", "annotations": "objects", "categories": "categories"}
+    findings.report({things[section]: len(entries) for section, entries in lists.items()})
     return {
         "images": [image for image in images.values() if image is not None],
         "annotations": annotations,
@@ -259,7 +269,7 @@ class _Objects:
         mask, stray = read_segmentation(value)
         if not mask:
             there = f"segmentation {shown(value)}" if "segmentation" in entry else "no segmentation"
-            self._add(_NO_MASK, entry, place, stray or there)
+            self._add(_NO_MASK if is_blank(value) else _UNREAD, entry, place, stray or there)
             return False
         entry["segmentation"] = mask
         if isinstance(mask, dict):
@@ -275,6 +285,7 @@ class _Objects:
     def _measure(self, entry: Record, place: int, image: Record) -> None:
         """Take what is missing or impossible of ``bbox`` and ``area`` from the mask."""
         box, area = entry.get("bbox"), entry.get("area")
+        box, area = (None if is_blank(value) else value for value in (box, area))
         if box is not None and not _is_box(box):
             self._add(_BOX, entry, place, f"bbox: {shown(box)}")
             box = None
@@ -344,9 +355,9 @@ def _same(first: Record, second: Record) -> bool:
 
 def _crowd(value: Any) -> int | None:
     """0 or 1; None for what is neither."""
-    if value is None or isinstance(value, bool):
-        return int(value or 0)
-    key = key_of(value)
+    if is_blank(value) or isinstance(value, bool):
+        return int(value is True)
+    key = {"false": 0, "true": 1}.get(str(value).lower(), key_of(value))
     return key if isinstance(key, int) and key in (0, 1) else None
 
 

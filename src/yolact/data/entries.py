@@ -1,6 +1,6 @@
 """Entries of annotation files: their ids and segmentations, and what is the matter with them.
 
-Ids and polygons are read in every form that is clear: ``"7"`` and ``7.0`` as 7; polygons as in COCO
+Ids and masks are read in every form that is clear: ``"7"`` and ``7.0`` as 7; polygons as in COCO
 (``[[x, y, x, y, ...], ...]``), without the outer list, with points as pairs or as
 ``{"x": .., "y": ..}``. Compressed run lengths are read as well, to check them: where they cover
 less than the image, what pycocotools decodes is unset memory.
@@ -8,6 +8,7 @@ less than the image, what pycocotools decodes is unset memory.
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import math
@@ -140,6 +141,18 @@ def key_of(value: Any) -> int | str | None:
     return text or None
 
 
+def is_blank(value: Any, deepest: int = 4) -> bool:
+    """Whether a table left this empty: null, NaN, no text, or lists and objects of these only.
+
+    >>> is_blank(float("nan")), is_blank([[]]), is_blank(0)
+    (True, True, False)
+    """
+    if isinstance(value, list | dict) and deepest:
+        parts = value.values() if isinstance(value, dict) else value
+        return all(is_blank(part, deepest - 1) for part in parts)
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
 def give_numbers(entries: Mapping[int | str, Record]) -> None:
     """Give entries integer ids: their own where all have one, else their places, from 1.
 
@@ -213,7 +226,7 @@ def read_segmentation(value: Any) -> Segmentation:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         (value,) = value
     if isinstance(value, dict) and "counts" in value:
-        return Segmentation(value)
+        return Segmentation([] if is_blank(value["counts"]) else _tidy(value))
     rings = [_numbers(ring) for ring in _rings(value, _DEEPEST)]
     stray = next((ring for ring in rings if not is_polygon(ring)), None)
     return Segmentation(
@@ -319,25 +332,37 @@ def _fills(counts: Any, pixels: int) -> bool:
 
 
 def _parsed(text: str) -> Any:
-    """A segmentation that a table of text held."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+    """What a table of text held: JSON, or lists and objects as Python writes them."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
 
 
-def _is_outline(value: Record) -> bool:
-    """Whether this is a polygon as VIA writes it."""
-    xs, ys = value.get("all_points_x"), value.get("all_points_y")
-    return isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys)
+def _tidy(mask: Record) -> Record:
+    """RLE with whole numbers for those of floats or text, and text for the bytes of Python."""
+    size, counts = mask.get("size"), mask["counts"]
+    if isinstance(counts, bytes):
+        counts = counts.decode("latin-1")
+    elif isinstance(counts, str) and counts[:2] in ("b'", 'b"'):
+        counts = counts[2:-1].replace("\\\\", "\\")
+    elif isinstance(counts, str) and counts.endswith("]"):  # which no compressed one of a "[" does
+        counts = _parsed(counts)
+    if isinstance(counts, list) and not all(type(number) is int for number in counts):
+        counts = [key_of(number) for number in counts]
+    size = [key_of(side) for side in size] if isinstance(size, list) else size
+    return {**mask, "size": size, "counts": counts}
 
 
 def _rings(value: Any, deepest: int) -> list[list[Any]]:
     """The flat lists of coordinates in nested ones, good or not."""
-    if isinstance(value, dict) and _is_outline(value):
-        value = [
-            list(pair) for pair in zip(value["all_points_x"], value["all_points_y"], strict=True)
-        ]
+    if isinstance(value, dict) and not is_blank(value):
+        xs, ys = value.get("all_points_x"), value.get("all_points_y")  # as VIA writes them
+        if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
+            return [[value]]
+        value = [list(pair) for pair in zip(xs, ys, strict=True)]
     if not isinstance(value, list) or not value or not deepest:
         return []
     points = [_point(part) for part in value]
@@ -370,4 +395,6 @@ def _words(ring: list[Any]) -> str:
     numbers = all(isinstance(part, int | float) for part in ring)
     if numbers and len(ring) < 6 and len(ring) % 2 == 0:
         return f"a polygon with {len(ring) // 2} points: {shown(ring)}"
+    if len(ring) == 1:
+        return f"no polygon: {shown(ring[0])}"
     return f"a malformed polygon: {shown(ring)}"

@@ -43,9 +43,9 @@ _READERS = 16
 _AT_ONCE = 64
 _WORTH = 1000
 """Files whose looks are worth remembering: fewer take no time."""
-_VERSION = 1
-_REMEMBERED = 7
-"""Numbers of a file: its stamp and its look."""
+_VERSION = 2
+_STAMP, _REMEMBERED = 3, 8
+"""Numbers of a file: those of its stamp, and with those of its look."""
 _BEGIN, _END = 256, 64
 _WIDTH, _HEIGHT, _BITS, _OFFSETS, _LENGTHS = 256, 257, 258, (273, 324), (279, 325)
 """Tags of a TIFF file; offsets and lengths are those of strips, or of tiles."""
@@ -73,7 +73,8 @@ def look_at(names: Sequence[str], folder: Path) -> list[Look | DataError]:
     """Look at every image file, many at a time, in their order; errors are those of reading them.
 
     What was seen is remembered in the user's cache folder, until a file has another length or time
-    of change, so that a second look at a hundred thousand takes seconds.
+    of change, so that a second look at a hundred thousand takes seconds. What copying tools set
+    back is the time of the content; that of the file's entry changes then, and counts too.
 
     Args:
         names: The files, as paths below the folder or absolute ones.
@@ -85,8 +86,8 @@ def look_at(names: Sequence[str], folder: Path) -> list[Look | DataError]:
         path = os.path.join(folder, name)  # noqa: PTH118 - a Path takes three times as long
         stamp = _stamp(path)
         old = known.get(name, [])
-        if old[:2] == stamp and len(old) == _REMEMBERED:
-            return stamp, Look(*old[2:])
+        if old[:_STAMP] == stamp:
+            return stamp, Look(*old[_STAMP:])
         try:
             return stamp, _look(Path(path))
         except DataError as error:
@@ -96,7 +97,7 @@ def look_at(names: Sequence[str], folder: Path) -> list[Look | DataError]:
     fresh = {
         name: [*stamp, *seen]
         for name, (stamp, seen) in zip(names, found, strict=True)
-        if isinstance(seen, Look) and known.get(name, [])[:2] != stamp
+        if isinstance(seen, Look) and known.get(name, [])[:_STAMP] != stamp
     }
     if len(fresh) >= _WORTH:
         _remember(folder, {**known, **fresh})
@@ -202,8 +203,8 @@ def _stamp(path: str) -> list[int]:
     try:
         found = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
-        return [0, 0]
-    return [found.st_mtime_ns, found.st_size]
+        return [0] * _STAMP
+    return [found.st_mtime_ns, found.st_ctime_ns, found.st_size]
 
 
 def _memory(folder: Path) -> Path:
@@ -216,10 +217,16 @@ def _recall(folder: Path) -> dict[str, list[int]]:
     try:
         content = json.loads(_memory(folder).read_bytes())
         if content["version"] == _VERSION:
-            return dict(content["files"])
+            files = dict(content["files"])
+            return {name: numbers for name, numbers in files.items() if _is_memory(numbers)}
     except (OSError, ValueError, LookupError, TypeError, RuntimeError):
         log.debug("nothing is remembered of %s", folder)
     return {}
+
+
+def _is_memory(numbers: Any) -> bool:
+    whole = isinstance(numbers, list) and all(type(number) is int for number in numbers)
+    return whole and len(numbers) == _REMEMBERED
 
 
 def _remember(folder: Path, files: dict[str, list[int]]) -> None:

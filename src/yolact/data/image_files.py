@@ -134,7 +134,8 @@ def _with_files(
     names = [_names_in(record) for record in records]
     there = _present(folder, [some[0] for some in names])
     absent = [some for some, present in zip(names, there, strict=True) if not present]
-    search = _Search(folder, frozenset(some[0] for some in names), absent)
+    folders = frozenset(_above(some[0]) for some, yes in zip(names, there, strict=True) if yes)
+    search = _Search(folder, frozenset(some[0] for some in names), absent, folders)
     found, other, missing = [], [], []
     for record, some, present in zip(records, names, there, strict=True):
         match = None if present else search.results[some]
@@ -215,6 +216,9 @@ class _Search:
     """All names of the annotation file: a file that has one of them is not meant by another."""
     wanted: Sequence[tuple[str, ...]]
     """The names without a file, each with its alternatives."""
+    folders: frozenset[str]
+    """Those of files that have a listed name. What else is listed there is missing, if it is not:
+    a namesake elsewhere may be its mask, its thumbnail, or the picture of another split."""
 
     @cached_property
     def files(self) -> _Files:
@@ -272,6 +276,9 @@ class _Search:
             for rule in _RULES:
                 for words, parts in forms:
                     hits = self.files.by(rule).get(rule(parts[-1]), []) if parts else []
+                    above = _above(name)
+                    if above in self.folders and (above or rule is _stem):
+                        hits = [path for path in hits if path[:-1] == parts[:-1]]
                     if hits:
                         return [
                             _Match("/".join(path), _differences(words, parts, path))
@@ -346,8 +353,8 @@ def _last(name: str) -> str:
     return name.replace("\\", "/").rpartition("/")[2]
 
 
-def _same(part: str) -> str:
-    return part
+def _above(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[0]
 
 
 def _composed(part: str) -> str:
@@ -364,7 +371,7 @@ def _stem(part: str) -> str:
     return stem if ending in IMAGE_ENDINGS else _loose(part)
 
 
-_RULES = (_same, _composed, _loose, _stem)
+_RULES: tuple[Callable[[str], str], ...] = (str, _composed, _loose, _stem)
 """What makes two names equal, the strictest first."""
 
 

@@ -5,8 +5,7 @@ networks learn such files without a word, and learn nothing. Each kind is counte
 line. More than half of the objects being of kinds that ruin a model is an error.
 
 Judged are rectangles around masks, of all objects at once; a mask is drawn only where it may be
-without a pixel. Crowds are not judged. Boxes are compared with masks leniently, since honest tools
-round and leave a margin: see :data:`_MARGIN`.
+without a pixel. Crowds are not judged. Boxes may be off by a margin: see :data:`_MARGIN`.
 """
 
 from __future__ import annotations
@@ -38,6 +37,8 @@ _MARGIN = (4.0, 0.12)
 """Pixels, and share of a mask's side, that a box may be off: tools round, people leave a margin."""
 _EXACT = (2.0, 0.03)
 """The same of a box that was made from the mask by a tool."""
+_LOOSEST = 0.2
+"""Share of a box that its mask's rectangle has at least, if people drew it around hidden parts."""
 _RARE = 1 / 1000
 """A smaller share of objects that are tiny or reach over the edge is not worth a line."""
 _FEW = 8
@@ -149,13 +150,12 @@ def _findings(found: _Objects, input_size: int | tuple[int, int] | None) -> Iter
         "remove them, or draw them at a larger scale",
     )
     rest &= ~empty
-    misfits, reading = _misfits(found, rest)
-    guess = f", which is probably {reading}" if reading else ""
+    misfits, wide, reading = _misfits(found, rest)
     yield _Finding(
         misfits,
-        f"have a box that does not fit their mask{guess}",
+        f"have a box that does not fit their mask{reading}",
         "; it is used as it is",
-        misfits,
+        misfits & ~wide,
         "bbox is x, y, width, height in pixels, a polygon x, y, x, y, ...; without a bbox it is "
         "made from the mask",
         show_box=True,
@@ -222,17 +222,17 @@ def _without_pixel(found: _Objects, rest: Flags) -> Flags:
     empty = np.zeros_like(rest)
     for index in np.flatnonzero(candidates):
         image, segmentation = found.images[index], found.records[index]["segmentation"]
-        size = image["height"], image["width"]
-        empty[index] = not rle.area(to_rle(segmentation, *size)).sum()
+        encoded = to_rle(segmentation, image["height"], image["width"])
+        empty[index] = not rle.area(encoded).sum()
     return empty
 
 
-def _misfits(found: _Objects, rest: Flags) -> tuple[Flags, str]:
+def _misfits(found: _Objects, rest: Flags) -> tuple[Flags, Flags, str]:
     """Objects whose box contradicts their mask, and how most of these boxes can be understood.
 
     A box that is off is no fault in itself: it may be drawn by hand, or around what is hidden. It
     is one where it covers less than half of what it should, or where most of those that are off
-    fit when they are read in another way.
+    fit when read in another way. Second: those around the mask, not so large as to mean nothing.
     """
     boxes, masks, sizes = found.boxes, found.masks, found.sizes
     flat = (boxes[:, 2:] == 0).any(1)  # a data set leaves these out, and counts them itself
@@ -240,20 +240,22 @@ def _misfits(found: _Objects, rest: Flags) -> tuple[Flags, str]:
         rest = rest & ~flat
     off = rest & ~_fit(_corners(boxes), masks, sizes, _MARGIN)
     if not off.any():
-        return off, ""
+        return off, off, ""
     doubtful = np.flatnonzero(rest & ~_fit(_corners(boxes), masks, sizes, _EXACT))
     boxes, masks, sizes = boxes[doubtful], masks[doubtful], sizes[doubtful]
-    clearly = off[doubtful]
-    wrong = clearly & (_overlaps(_corners(boxes), _inside(masks, sizes)) < 0.5)
-    best, most, guess = wrong, 0, ""
+    drawn, visible = _corners(boxes), _inside(masks, sizes)
+    clearly, overlaps = off[doubtful], _overlaps(drawn, visible)
+    wrong = clearly & (overlaps < 0.5)
+    around = ((drawn[:, :2] <= visible[:, :2] + 1) & (drawn[:, 2:] >= visible[:, 2:] - 1)).all(1)
+    best, large, most, guess = wrong, around & (overlaps >= _LOOSEST), 0, ""
     for name, rectangles in _readings(boxes, masks, sizes, clearly):
         right = _fit(rectangles, masks, sizes, _EXACT)
         explained = int((right & clearly).sum())
         if explained > most and 2 * explained >= clearly.sum():
-            best, most, guess = wrong | right, explained, name
-    result = np.zeros_like(rest)
-    result[doubtful] = best
-    return result, guess
+            best, large, most, guess = wrong | right, large & ~right, explained, name
+    result, wide = np.zeros_like(rest), np.zeros_like(rest)
+    result[doubtful], wide[doubtful] = best, large
+    return result, wide, guess and f", which is probably {guess}"
 
 
 def _readings(
