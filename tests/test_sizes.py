@@ -160,6 +160,19 @@ def test_bases_of_other_sizes(model: ModelConfig, size: ImageSize, base: float) 
     assert model.for_weights(model, size).prior_base_size == pytest.approx(base)
 
 
+@pytest.mark.parametrize("base", [128, 550])
+@pytest.mark.parametrize("side", [64, 96, 128, 200, 550])
+@pytest.mark.parametrize("between", [96, 550, (96, 160), (65, 127), (384, 640)])
+def test_back_at_an_earlier_size_priors_are_what_they_were(
+    side: int, base: int, between: ImageSize
+) -> None:
+    before = ModelConfig(image_size=side, prior_base_size=base)
+    away = before.for_weights(before, between)
+    back = away.for_weights(away, side)
+    assert back == before
+    assert isinstance(back.prior_base_size, int)
+
+
 def test_other_scales_are_other_priors() -> None:
     other = replace(SMALL.model, prior_scales=(1, 2, 3, 4, 5), prior_base_size=99)
     assert other.for_weights(SMALL.model, 256).prior_base_size == 99

@@ -40,7 +40,8 @@ def prior_base_size_setting(otherwise: str = "as many pixels as in training") ->
     """
     return setting(
         default=None,
-        above=0,
+        at_least=1,  # what is no size of a picture is a mistake, such as a ratio of two sizes
+        at_most=100_000,
         metavar="SIDE",
         help="Side of the square images whose pixels prior scales are.  [default: at another "
         f"--image_size than that of training, priors have {otherwise}]",
