@@ -310,6 +310,17 @@ def test_a_run_at_another_shape_trains_validates_and_goes_on_bit_by_bit(
 
 
 @pytest.mark.slow
+def test_a_run_that_goes_on_at_another_size_says_it_as_the_option_takes_it(
+    tiny_shapes: Path, tmp_path: Path, package_log: pytest.LogCaptureFixture
+) -> None:
+    train(tiny_settings(tiny_shapes, tmp_path, max_iter=3))
+    going_on = resume(tmp_path / "weights" / "tiny_0_3.pth")
+    wide = tiny_config().with_model(image_size=(64, 96))
+    prepare(tiny_settings(tiny_shapes, tmp_path / "b", config=wide, max_iter=6, **going_on))
+    assert any("image_size 64 x 96 instead of 64" in line for line in package_log.messages)
+
+
+@pytest.mark.slow
 def test_a_run_from_a_checkpoint_of_another_size_stores_its_priors_and_goes_on(
     tiny_shapes: Path, tmp_path: Path
 ) -> None:

@@ -231,8 +231,10 @@ def _apply_changes(before: YolactConfig, now: YolactConfig, optimizer: Optimizer
 
 
 def _words(key: str, value: Any) -> str:
-    """The value of a setting, as its option takes it."""
-    return size_words(value) if key == "image_size" else str(value)
+    """The value of a setting, as other lines of the log write it."""
+    if key == "image_size":
+        return size_words(value)
+    return f"{value:g}" if key == "prior_base_size" else str(value)
 
 
 def _stored(text: str | None, label: str = "the checkpoint's recipe") -> Recipe | None:
