@@ -233,6 +233,8 @@ def test_a_full_disk_costs_nothing_that_was_there(
         ("export_onnx", ["--image_size", "64", "10"], 2, "64 x 10"),
         ("export_onnx", ["--image_size", "wide"], 2, "'wide'"),
         ("export_onnx", ["--prior_base_size", "0"], 2, "--prior_base_size"),
+        ("export_onnx", ["--prior_base_size", "0.75"], 2, "--prior_base_size"),
+        ("export_onnx", ["--prior_base_size", "1e30"], 2, "--prior_base_size"),
         ("export_onnx", ["--image-shape", "1", "64", "64"], 2, "1 64 64"),
         ("export_onnx", ["--opset", "3"], 2, "opset"),
         ("export_onnx", ["--batch-size", "0"], 2, "batch"),

@@ -200,6 +200,20 @@ def test_another_image_size_is_refused(onnx_file: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_sizes_are_compared_and_said(
+    onnx_file: Path, tmp_path: Path, package_log: pytest.LogCaptureFixture
+) -> None:
+    benchmark_pair(onnx_file, onnx_file, quick())
+    assert package_log.messages == []
+    wide = tmp_path / "wide.onnx"
+    export(small_model(), CLASSES, wide, ExportOptions(image_size=(64, 128)))
+    package_log.clear()
+    benchmark_pair(onnx_file, wide, quick())
+    (line,) = package_log.messages
+    assert "images of 96 x 96" in line and f"{wide} of 64 x 128" in line
+
+
+@pytest.mark.slow
 def test_pairs_need_the_same_batch_size_and_one_stream(onnx_file: Path, tmp_path: Path) -> None:
     result = benchmark_pair(onnx_file, onnx_file, quick())
     (one, two), pair = result.reports, result.comparison

@@ -36,7 +36,7 @@ from yolact.distill.loss import (
     mask_distillation,
 )
 from yolact.distill.objective import Distillation, feature_layers, watched
-from yolact.distill.teacher import Teacher, copy_as_teacher
+from yolact.distill.teacher import Teacher, copy_as_teacher, load_teacher
 from yolact.errors import YolactError
 from yolact.loss.criterion import YolactLoss
 from yolact.model.yolact import Yolact
@@ -437,8 +437,25 @@ def test_a_teacher_of_other_classes_or_sizes_is_refused(
         f"{teacher} cannot be the teacher: its prior_aspect_ratios is (1, 0.5, 2), not (1,)",
         "teacher and student need the same --image_size and the same priors",
     )
+    config = tiny_config().with_model(prior_base_size=80)
+    assert refusal(tiny_shapes, tmp_path, config=config, **given) == (
+        4,
+        f"{teacher} cannot be the teacher: its prior_base_size is 64, not 80",
+        "teacher and student need the same --image_size and the same priors: "
+        "try --prior_base_size 64",
+    )
+    config = tiny_config().with_model(image_size=(96, 160))
+    _, message, _ = refusal(tiny_shapes, tmp_path, config=config, **given)
+    assert message.endswith("its image_size is 64, not 96 x 160")
     missing = refusal(tiny_shapes, tmp_path, recipe=DISTIL, distill_teacher="no.pth")
     assert missing[:2] == (4, "checkpoint not found: no.pth")
+
+
+def test_rounding_makes_no_other_priors(teacher: Path) -> None:
+    checkpoint = load_checkpoint(teacher)
+    assert checkpoint.classes is not None
+    config = tiny_config().with_model(prior_base_size=64 * (1 + 1e-12))
+    assert load_teacher(teacher, config, checkpoint.classes).origin == str(teacher)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -242,6 +243,15 @@ def test_another_size_than_that_of_an_onnx_file_is_refused(
         load_detector(onnx_file, image_size=size)
     assert caught.value.hint
     assert load_engine(onnx_file, image_size=SIDE).image_size == (SIDE, SIDE)
+
+
+def test_a_size_may_be_a_list_and_what_is_none_is_shown(checkpoint: Path, onnx_file: Path) -> None:
+    listed: Any = [SIDE, SIDE]
+    written: Any = "96x96"
+    for path in (checkpoint, onnx_file):
+        assert load_detector(path, image_size=listed).image_size == (SIDE, SIDE)
+        with pytest.raises(ConfigError, match="image size '96x96' cannot be read"):
+            load_detector(path, image_size=written)
 
 
 def test_the_priors_of_an_onnx_file_stay_as_they_are(onnx_file: Path) -> None:

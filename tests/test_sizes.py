@@ -160,6 +160,19 @@ def test_bases_of_other_sizes(model: ModelConfig, size: ImageSize, base: float) 
     assert model.for_weights(model, size).prior_base_size == pytest.approx(base)
 
 
+@pytest.mark.parametrize("base", [128, 550])
+@pytest.mark.parametrize("side", [64, 96, 128, 200, 550])
+@pytest.mark.parametrize("between", [96, 550, (96, 160), (65, 127), (384, 640)])
+def test_back_at_an_earlier_size_priors_are_what_they_were(
+    side: int, base: int, between: ImageSize
+) -> None:
+    before = ModelConfig(image_size=side, prior_base_size=base)
+    away = before.for_weights(before, between)
+    back = away.for_weights(away, side)
+    assert back == before
+    assert isinstance(back.prior_base_size, int)
+
+
 def test_other_scales_are_other_priors() -> None:
     other = replace(SMALL.model, prior_scales=(1, 2, 3, 4, 5), prior_base_size=99)
     assert other.for_weights(SMALL.model, 256).prior_base_size == 99
@@ -294,6 +307,17 @@ def test_a_run_at_another_shape_trains_validates_and_goes_on_bit_by_bit(
     again = train(replace(whole, save=replace(whole.save, folder=tmp_path / "b"), **start))
     assert again.checkpoint is not None
     assert differences(done.checkpoint, again.checkpoint) == []
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_at_another_size_says_it_as_the_option_takes_it(
+    tiny_shapes: Path, tmp_path: Path, package_log: pytest.LogCaptureFixture
+) -> None:
+    train(tiny_settings(tiny_shapes, tmp_path, max_iter=3))
+    going_on = resume(tmp_path / "weights" / "tiny_0_3.pth")
+    wide = tiny_config().with_model(image_size=(64, 96))
+    prepare(tiny_settings(tiny_shapes, tmp_path / "b", config=wide, max_iter=6, **going_on))
+    assert any("image_size 64 x 96 instead of 64" in line for line in package_log.messages)
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from yolact.errors import ConfigError
 from yolact.setting import setting
 from yolact.sizes import ImageSize, checked_size, image_size_setting, sides_of
 
+SAME_PRIORS = 1e-9
+"""Relative difference of ``prior_base_size`` up to which it is the same but for rounding."""
 OnBadImage = Literal["stop", "skip"]
 """What becomes of a data set with an image that is damaged or of another size than listed."""
 
@@ -115,8 +117,11 @@ class ModelConfig:
             if sized.input_size != trained.input_size:
                 base *= sized._area_side / trained._area_side
         base = sized.prior_base_size if base is None else base
-        # Whole numbers are written as such, as they always were.
-        return replace(sized, prior_base_size=int(base) if base == int(base) else base)
+        # Whole numbers are written as such, as they always were. Those that rounding has missed
+        # are meant too: back at an earlier size, weights have the priors they had there.
+        whole = round(base) if math.isfinite(base) else 0
+        exact = whole if math.isclose(base, whole, rel_tol=SAME_PRIORS) else base
+        return replace(sized, prior_base_size=exact)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,8 @@ def prior_base_size_setting(otherwise: str = "as many pixels as in training") ->
     """
     return setting(
         default=None,
-        above=0,
+        at_least=1,  # what is no size of a picture is a mistake, such as a ratio of two sizes
+        at_most=100_000,
         metavar="SIDE",
         help="Side of the square images whose pixels prior scales are.  [default: at another "
         f"--image_size than that of training, priors have {otherwise}]",
@@ -61,22 +62,22 @@ def read_image_size(text: str) -> ImageSize:
 
 
 def checked_size(size: Any) -> ImageSize:
-    """``size`` as settings hold it: one number where both sides are equal.
+    """``size``, whose pair may be a list, as settings hold it: one number where sides are equal.
 
     Raises:
         ConfigError: It is no size, or none that a network can have.
     """
-    sides = size if isinstance(size, tuple) else (size,)
+    sides = tuple(size) if isinstance(size, tuple | list) else (size,)
     if len(sides) not in (1, 2) or not all(type(side) is int for side in sides):
         raise ConfigError(f"image size {size!r} cannot be read", hint=_HINT)
     if min(sides) < SMALLEST:
         raise ConfigError(
-            f"image size {size_words(size)} is too small",
+            f"image size {size_words(sides)} is too small",
             hint=f"use at least {SMALLEST}: P7 is 128 times smaller than the image",
         )
     if max(sides) > LARGEST:
         raise ConfigError(
-            f"image size {size_words(size)} is too large",
+            f"image size {size_words(sides)} is too large",
             hint=f"use at most {LARGEST}: the memory needed grows with its square",
         )
     return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from yolact.engines.base import Engine, Operators, ReportsOperators
 from yolact.engines.compress import compressed_size
 from yolact.errors import ConfigError
 from yolact.host import pinned
+
+log = logging.getLogger(__name__)
 
 _REPORTED = {"sync": "singlestream", "async": "multistream", "elastic": "elastic"}
 """Scenario names in JSON reports, which are those of ``deepsparse.benchmark``."""
@@ -125,6 +128,11 @@ def benchmark_pair(first: Path, second: Path, options: BenchmarkOptions) -> Benc
             raise ConfigError(
                 f"the models take batches of {images_a.shape[0]} and {images_b.shape[0]}",
                 hint="compare models of the same batch size",
+            )
+        if images_a.shape != images_b.shape:
+            log.info(
+                "%s sees images of %d x %d, %s of %d x %d: times are of different work",
+                *(first, *images_a.shape[2:], second, *images_b.shape[2:]),
             )
         comparison = run_paired(
             lambda: engine_a(images_a),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
 from yolact.checkpoint import Checkpoint, load_checkpoint
-from yolact.config import YolactConfig
+from yolact.config import SAME_PRIORS, YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
+from yolact.sizes import size_words
 
 SELF, DISABLE = "self", "disable"
 """Words that ``--distill_teacher`` takes in place of a file, as sparseml does."""
@@ -91,12 +94,23 @@ def load_teacher(path: Path, config: YolactConfig, classes: Classes) -> Teacher:
         if name in _UNTOLD and checkpoint.config is None:
             continue
         theirs, ours = getattr(model.config, name), getattr(config.model, name)
+        if name == "prior_base_size" and math.isclose(theirs, ours, rel_tol=SAME_PRIORS):
+            continue
         if theirs != ours:
-            raise CheckpointError(
-                f"{path} cannot be the teacher: its {name} is {theirs}, not {ours}",
-                hint="teacher and student need the same --image_size and the same priors",
-            )
+            _refuse(path, name, theirs, ours)
     return Teacher(model.requires_grad_(False), str(path))
+
+
+def _refuse(path: Path, name: str, theirs: Any, ours: Any) -> NoReturn:
+    """Say that a teacher's setting is not the run's, and which option makes them the same."""
+    hint = "teacher and student need the same --image_size and the same priors"
+    if name == "image_size":
+        theirs, ours = size_words(theirs), size_words(ours)
+    if name == "prior_base_size":
+        hint += f": try --prior_base_size {theirs}"
+    raise CheckpointError(
+        f"{path} cannot be the teacher: its {name} is {theirs}, not {ours}", hint=hint
+    )
 
 
 def copy_as_teacher(model: Yolact) -> Teacher:

@@ -15,7 +15,7 @@ from yolact.engines.openvino import OpenVinoEngine
 from yolact.engines.torch import TorchEngine
 from yolact.errors import CheckpointError, ConfigError
 from yolact.restore import build_model, config_for
-from yolact.sizes import ImageSize, sides_of
+from yolact.sizes import ImageSize, checked_size, sides_of
 
 __all__ = ["ENGINES", "DetectingEngine", "Engine", "engine_for", "load_detector", "load_engine"]
 
@@ -132,10 +132,12 @@ def engine_for(path: Path, engine: str | None = None) -> str:
 
 
 def _require_size(loaded: _Loaded, path: Path, wanted: ImageSize | None) -> _Loaded:
-    if wanted is None or sides_of(wanted) == loaded.image_size:
+    if wanted is None:
         return loaded
     height, width = loaded.image_size
-    asked_height, asked_width = sides_of(wanted)
+    asked_height, asked_width = sides_of(checked_size(wanted))
+    if (asked_height, asked_width) == (height, width):
+        return loaded
     raise ConfigError(
         f"{path} takes images of {height} x {width}, not {asked_height} x {asked_width}",
         hint="leave the size out, or export the checkpoint at it",

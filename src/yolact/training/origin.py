@@ -13,7 +13,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
@@ -26,6 +26,7 @@ from yolact.loss.criterion import Objective
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.restore import CLASS_LAYERS, class_layers, known_rows, restore_structure
+from yolact.sizes import size_words
 from yolact.training.settings import StartSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def restore(
 def _apply_changes(before: YolactConfig, now: YolactConfig, optimizer: Optimizer) -> None:
     """Name the settings that are not those the run began with, and let SGD have the new ones."""
     changes = [
-        f"{key} {getattr(new, key)} instead of {getattr(old, key)}"
+        f"{key} {_words(key, getattr(new, key))} instead of {_words(key, getattr(old, key))}"
         for part in ("model", "loss", "augment", "optim")
         for old, new in [(getattr(before, part), getattr(now, part))]
         for key in vars(old)
@@ -227,6 +228,13 @@ def _apply_changes(before: YolactConfig, now: YolactConfig, optimizer: Optimizer
         if value != getattr(before.optim, key):
             for group in optimizer.param_groups:
                 group[key] = value
+
+
+def _words(key: str, value: Any) -> str:
+    """The value of a setting, as other lines of the log write it."""
+    if key == "image_size":
+        return size_words(value)
+    return f"{value:g}" if key == "prior_base_size" else str(value)
 
 
 def _stored(text: str | None, label: str = "the checkpoint's recipe") -> Recipe | None:
