@@ -23,7 +23,6 @@ from yolact.checkpoint import (
     TrainingState,
     checkpoint_name,
     classes_of,
-    find_checkpoint,
     load_checkpoint,
     parse_checkpoint_name,
     save_checkpoint,
@@ -33,6 +32,7 @@ from yolact.data.labels import COCO_CLASSES, Classes
 from yolact.errors import CheckpointError, YolactError
 from yolact.model.weights import is_quantized_state
 from yolact.model.yolact import Yolact
+from yolact.model_files import find_checkpoint
 from yolact.restore import build_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")

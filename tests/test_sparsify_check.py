@@ -26,6 +26,7 @@ from yolact.sparsify.check.examine import (
     Outlook,
     PlannedRun,
     RecipeReport,
+    check_draft,
     examine,
     look_ahead,
     read_draft,
@@ -88,6 +89,35 @@ PROBLEMS = [
         "GMPruningModifier: no parameter of the model matches 'proto_net.1.weight'",
         "did you mean 'proto_net.10.weight'?",
         id="no match",
+    ),
+    *(
+        pytest.param(
+            f"- !{modifier}\n",
+            "error",
+            f"{modifier.split()[0]}: params names __ALL_PRUNABLE__, which only modifiers that "
+            "prune know",
+            "give names, or re: and a regular expression, such as re:backbone.*[.]0[.]weight",
+            id=f"{modifier.split()[0]} of all prunable ones",
+        )
+        for modifier in (
+            "TrainableParamsModifier {params: __ALL_PRUNABLE__, trainable: false}",
+            "TrainableParamsModifier {params: [__ALL_PRUNABLE__, proto_net.0.bias],"
+            " trainable: false, params_strict: false}",
+        )
+    ),
+    *(
+        pytest.param(
+            f"- !LayerPruningModifier {{layers: ['{name}'], start_epoch: 1}}\n",
+            "error",
+            f"LayerPruningModifier: layers names '{name}', and the network has no such layer",
+            hint,
+            id=f"layer {name}",
+        )
+        for name, hint in (
+            ("proto_net.99", "did you mean 'proto_net.9'?"),
+            ("re:proto_net.[0-9]", "did you mean 'proto_net.9'?"),
+            ("__ALL__", "give the name or the class of a layer"),
+        )
     ),
     pytest.param(
         PRUNE.replace("[proto_net.0.weight]", "['re:(proto']"),
@@ -414,6 +444,15 @@ def test_all_problems_are_found_at_once_and_in_order(tiny: Yolact) -> None:
     numbers = [number for _, number, _, _ in found(LENGTH + "".join(texts), tiny)]
     assert set(range(2, 2 + len(texts))) <= set(numbers)
     assert numbers == sorted(numbers, key=lambda number: number or 0)
+
+
+@pytest.mark.parametrize("layer", ["backbone._preconv.0", "backbone.layers.1.0"])
+def test_layers_that_others_need_are_a_problem_told_once(tiny: Yolact, layer: str) -> None:
+    text = f"modifiers:\n{LENGTH}- !LayerPruningModifier {{layers: [{layer}], start_epoch: 1}}\n"
+    report, outlook = check_draft(read_draft(text), tiny, YolactConfig())
+    assert outlook is None
+    (error,) = report.errors
+    assert "the network does not run without these layers" in str(error)
 
 
 def test_errors_stop_a_run_and_warnings_are_returned(tiny: Yolact) -> None:

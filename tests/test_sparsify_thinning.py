@@ -24,7 +24,7 @@ from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.structure import apply_structure
 from yolact.sparsify.thinning import ChannelThinningModifier
 from yolact.training.loop import train
-from yolact.training.settings import StartSettings
+from yolact.training.settings import SaveSettings, StartSettings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
@@ -106,6 +106,24 @@ def test_a_run_continues_exactly_through_thinning_and_into_quantization(
     result = train(again)
     assert result.checkpoint is not None
     assert differences(result.checkpoint, at(thinned, 3 * STEPS)) == []
+
+
+@pytest.mark.slow
+def test_a_run_continues_exactly_before_and_after_a_layer_is_removed(
+    tiny_shapes: Path, tmp_path: Path
+) -> None:
+    recipe = (
+        "modifiers:\n- !EpochRangeModifier {start_epoch: 0, end_epoch: 2}\n"
+        "- !LayerPruningModifier {layers: [backbone.layers.2.1], start_epoch: 1}\n"
+    )
+    whole = SaveSettings(folder=tmp_path / "whole", interval=1)
+    train(tiny_settings(tiny_shapes, tmp_path, recipe=recipe, epochs=None, save=whole))
+    for step in (STEPS, STEPS + 1):
+        begin = resume(at(whole.folder, step))
+        settings = tiny_settings(tiny_shapes, tmp_path, recipe=recipe, epochs=None, **begin)
+        result = train(settings)
+        assert result.checkpoint is not None
+        assert differences(result.checkpoint, at(whole.folder, 2 * STEPS)) == []
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -19,8 +20,9 @@ from training import (
     resume,
     tiny_settings,
 )
-from yolact.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.errors import ConfigError, StorageError
+from yolact.model_files import find_checkpoint
 from yolact.predict.evaluate import Evaluation
 from yolact.predict.results import AveragePrecision
 from yolact.training import logs
@@ -82,10 +84,51 @@ def test_a_file_of_an_earlier_run_gets_another_name(tmp_path: Path) -> None:
 
 
 def test_a_run_that_continues_replaces_its_own_files(tmp_path: Path) -> None:
-    keeper(tmp_path).save_best(small(1))
-    settings = SaveSettings(folder=tmp_path)
-    CheckpointKeeper("tiny", settings, continues=True).save_best(small(2))
-    assert names(tmp_path) == ["tiny_best.pth"]
+    first = keeper(tmp_path)
+    first.save_best(small(1))
+    begin = first.save(small(4))
+    first.save(small(8))
+    first.save_interrupt(small(9))
+    again = CheckpointKeeper("tiny", SaveSettings(folder=tmp_path), continues=begin)
+    again.save_best(small(8), own=True)
+    again.save(small(8))
+    again.save_interrupt(small(10))
+    assert names(tmp_path) == [
+        *("tiny_0_10_interrupt.pth", "tiny_0_4.pth", "tiny_0_8.pth", "tiny_best.pth")
+    ]
+
+
+@pytest.mark.parametrize("folder", ["same", "another"])
+def test_a_run_that_continues_keeps_the_files_of_other_runs(tmp_path: Path, folder: str) -> None:
+    other = keeper(tmp_path)
+    files = [other.save(small(8)), other.save_best(small(8)), other.save_interrupt(small(9))]
+    for path in files:
+        path.with_suffix(".report.json").write_text(path.name)
+        os.utime(path, (1, 1))
+    begin = keeper(tmp_path if folder == "same" else tmp_path / "another").save(small(4))
+    if folder == "another":
+        os.utime(begin, (0, 0))
+    run = CheckpointKeeper("tiny", SaveSettings(folder=tmp_path), continues=begin)
+    for _ in range(2):
+        run.save(small(8))
+        run.save_best(small(8))
+        run.save_interrupt(small(5))
+    for path in files:
+        kept = path.with_name(f"{path.stem}_earlier1.pth")
+        assert kept.stat().st_mtime == 1
+        assert kept.with_suffix(".report.json").read_text() == path.name
+    assert find_checkpoint(tmp_path, "interrupt", "tiny").name == "tiny_0_5_interrupt.pth"
+
+
+@pytest.mark.parametrize("later", ["tiny_0_8.pth", "tiny_0_12.pth"])
+def test_latest_says_when_another_run_was_the_last_to_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, later: str
+) -> None:
+    for name in ("tiny_0_8.pth", "tiny_0_12.pth"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1, 2 if name == later else 1))
+    assert find_checkpoint(tmp_path, "latest", "tiny").name == "tiny_0_12.pth"
+    assert ("tiny_0_8.pth was written later" in caplog.text) == (later == "tiny_0_8.pth")
 
 
 def test_the_previous_one_stays_when_the_new_one_cannot_be_written(
@@ -107,8 +150,8 @@ def test_a_new_interrupt_replaces_older_ones_of_the_same_config(tmp_path: Path) 
     other = CheckpointKeeper("tiny_2", SaveSettings(folder=tmp_path))
     other.save_interrupt(small(1))
     keep = keeper(tmp_path)
-    keep.save_interrupt(small(2))
-    keep.save_interrupt(small(3))
+    for iteration in (2, 3):
+        keep.save_interrupt(small(iteration))
     assert names(tmp_path) == ["tiny_0_3_interrupt.pth", "tiny_2_0_1_interrupt.pth"]
 
 

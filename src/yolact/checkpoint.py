@@ -163,29 +163,6 @@ def parse_checkpoint_name(path: Path) -> tuple[str, int, int] | None:
     return (found[1], int(found[2]), int(found[3])) if found else None
 
 
-def find_checkpoint(folder: Path, which: str, config_name: str) -> Path:
-    """The newest checkpoint of ``config_name`` in ``folder``.
-
-    Args:
-        folder: Where a run saved its checkpoints.
-        which: ``interrupt`` for the one an interrupted run left, ``latest`` for the one furthest
-            along, interrupted or not.
-        config_name: First part of the file names.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    pattern = "*_interrupt.pth" if which == "interrupt" else "*.pth"
-    named = [(path, parse_checkpoint_name(path)) for path in folder.glob(pattern)]
-    ours = [(parts[2], path) for path, parts in named if parts and parts[0] == config_name]
-    if not ours:
-        raise CheckpointError(
-            f"no {which} checkpoint of {config_name} in {folder}",
-            hint="give the file's path, or the --save_folder of the run to continue",
-        )
-    return max(ours)[1]
-
-
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write ``checkpoint`` to ``path`` in one step.
 

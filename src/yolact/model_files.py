@@ -1,17 +1,22 @@
-"""Files that a ``zoo:`` stub names: found or fetched, and then read once by what will use them.
+"""Model files named otherwise than by a path: by a ``zoo:`` stub, or as the latest in a folder.
 
+What a stub names is found or fetched, and then read once by what will use it.
 The command line and the Python API take stubs wherever they take the path of a model or recipe.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact.download.stubs import Kind
+from yolact.errors import CheckpointError
 
 if TYPE_CHECKING:
     from yolact.download.trusted import Wanted
+
+logger = logging.getLogger(__name__)
 
 
 def stub_file(stub: str, *kinds: Kind) -> Path:
@@ -56,3 +61,40 @@ def read_once(wanted: Wanted, path: Path) -> None:
         raise wanted.kind.error(
             f"{path} is not a recipe", hint="look into it: a failed download is often a web page"
         )
+
+
+def find_checkpoint(folder: Path, which: str, config_name: str) -> Path:
+    """The newest checkpoint of ``config_name`` in ``folder``.
+
+    Args:
+        folder: Where a run saved its checkpoints.
+        which: ``interrupt`` for the one an interrupted run left, ``latest`` for the one furthest
+            along, interrupted or not.
+        config_name: First part of the file names.
+
+    Returns:
+        Its path; where another one was written later, as by a new run in the same folder, the log
+        names both.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from yolact.checkpoint import parse_checkpoint_name  # loads torch
+
+    pattern = "*_interrupt.pth" if which == "interrupt" else "*.pth"
+    named = [(path, parse_checkpoint_name(path)) for path in folder.glob(pattern)]
+    ours = [(parts[2], path) for path, parts in named if parts and parts[0] == config_name]
+    if not ours:
+        raise CheckpointError(
+            f"no {which} checkpoint of {config_name} in {folder}",
+            hint="give the file's path, or the --save_folder of the run to continue",
+        )
+    furthest = max(ours)[1]
+    newest = max((path for _, path in ours), key=lambda path: path.stat().st_mtime)
+    if newest.stat().st_mtime > furthest.stat().st_mtime:
+        logger.warning(
+            "%s: %s, the furthest along, is taken, but %s was written later; give the path of the "
+            "one that is meant",
+            *(folder, furthest.name, newest.name),
+        )
+    return furthest

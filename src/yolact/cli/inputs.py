@@ -10,7 +10,7 @@ from typing import NamedTuple
 from yolact.download.options import COCO_FOLDER, SHAPES_FOLDER
 from yolact.download.stubs import Kind, is_stub
 from yolact.errors import CheckpointError, ConfigError
-from yolact.model_files import stub_file
+from yolact.model_files import find_checkpoint, stub_file
 
 RELEASES = "https://huggingface.co/dbolya/yolact-darknet53"
 
@@ -84,8 +84,6 @@ def model_path(text: str, save_folder: Path, config_name: str, *kinds: Kind) -> 
             hint=f"give a file; the published DarkNet-53 weights are at {RELEASES}",
         )
     if text in ("latest", "interrupt"):
-        from yolact.checkpoint import find_checkpoint
-
         return find_checkpoint(save_folder, text, config_name)
     return Path(text)
 

@@ -33,6 +33,7 @@ from yolact.sparsify.report import ModelReport, report, save_report
 from yolact.sparsify.sparseml import (
     BasePruningModifier,
     ConstantPruningModifier,
+    LayerPruningModifier,
     ScheduledModifierManager,
     SparsificationLoggingModifier,
     lift_masks,
@@ -213,6 +214,8 @@ class RecipeDriver:
         if modifier.ended and isinstance(modifier, BasePruningModifier):
             # Top-KAST would let momentum move masked weights between its end and the run's.
             modifier._allow_reintroduction = False
+        if isinstance(modifier, LayerPruningModifier) and optimizer is not None:
+            _forget_removed(optimizer, model)
 
     def _masking(self) -> list[Any]:
         """The modifiers that prune weights by masks."""
@@ -248,3 +251,12 @@ class GradientSamples:
             return self.batches({**(options or {}), **more}.get("batch_size"))
 
         return {"data_loader_builder": build, "loss_function": self.loss}
+
+
+def _forget_removed(optimizer: Optimizer, model: nn.Module) -> None:
+    """Take what the model no longer has out of the optimizer: a run that resumes has none of it."""
+    network, *_ = optimizer.param_groups  # others are of the objective
+    there = set(model.parameters())
+    for parameter in set(network["params"]) - there:
+        optimizer.state.pop(parameter, None)
+    network["params"] = [parameter for parameter in network["params"] if parameter in there]

@@ -114,13 +114,19 @@ def fit_errors() -> Iterator[None]:
         ) from error
 
 
-def _require_running(model: nn.Module) -> None:
-    image = torch.zeros(1, 3, _SIDE, _SIDE, device=next(model.parameters()).device)
+@contextmanager
+def removal_errors() -> Iterator[None]:
+    """Turn what a network without some of its layers raises into a RecipeError."""
     try:
-        with torch.no_grad():
-            model.eval()(image)
+        yield
     except (RuntimeError, ValueError, TypeError) as error:
         raise RecipeError(
             f"LayerPruningModifier: the network does not run without these layers: {error}",
             hint="remove whole residual blocks, for instance backbone.layers.3.8",
         ) from error
+
+
+def _require_running(model: nn.Module) -> None:
+    image = torch.zeros(1, 3, _SIDE, _SIDE, device=next(model.parameters()).device)
+    with removal_errors(), torch.no_grad():
+        model.eval()(image)

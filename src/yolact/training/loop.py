@@ -123,9 +123,8 @@ class Trainer:
         self.log = log
         self.stop = stop
         self.iteration = run.iteration
-        self.keeper = CheckpointKeeper(
-            run.config.name, settings.save, continues=run.resumed is not None
-        )
+        continues = settings.start.checkpoint if run.resumed else None
+        self.keeper = CheckpointKeeper(run.config.name, settings.save, continues=continues)
         self.best_map = run.resumed.best_map if run.resumed else None
         self.stepper = Stepper(
             run.model,
@@ -319,8 +318,8 @@ class Trainer:
         settled = self.iteration / self.run.plan.steps_per_epoch >= self.run.driver.settles_at
         settled = settled and not self.stepper.growth.ruined
         if settled and (self.best_map is None or mask_map > self.best_map):
-            self.best_map = mask_map
-            path = self.keeper.save_best(self._checkpoint())
+            known, self.best_map = self.best_map is not None, mask_map
+            path = self.keeper.save_best(self._checkpoint(), own=known)
             self.run.driver.write_report(self.run.model, path)
             logger.info("best mask mAP so far, %.2f: kept as %s", mask_map, path)
             if self.keeper.holds(self.iteration):  # a run resumed from it has to know the best

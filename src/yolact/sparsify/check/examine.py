@@ -182,7 +182,7 @@ def check_draft(
     if draft.problem is not None and not report.errors:
         report = replace(report, problems=(draft.problem, *report.problems))
     outlook, problem = look_ahead(report, model, config.optim, config.model.image_size)
-    if problem is not None:
+    if problem is not None and problem not in report.problems:
         report = replace(report, problems=(*report.problems, problem))
     return report, outlook
 

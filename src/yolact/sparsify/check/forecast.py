@@ -25,7 +25,7 @@ from yolact.sparsify.check.timetable import ModifierRow
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparseml import get_mask_creator_default
 from yolact.sparsify.sparsity import Mask, convolutions, targets_by_parameter
-from yolact.sparsify.structure import apply_structure
+from yolact.sparsify.structure import apply_structure, removal_errors
 
 _SAMPLE = 1 << 14
 """Weights that are compressed of each layer; the rest is taken to be like them."""
@@ -121,9 +121,11 @@ def forecast(
         _layer(name, look, today[name], weights[name])
         for name, look in _look(meta, image_size).items()
     ]
+    with removal_errors():
+        looks = _look(thinned, image_size)
     after = [
         _layer(name, replace(look, int8=name in int8), then[name], weights[name])
-        for name, look in _look(thinned, image_size).items()
+        for name, look in looks.items()
     ]
     return Forecast(
         image_size=image_size,

@@ -19,7 +19,7 @@ from yolact.errors import RecipeError
 from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.document import Entry, matches, nm_of
-from yolact.sparsify.sparseml import OBSPruningModifier
+from yolact.sparsify.sparseml import LayerPruningModifier, OBSPruningModifier
 from yolact.sparsify.structure import recipe_names
 
 PRUNABLE = "__ALL_PRUNABLE__"
@@ -155,6 +155,7 @@ def misfits(
         *_uneven(entry, parameters),
         *_ill_shaped(entry, parameters),
         *(_wrong_layers(entry, model) if quantizes else ()),
+        *_absent_layers(entry, model),
     ):
         yield Problem("error", sentence, hint, entry.name, number)
     for sentence, hint in (
@@ -176,6 +177,11 @@ def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
         yield (
             f"params is {entry.fields['params']!r}, which names no parameter",
             f"name some, or give {PRUNABLE}",
+        )
+    if PRUNABLE in patterns and facts_of(entry.name).kind not in ("pruning", "constant"):
+        yield (
+            f"params names {PRUNABLE}, which only modifiers that prune know",
+            "give names, or re: and a regular expression, such as re:backbone.*[.]0[.]weight",
         )
     for pattern in patterns:
         try:
@@ -262,6 +268,16 @@ def _ill_shaped(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str
                 f"{list(parameters.shapes[others[0]])}",
                 "name parameters of one shape, and give values of that",
             )
+
+
+def _absent_layers(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Layers to remove that there are not: sparseml takes whole names, no expressions."""
+    if entry.name != LayerPruningModifier.__name__:
+        return
+    modules, _ = _layers(model)
+    for text in _names(entry.fields.get("layers")):
+        if text not in modules:
+            yield _unmatched("layers", text, list(modules))
 
 
 def _wrong_layers(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
