@@ -32,6 +32,7 @@ from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError, StorageError
 from yolact.exporter.trace import generated_picture as card
 from yolact.predict.draw import Style
+from yolact.predict.results import outlines
 
 Mask = NDArray[np.bool_]
 
@@ -280,6 +281,14 @@ def test_parts_come_first_and_then_holes() -> None:
 
 def test_an_empty_mask_has_no_polygon() -> None:
     assert result_of(drawn("..", "..")).polygons() == [[]]
+
+
+@pytest.mark.parametrize("axes", [(2, 1), (5, 1), (9, 3), (25, 2), (20, 20)])
+def test_simpler_polygons_keep_the_area_of_thin_objects(axes: tuple[int, int]) -> None:
+    mask = np.zeros((60, 60), np.uint8)
+    cv2.ellipse(mask, (30, 30), axes, 35, 0, 360, (1,), -1)
+    area = sum(map(signed_area, outlines(mask.view(np.bool_), 1.0)))
+    assert area == pytest.approx(mask.sum(), rel=0.12)
 
 
 @settings(deadline=None, max_examples=150)

@@ -22,6 +22,7 @@ from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
 from yolact.data.video import Frame
 from yolact.errors import CheckpointError, ConfigError, DataError, DownloadError
+from yolact.files import distinct_names
 from yolact.predict.media import Annotator, ObjectFiles, counts, free_folder
 from yolact.predict.pipeline import Found
 from yolact.predict.video import sampled
@@ -208,8 +209,32 @@ def test_class_names_make_safe_file_names(tmp_path: Path) -> None:
     files = ObjectFiles(folder=tmp_path, classes=names, masks=True)
     files.write("p", np.zeros((16, 16, 3), np.uint8), found)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("p_001_up_mask.png", "p_002_Größe_1_mask.png", f"p_003_{'a' * 40}_mask.png"),
+        *("p_001_up_mask.png", "p_002_Größe_1_mask.png", f"p_003_{'a' * 32}_mask.png"),
     ]
+
+
+def test_object_files_bear_the_longest_names(tmp_path: Path) -> None:
+    instances = Detections(
+        *(torch.tensor([[0, 0, 1, 1.0]] * 2), torch.ones(2), torch.tensor([0, 1])),
+        *(torch.ones(2, 1), torch.tensor([0, 1])),
+    )
+    found = Found(instances, torch.ones(4, 4, 1), (8, 8))
+    files = ObjectFiles(folder=tmp_path, classes=["字" * 90, "!"], masks=True)
+    name = distinct_names([Path("x" * 250)])[0]
+    files.write(f"{name}_000001", np.zeros((8, 8, 3), np.uint8), found)
+    assert len(list(tmp_path.glob("*_mask.png"))) == 2
+    assert list(tmp_path.glob("*_class_1_mask.png"))
+    assert counts(found, ["a\nb", " "]) == "1 a b, 1 class 1"
+
+
+@pytest.mark.parametrize("size", [(1, 3), (4, 9000)])
+def test_frames_that_fit_no_video_are_an_error_that_says_so(
+    tmp_path: Path, blind: None, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [Frame(np.zeros((*size, 3), np.uint8), 0.0)]
+    monkeypatch.setattr(yolact.data.video.VideoReader, "__iter__", lambda _: iter(frames))
+    write_video(tmp_path / "a.mp4")
+    fails(run(str(tmp_path / "a.mp4")), DataError, f"{size[1]} x {size[0]} pixels")
 
 
 def test_streams_and_offline(blind: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -191,6 +192,41 @@ def test_a_folder_of_videos_is_read_as_these(
     cv2.imwrite(str(tmp_path / "c.png"), np.zeros((8, 8, 3), np.uint8))
     assert find_source(str(tmp_path)) == Images([tmp_path / "c.png"])
     assert "2 of 3 files are videos, left out (first: a.mp4, b.mkv)" in package_log.text
+
+
+def _animation(path: Path) -> None:
+    pictures = [Image.new("RGB", (16, 12), colour) for colour in ("red", "blue")]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
+
+
+def test_animations_of_a_folder_are_videos_as_those_that_are_named(tmp_path: Path) -> None:
+    for name in ("a.gif", "b.gif"):
+        _animation(tmp_path / name)
+    write_video(tmp_path / "a.mp4")
+    names = ["a.gif", "a.mp4", "b.gif"]
+    assert find_source(str(tmp_path)) == Videos([Video(tmp_path / name) for name in names])
+    (tmp_path / "c.png").write_bytes((tmp_path / "a.gif").read_bytes())
+    found = find_source(str(tmp_path))
+    assert isinstance(found, Images) and len(found.paths) == 3
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
+def test_an_animation_that_is_read_as_an_image_is_said(
+    tmp_path: Path, name: str, package_log: pytest.LogCaptureFixture
+) -> None:
+    _animation(tmp_path / name)
+    assert find_source(str(tmp_path / name)) == Images([tmp_path / name])
+    assert "holds 2 pictures, the first is used" in package_log.text
+
+
+def test_names_that_are_no_unicode_are_read(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4").rename(tmp_path / os.fsdecode(b"\xff\n.mp4"))
+    assert find_source(str(video)) == Videos([Video(video)])
+    with open_video(find_video(str(video))) as reader:
+        assert len(list(reader)) == 6
+    image = tmp_path / os.fsdecode(b"\xfe.\xff")
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    assert find_source(str(image)) == Images([image])
 
 
 def test_one_video_is_asked_for(tmp_path: Path) -> None:

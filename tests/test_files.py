@@ -207,3 +207,18 @@ def test_no_two_files_get_one_name(paths: list[str], names: list[str]) -> None:
 def test_any_text_can_be_written_and_json_reads_it_back(tmp_path: Path, name: str) -> None:
     write_text(tmp_path / "names.json", json.dumps([name], ensure_ascii=False))
     assert json.loads((tmp_path / "names.json").read_text(encoding="utf-8")) == [name]
+
+
+def test_a_result_behind_a_folder_that_is_still_to_be_made_is_compared(tmp_path: Path) -> None:
+    read = tmp_path / "a.jpg"
+    read.touch()
+    with pytest.raises(ConfigError, match="would replace a file that is read"):
+        require_own_places([tmp_path / "new" / ".." / "a.jpg"], [read])
+
+
+def test_letters_that_names_of_files_cannot_have_here_are_an_error() -> None:
+    refusal = UnicodeEncodeError(sys.getfilesystemencoding(), "日", 0, 1, "not in range")
+    with pytest.raises(StorageError, match="without these letters"), storage_errors(Path("日")):
+        raise refusal
+    with pytest.raises(UnicodeEncodeError), storage_errors(Path("日")):
+        raise UnicodeEncodeError("koi8-r", "日", 0, 1, "not in range")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,6 +58,13 @@ def storage_errors(path: Path) -> Iterator[None]:
         if known is None:
             raise
         raise known from error
+    except UnicodeEncodeError as error:
+        if error.encoding.replace("-", "") != sys.getfilesystemencoding().replace("-", ""):
+            raise
+        raise StorageError(
+            f"cannot write {path}: names of files are {error.encoding} here, without these letters",
+            hint="set the environment variable PYTHONUTF8=1",
+        ) from error
 
 
 @contextmanager
@@ -115,6 +123,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def unicode_path(path: Path) -> Iterator[str]:
+    """An absolute path of the same file for OpenCV, which some names would end the process with.
+
+    These are names that are no UTF-8, as older systems wrote them; a link stands for them while
+    the block lasts. What was opened under it stays open.
+    """
+    name = os.path.abspath(path)
+    if is_unicode(name):
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, f"link{path.suffix if is_unicode(path.suffix) else ''}")
+        os.symlink(name, link)
+        yield link
+
+
+def is_unicode(text: str) -> bool:
+    """Whether ``text`` holds no bytes that are no UTF-8, as names of files can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def require_writable(folder: Path) -> None:
     """Make ``folder`` and check that a file can be created in it, before long work starts.
 
@@ -149,17 +183,20 @@ def require_own_places(outputs: Iterable[Path | None], inputs: Iterable[Path | N
     Raises:
         ConfigError: One does.
     """
-    read = {_identity(path): path for path in inputs if path is not None and path.is_file()}
+    read: dict[tuple[int, int] | str, Path] = {}
+    for path in inputs:
+        if path is not None and path.is_file():
+            read |= {_identity(path): path, _place(path): path}
     places: dict[str, Path] = {}
     for output in (path for path in outputs if path is not None):
-        known = read.get(_identity(output)) if output.exists() else None
+        place = _place(output)  # also where folders on the way to it are still to be made
+        known = read.get(_identity(output) if output.exists() else place)
         if known is not None:
             same = "" if str(known) == str(output) else f" (it is {known})"
             raise ConfigError(
                 f"the result {output} would replace a file that is read{same}",
                 hint="give the result another name or folder",
             )
-        place = os.path.normcase(os.path.realpath(output))
         if place in places:
             raise ConfigError(
                 f"two results would go to {output}", hint="give each of them a name of its own"
@@ -181,11 +218,11 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
         lambda path: path.name.replace(".", "_"),
         lambda path: "_".join((*path.parts[-2:-1], *path.name.split("."))),
     )
-    names = [_cut(path.stem) for path in paths]
+    names = [cut_name(path.stem) for path in paths]
     for spell in spellings:
         times = Counter(name.casefold() for name in names)
         names = [
-            _cut(spell(path)) if times[name.casefold()] > 1 else name
+            cut_name(spell(path)) if times[name.casefold()] > 1 else name
             for path, name in zip(paths, names, strict=True)
         ]
     taken = {name.casefold() for name in names}
@@ -199,9 +236,13 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _cut(name: str, most: int = 180) -> str:
+def cut_name(name: str, most: int = 180) -> str:
     """At most so many bytes: file systems take 255, and results have more to their names."""
     return name.encode(errors="surrogateescape")[:most].decode(errors="ignore") or "_"
+
+
+def _place(path: Path) -> str:
+    return os.path.normcase(os.path.realpath(path))
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -81,6 +81,7 @@ def find_source(text: str) -> Images | Videos:
 def _one(path: Path) -> Images | Videos:
     """A file as what it holds; where that is nothing, as what its name says."""
     if holds_image(path):
+        _say_if_animated(path)
         return Images([path])
     ending = path.suffix.lower()
     if ending in VIDEO_ENDINGS or holds_video(path):
@@ -94,6 +95,19 @@ def _one(path: Path) -> Images | Videos:
     return Images([path])
 
 
+def _say_if_animated(path: Path) -> None:
+    """Of an animation that OpenCV does not read as a video, only the first picture is used."""
+    try:
+        with Image.open(path) as image:
+            count = getattr(image, "n_frames", 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return  # what reads it says why it cannot
+    if count > 1:
+        log.warning(
+            "%s holds %d pictures, the first is used; as a GIF or video all would be", path, count
+        )
+
+
 def _known_to_pillow(path: Path) -> bool:
     try:
         with Image.open(path):
@@ -105,7 +119,10 @@ def _known_to_pillow(path: Path) -> bool:
 
 
 def _several(paths: list[Path], text: str) -> Images | Videos:
-    """The images of a folder or pattern; only where there are none, its videos."""
+    """The images of a folder or pattern; only where there are none, its videos.
+
+    An animated GIF is a video as when it is named itself, unless there are other images.
+    """
     videos = [path for path in paths if path.suffix.lower() in VIDEO_ENDINGS and path.is_file()]
     videos = [path for path in videos if not holds_image(path)]
     try:
@@ -114,6 +131,8 @@ def _several(paths: list[Path], text: str) -> Images | Videos:
         if not videos:
             raise
         return Videos([Video(path) for path in videos])
+    if all(path.suffix.lower() == ".gif" and not holds_image(path) for path in images.paths):
+        return Videos([Video(path) for path in sorted({*videos, *images.paths})])
     if videos:
         found = len(videos) + len(images.paths)
         log.warning(

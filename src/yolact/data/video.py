@@ -19,6 +19,7 @@ from PIL import Image
 
 from yolact.data.images import RgbImage
 from yolact.errors import DataError
+from yolact.files import unicode_path
 
 VIDEO_ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".qt", ".avi", ".divx", ".mkv", ".webm", ".mpg", ".mpeg", ".m2v"),
@@ -132,13 +133,14 @@ def holds_image(path: Path) -> bool:
             return True
     if head[4:8] == b"ftyp":
         return head[8:12] in _STILLS
-    return bool(cv2.haveImageReader(str(path)))
+    with unicode_path(path) as name:
+        return bool(cv2.haveImageReader(name))
 
 
 def holds_video(path: Path) -> bool:
     """Whether OpenCV finds a frame in a file when it takes it for a video."""
     silence_opencv()
-    capture = cv2.VideoCapture(os.path.abspath(path))
+    capture = _capture(Video(path))
     try:
         return bool(capture.isOpened() and capture.grab())
     finally:
@@ -275,7 +277,8 @@ def _capture(video: Video) -> Any:
         limits = [number for kind in patience for number in (kind, int(1000 * PATIENCE_S))]
         return cv2.VideoCapture(video.path, cv2.CAP_ANY, limits)
     # FFmpeg takes what is before a colon for a protocol, but not in an absolute path.
-    return cv2.VideoCapture(os.path.abspath(video.path))
+    with unicode_path(video.path) as name:
+        return cv2.VideoCapture(name)
 
 
 def _first_times(video: Video) -> list[float]:

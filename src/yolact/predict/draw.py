@@ -19,7 +19,7 @@ from torch import Tensor
 
 from yolact.data.images import RgbImage
 from yolact.errors import StorageError
-from yolact.files import atomic_path, require_writable_file
+from yolact.files import atomic_path, is_unicode, require_writable_file
 from yolact.predict.text import labels_of, letters, one_line
 from yolact.types import Detections, Instances
 
@@ -150,7 +150,7 @@ def require_picture_file(path: Path) -> None:
     Raises:
         StorageError: It cannot.
     """
-    if not cv2.haveImageWriter(str(path)):
+    if not is_unicode(path.suffix) or not cv2.haveImageWriter(f"x{path.suffix}"):
         raise _no_picture(path)
     require_writable_file(path)
 

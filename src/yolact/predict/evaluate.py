@@ -28,6 +28,7 @@ from yolact.predict.results import (
     write_json,
     write_viewer,
 )
+from yolact.predict.text import one_line
 from yolact.tables import columns
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ class Evaluation:
         for name, box in self.box_ap.per_class.items():
             mask = self.mask_ap.per_class[name] if self.mask_ap else (UNDEFINED, UNDEFINED)
             b, b50, m, m50 = map(_cell, (*box, *mask))
-            rows.append((name, f"{b:>6} {b50:>6}", f"{m:>7} {m50:>5}"))
+            rows.append((one_line(name), f"{b:>6} {b50:>6}", f"{m:>7} {m50:>5}"))
         return columns(rows, "<<<", between=" | ", edges=(" ", ""))
 
 

@@ -24,7 +24,7 @@ from yolact.data.images import RgbImage
 from yolact.data.sources import Picture
 from yolact.engines.base import DetectingEngine, Engine
 from yolact.errors import ConfigError
-from yolact.files import atomic_path
+from yolact.files import atomic_path, cut_name
 from yolact.predict.draw import (
     Style,
     draw_instances,
@@ -33,9 +33,12 @@ from yolact.predict.draw import (
     write_image,
 )
 from yolact.predict.pipeline import Found, Selection, groups
+from yolact.predict.text import lines_of
 
 SCRATCH = Path("results")
 """Where pictures of prototypes go when the annotated image itself is only shown."""
+_LABEL_BYTES = 32
+"""Of a class in the name of a file, beside a source's name."""
 _QUIT = (ord("q"), 27)
 _TITLE = "yolact"
 
@@ -76,7 +79,8 @@ class Annotator:
 def counts(found: Found, names: Sequence[str]) -> str:
     """What was found in words: ``2 person, 1 dog``, most frequent first, or ``nothing``."""
     labels = Counter(found.detections.labels.tolist())
-    return ", ".join(f"{n} {names[label]}" for label, n in labels.most_common()) or "nothing"
+    shown = lines_of(names)
+    return ", ".join(f"{n} {shown[label]}" for label, n in labels.most_common()) or "nothing"
 
 
 def free_folder(parent: Path, name: str) -> Path:
@@ -176,7 +180,8 @@ class ObjectFiles:
         boxes, _, labels, masks = (values.cpu().numpy() for values in found.instances())
         solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         for number, index in enumerate(np.flatnonzero(solid), start=1):
-            label = re.sub(r"[^\w-]+", "_", self.classes[labels[index]]).strip("_")[:40]
+            label = re.sub(r"[^\w-]+", "_", self.classes[labels[index]]).strip("_")
+            label = cut_name(label or f"class_{labels[index]}", _LABEL_BYTES)
             begin = self.folder / f"{name}_{number:03d}_{label}"
             grey = masks[index].astype(np.uint8) * 255
             if self.masks:

@@ -139,6 +139,10 @@ def encode_masks(masks: Tensor) -> list[Entry]:
     return [{**code, "counts": code["counts"].decode("ascii")} for code in rle.encode(stacked)]
 
 
+_OF_THICKNESS = 0.15
+"""The tolerance of outlines is at most that share of what they surround."""
+
+
 def outlines(mask: NDArray[np.bool_], tolerance: float = 0) -> list[NDArray[np.int32]]:
     """The polygons [m, 2] around one object, x and y in pixels; first its parts, then its holes.
 
@@ -146,7 +150,8 @@ def outlines(mask: NDArray[np.bool_], tolerance: float = 0) -> list[NDArray[np.i
 
     Args:
         mask: [height, width].
-        tolerance: How far in pixels a polygon may pass from the mask's edge, for fewer points.
+        tolerance: How far in pixels a polygon may pass from the mask's edge, for fewer points;
+            less far of a small or thin part, which would lose too much of its area.
     """
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     inside = mask[y : y + height, x : x + width].view(np.uint8)
@@ -163,7 +168,8 @@ def outlines(mask: NDArray[np.bool_], tolerance: float = 0) -> list[NDArray[np.i
 def _simpler(edge: NDArray[np.int32], tolerance: float) -> NDArray[np.int32]:
     """An outline [m, 1, 2] with fewer points, of which at least three are left."""
     exact = cv2.approxPolyDP(edge, 0, True)
-    simple = cv2.approxPolyDP(exact, tolerance, True)
+    thickness = 2 * cv2.contourArea(exact) / cv2.arcLength(exact, True)
+    simple = cv2.approxPolyDP(exact, min(tolerance, _OF_THICKNESS * thickness), True)
     return np.asarray(simple if len(simple) > 2 else exact, np.int32)
 
 

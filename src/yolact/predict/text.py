@@ -54,7 +54,7 @@ def labels_of(names: Sequence[str]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def _labels(names: tuple[str, ...]) -> tuple[str, ...]:
-    lines = [one_line(name) for name in names]
+    lines = lines_of(names)
     drawn = [_font_path(text) is not None for text in lines]
     lacking = [index for index, is_drawn in enumerate(drawn) if not is_drawn]
     if lacking:
@@ -68,6 +68,11 @@ def _labels(names: tuple[str, ...]) -> tuple[str, ...]:
         text if is_drawn else f"class {index}"
         for index, (text, is_drawn) in enumerate(zip(lines, drawn, strict=True))
     )
+
+
+def lines_of(names: Sequence[str]) -> tuple[str, ...]:
+    """What consoles call the classes: their names in one line each; "class 7" of an empty one."""
+    return tuple(one_line(name) or f"class {index}" for index, name in enumerate(names))
 
 
 def one_line(text: str) -> str:

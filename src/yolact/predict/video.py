@@ -31,7 +31,7 @@ from yolact.data.video import (
 )
 from yolact.download.offline import require_online
 from yolact.errors import DataError, StorageError
-from yolact.files import atomic_path, require_writable_file, storage_errors
+from yolact.files import atomic_path, require_writable_file, storage_errors, unicode_path
 from yolact.predict import media
 from yolact.predict.draw import draw_caption
 from yolact.predict.media import Annotated, Annotator
@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 _ROOM = 1 << 16
 """Bytes; a disk with less is full, as far as videos are concerned."""
+
+_SIDES = (2, 8191)
+"""Pixels that the sides of MPEG-4 frames have at least and at most."""
 
 
 class Seen(NamedTuple):
@@ -96,7 +99,7 @@ def annotate_video(
 
     Raises:
         ConfigError: It is to be shown, and this build of OpenCV has no windows.
-        DataError: The video cannot be opened, or has no frames.
+        DataError: The video cannot be opened, has no frames, or is larger than a target can be.
         DownloadError: It is an address, and the user forbids the network.
         StorageError: The target cannot be written.
     """
@@ -269,11 +272,12 @@ class _Writer:
         self.release()
         if self._sink is None:
             raise KeyboardInterrupt  # before the first frame: there is nothing to keep
-        written = cv2.VideoCapture(str(self.path))
-        if not written.isOpened():
+        with unicode_path(self.path) as name:
+            written = cv2.VideoCapture(name)
+            opened, count = written.isOpened(), int(written.get(cv2.CAP_PROP_FRAME_COUNT))
+        if not opened:
             self._require_room()
             raise _no_video(self.out)
-        count = int(written.get(cv2.CAP_PROP_FRAME_COUNT))
         if 0 < count < 0.98 * self.written - 1:
             self._require_room()
             raise StorageError(
@@ -300,8 +304,15 @@ class _Writer:
 
     def _opened(self, picture: RgbImage) -> cv2.VideoWriter:
         height, width = picture.shape[:2]
+        if min(height, width) < _SIDES[0] or max(height, width) > _SIDES[1]:
+            raise DataError(
+                f"frames of {width} x {height} pixels cannot be written to {self.out}: MPEG-4 has "
+                f"sides of {_SIDES[0]} to {_SIDES[1]} pixels",
+                hint="scale the video, for instance with ffmpeg, or write no video of it",
+            )
         code = cv2.VideoWriter.fourcc(*"mp4v")
-        sink = cv2.VideoWriter(str(self.path), code, self.fps, (width, height))
+        with unicode_path(self.path) as name:
+            sink = cv2.VideoWriter(name, code, self.fps, (width, height))
         if not sink.isOpened():
             self._require_room()
             raise _no_video(self.out)
