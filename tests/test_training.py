@@ -124,14 +124,17 @@ def test_an_image_that_cannot_be_read_is_named_and_the_run_can_go_on(
     order = list(EpochBatches(IMAGES, 2, seed=0))
     broken = data / "images" / f"train_{order[2][0][1]:06}.jpg"  # in the third batch
     whole = broken.read_bytes()
-    cv2.imwrite(str(broken), np.zeros((8, 8, 3), np.uint8))  # seen only when it is decoded
+    noise = np.random.default_rng(0).integers(0, 256, cv2.imread(str(broken)).shape, np.uint8)
+    content = bytearray(cv2.imencode(".png", noise)[1].tobytes())
+    content[len(content) // 2] ^= 0xFF  # seen only when it is decoded
+    broken.write_bytes(content)
     settings = tiny_settings(
         data,
         tmp_path,
         data=data_of(data, workers=workers),
         save=SaveSettings(folder=tmp_path / "weights"),
     )
-    with pytest.raises(DataError, match=f"{broken.name} is 8 x 8"):
+    with pytest.raises(DataError, match=broken.name):
         train(settings)
     assert names(tmp_path / "weights") == ["tiny_0_2_interrupt.pth"]
     broken.write_bytes(whole)
