@@ -396,7 +396,7 @@ def zipped(*names: str) -> bytes:
         (b"\x08\x07\x12\x07pytorch\x1a\x06", "ONNX"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"\0\0\0\0\2\0\0\0\0\0\0\0" + b"\1" * 20, "darknet"),
-        (gzip.compress(b"a"), "unpack"),
+        (gzip.compress(b"a", mtime=0), "unpack"),
         (zipped("weights/a.pth", "weights/readme.txt"), "zip archive of 2 files"),
         (zipped("a/constants.pkl", "a/data.pkl"), "TorchScript"),
         (zipped("config.json", "model.weights.h5"), "Keras"),
