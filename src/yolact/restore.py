@@ -6,9 +6,6 @@ Also for other classes than those of the checkpoint: what it knows of the same o
 from __future__ import annotations
 
 import logging
-import re
-import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +15,7 @@ from torch import Tensor
 
 from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.config import CONFIGS, ModelConfig, YolactConfig
-from yolact.data.labels import Classes
+from yolact.data.labels import Classes, match_names
 from yolact.errors import CheckpointError
 from yolact.model.channels import channel_groups
 from yolact.model.weights import load_weights
@@ -179,27 +176,14 @@ def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
 def known_rows(known: Classes, wanted: Classes) -> tuple[int | None, ...]:
     """For each class the index of the same class among others, None where there is none.
 
-    Names are compared as they are first, then without regard to letter case, blanks, underscores,
-    hyphens and Unicode form, where that leaves no choice.
+    Names are compared by :func:`yolact.data.labels.match_names`.
 
     >>> known_rows(Classes(("cat", "Big Dog"), (1, 2)), Classes(("big_dog", "bird"), (1, 2)))
     (1, None)
     """
-    exact = {name: i for i, name in enumerate(known.names)}
-    theirs = Counter(map(_plain_name, known.names))
-    ours = Counter(map(_plain_name, wanted.names))
-    alike = {
-        plain: i for i, name in enumerate(known.names) if theirs[plain := _plain_name(name)] == 1
-    }
-    return tuple(
-        exact[name] if name in exact else alike.get(plain) if ours[plain] == 1 else None
-        for name in wanted.names
-        for plain in [_plain_name(name)]
-    )
-
-
-def _plain_name(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name)).strip().casefold()
+    same = match_names(wanted.names, known.names)
+    index = {name: place for place, name in enumerate(known.names)}
+    return tuple(index[same[name]] if name in same else None for name in wanted.names)
 
 
 def class_layers(
