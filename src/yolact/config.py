@@ -24,11 +24,19 @@ OnBadImage = Literal["stop", "skip"]
 
 
 def on_bad_image() -> Any:
-    """The setting of commands that read a data set."""
+    """The setting of commands that read a data set: what they do about its images."""
     return setting(
         default="stop",
         help="Images that are damaged or of another size than listed: stop before the run, or "
         "leave them out.",
+    )
+
+
+def strict() -> Any:
+    """The setting of the same commands: what they do about entries of its annotation file."""
+    return setting(
+        default=False,
+        help="Refuse an annotation file with a bad entry, instead of leaving the entry out.",
     )
 
 

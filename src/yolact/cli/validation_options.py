@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact.cli.inputs import ENGINE_NAMES, DataPaths, engine_name, model_path, validation_paths
-from yolact.config import OnBadImage, YolactConfig, named_config, on_bad_image
+from yolact.config import OnBadImage, YolactConfig, named_config, on_bad_image, strict
 from yolact.errors import ConfigError
 from yolact.model_files import model_kinds
 from yolact.setting import setting
 from yolact.sizes import ImageSize, image_size_setting, prior_base_size_setting
-from yolact.training.settings import strict_setting
 
 if TYPE_CHECKING:
     from yolact.data.coco import CocoInstances
@@ -68,7 +67,7 @@ class Options:
         help="A folder with annotations/ and images/, or a name like coco2017_dataset.",
     )
     on_bad_image: OnBadImage = on_bad_image()
-    strict: bool = strict_setting()
+    strict: bool = strict()
     max_images: int = setting(default=-1, help="At most so many images; -1 takes all.")
     no_sort: bool = setting(
         default=False,

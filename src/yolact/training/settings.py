@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yolact.config import OnBadImage, YolactConfig, on_bad_image
+from yolact.config import OnBadImage, YolactConfig, on_bad_image, strict
 from yolact.errors import ConfigError
 from yolact.setting import LARGEST_SEED, setting
 from yolact.sizes import prior_base_size_setting
@@ -28,14 +28,6 @@ def read_batch_alloc(text: str) -> tuple[int, ...]:
         ) from error
 
 
-def strict_setting() -> Any:
-    """The option of every command that reads an annotation file."""
-    return setting(
-        default=False,
-        help="Refuse an annotation file with a bad entry, instead of leaving the entry out.",
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Where the images and their COCO-format annotations are."""
@@ -49,7 +41,7 @@ class DataSettings:
     )
     """They never change what is trained on."""
     on_bad_image: OnBadImage = on_bad_image()
-    strict: bool = strict_setting()
+    strict: bool = strict()
 
 
 @dataclass(frozen=True, kw_only=True)
