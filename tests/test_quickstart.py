@@ -145,18 +145,22 @@ def test_training_goes_on_from_what_an_interrupted_or_killed_run_left(
     assert len(rows) == 3 and f"train {stage} from" not in " ".join(after[1:])
 
 
+def run_again(
+    script: ModuleType, commands: Commands, name: str, *, exit_code: int
+) -> tuple[Any, list[str]]:
+    """Stopped while it trained and left ``name``, from which training ends with ``exit_code``."""
+    commands.stop_at, commands.leave = "train base", name
+    commands.refuse = {f"train base from {name}": exit_code}
+    run(script, commands)
+    commands.stop_at = commands.leave = None
+    return run(script, commands)
+
+
 def test_a_file_that_was_written_by_half_is_passed_over(
     script: ModuleType, commands: Commands
 ) -> None:
     name = "yolact_darknet_small_1_30.pth"
-    commands.stop_at, commands.leave, commands.refuse = (
-        "train base",
-        name,
-        {f"train base from {name}": 4},
-    )
-    run(script, commands)
-    commands.stop_at = commands.leave = None
-    rows, after = run(script, commands)
+    rows, after = run_again(script, commands, name, exit_code=4)
     assert after[:2] == [f"train base from {name}", "train base from random"] and len(rows) == 3
 
 
@@ -164,14 +168,7 @@ def test_a_run_killed_right_after_its_last_step_is_finished(
     script: ModuleType, commands: Commands
 ) -> None:
     name = "yolact_darknet_small_1_60.pth"
-    commands.stop_at, commands.leave, commands.refuse = (
-        "train base",
-        name,
-        {f"train base from {name}": 2},
-    )
-    run(script, commands)
-    commands.stop_at = commands.leave = None
-    rows, after = run(script, commands)
+    rows, after = run_again(script, commands, name, exit_code=2)
     assert after[:2] == [f"train base from {name}", f"train pruned from {name}"] and len(rows) == 3
 
 

@@ -1,7 +1,8 @@
 """Finding the image files of a data set: names that almost fit, files that are missing or unusable.
 
 A name that no file has may still mean one: paths of another computer, URLs, other letter case. It
-is taken where exactly one file can be meant; nothing is ever guessed.
+is taken where exactly one file can be meant; nothing is ever guessed. Messages show names as
+``ascii`` writes them: what looks like another character is escaped.
 """
 
 from __future__ import annotations
@@ -102,13 +103,8 @@ def find_images(
 
 def _notice(info: Path, names: Sequence[str], of: int, matter: str, done: str) -> None:
     if names:
-        first = ", ".join(map(shown, names[:_SHOWN]))
+        first = ", ".join(map(ascii, names[:_SHOWN]))
         log.warning("%s: %d of %d %s, %s (first: %s)", info, len(names), of, matter, done, first)
-
-
-def shown(name: str) -> str:
-    """A file's name between quotes; what looks like another character is escaped."""
-    return ascii(name)
 
 
 def _report_bad(
@@ -181,7 +177,7 @@ def _report_missing(
     if not strict and 2 * len(missing) <= of:
         _notice(info, missing, of, matter, "left out with their objects")
         return
-    first = ", ".join(map(shown, missing[:_SHOWN]))
+    first = ", ".join(map(ascii, missing[:_SHOWN]))
     raise DataError(
         f"{info}: {len(missing)} of {of} {matter} (first: {first})", hint=search.advice(missing[0])
     )
@@ -194,7 +190,7 @@ def _report_other(info: Path, other: Sequence[tuple[str, _Match]], of: int) -> N
     log.warning(
         "%s: %d of %d file names differ from the files (%s), the only ones meant are taken "
         "(first: %s is %s)",
-        *(info, len(other), of, counted, shown(name), shown(match.name)),
+        *(info, len(other), of, counted, ascii(name), ascii(match.name)),
     )
 
 
@@ -249,15 +245,15 @@ class _Search:
         found = next(found for names, found in self.candidates.items() if names[0] == name)
         paths = self.files.paths
         if len(found) > 1:
-            places = " or ".join(shown(match.name) for match in found[:2])
-            return f"{shown(name)} may be {places}: write the folder into file_name"
+            places = " or ".join(ascii(match.name) for match in found[:2])
+            return f"{ascii(name)} may be {places}: write the folder into file_name"
         if found:
-            return f"{shown(found[0].name)} is the nearest, but another name means it too"
+            return f"{ascii(found[0].name)} is the nearest, but another name means it too"
         near = get_close_matches(_loose(_last(name)), {_loose(p[-1]): p for p in paths}, 1)
         if near:
             path = next(path for path in paths if _loose(path[-1]) == near[0])
             return (
-                f"the nearest of {len(paths)} names there is {shown('/'.join(path))}: "
+                f"the nearest of {len(paths)} names there is {ascii('/'.join(path))}: "
                 "correct file_name, or give the folder that belongs to the annotation file"
             )
         if _URL.match(name):
@@ -265,7 +261,7 @@ class _Search:
         if not paths:
             return f"{self.folder} holds no files: give the folder that the images are in"
         return (
-            f"{self.folder} holds {len(paths)} files such as {shown('/'.join(paths[0]))}: "
+            f"{self.folder} holds {len(paths)} files such as {ascii('/'.join(paths[0]))}: "
             "give the folder that belongs to the annotation file"
         )
 
