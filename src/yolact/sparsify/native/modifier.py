@@ -1,0 +1,127 @@
+"""What all modifiers of the native engine have in common: fields, and a clock.
+
+A modifier's fields are those of its dataclass: what a recipe may say, with the same defaults. Its
+state begins with :meth:`Modifier.attach` and follows from the recipe, the weights and the steps
+taken alone, so :meth:`Modifier.resume` can compute it again.
+
+Epochs are floats: steps taken / ``steps_per_epoch``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+@dataclass(kw_only=True, eq=False)
+class Modifier:
+    """Acts once at its start and once at its end."""
+
+    start_epoch: float = -1.0
+    """-1 for the beginning of the run."""
+    end_epoch: float = -1.0
+    """-1 for never."""
+    started: bool = field(default=False, init=False)
+    ended: bool = field(default=False, init=False)
+
+    def attach(self, model: nn.Module, epoch: float) -> None:
+        """Find in ``model`` what this is for.
+
+        Args:
+            model: With its weights, and with the structure that it has at ``epoch``.
+            epoch: Of the last step taken; 0 when none is.
+
+        Raises:
+            ValueError: The model has nothing it could be for.
+        """
+
+    def detach(self, model: nn.Module) -> None:
+        """Let go of the model: what was hooked into it for training goes."""
+
+    def starts(self, epoch: float) -> bool:
+        """Whether the start is due."""
+        return not self.started and not self.ended and epoch >= self.start_epoch
+
+    def ends(self, epoch: float) -> bool:
+        """Whether the end is due; it may be at the same moment as the start."""
+        return self.started and not self.ended and epoch >= self.end_epoch >= 0
+
+    def due(self, epoch: float) -> bool:
+        """Whether there is something to do at ``epoch``."""
+        return self.starts(epoch) or self.ends(epoch)
+
+    def update(
+        self, model: nn.Module, optimizer: Optimizer | None, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Do what is due; then the start, and after it the end, count as done if they were due.
+
+        Args:
+            model: That of :meth:`attach`.
+            optimizer: Of the run; None after its last step.
+            epoch: Of the step that is being taken.
+            steps_per_epoch: Optimizer steps of one epoch.
+        """
+        self.act(model, optimizer, epoch, steps_per_epoch)
+        self.started = self.started or self.starts(epoch)
+        self.ended = self.ended or self.ends(epoch)
+
+    def act(
+        self, model: nn.Module, optimizer: Optimizer | None, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """What :meth:`update` does, told by :meth:`starts` and :meth:`ends`."""
+
+    def resume(
+        self, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
+    ) -> None:
+        """Remember what it would after ``steps`` steps, at least 1.
+
+        Args:
+            model: With the weights of that moment.
+            optimizer: Gets what this sets in it, as of the last step taken.
+            steps: Optimizer steps done.
+            steps_per_epoch: Optimizer steps of one epoch.
+        """
+        for step in range(max(0, math.floor(self.start_epoch * steps_per_epoch)), steps):
+            if self.ended:
+                return
+            if self.due(step / steps_per_epoch):
+                self.update(model, optimizer, step / steps_per_epoch, steps_per_epoch)
+
+
+@dataclass(kw_only=True, eq=False)
+class RepeatedModifier(Modifier):
+    """Acts at its start, at its end, and again and again between them."""
+
+    update_frequency: float = -1.0
+    """Epochs from one update to the next; -1 for every step."""
+    last_update: float = field(default=-1.0, init=False)
+    """Epoch of it; -1 before the first."""
+
+    def due(self, epoch: float) -> bool:
+        """Whether there is something to do at ``epoch``."""
+        if super().due(epoch):
+            return True
+        running = self.started and not self.ended and epoch > self.start_epoch
+        every_step = self.update_frequency == -1
+        again = self.last_update >= 0 and epoch >= self.last_update + self.update_frequency
+        return running and (every_step or again)
+
+    def update(
+        self, model: nn.Module, optimizer: Optimizer | None, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Do what is due; see :meth:`Modifier.update`."""
+        self.last_update = epoch
+        super().update(model, optimizer, epoch, steps_per_epoch)
+
+
+class MaskingModifier(RepeatedModifier):
+    """Keeps weights zero by masks, which are computed when the gradients of a step are there."""
+
+    def before_optimizer(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
+        """After masks are updated and before the optimizer steps, in every step."""
+
+    def after_optimizer(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
+        """After the optimizer has stepped: set masked weights back to zero."""
