@@ -12,7 +12,8 @@ from yolact.errors import RecipeError
 from yolact.sparsify.catalog import CATALOG, facts_of
 from yolact.sparsify.distillation import what_it_distils
 from yolact.sparsify.document import Document, Entry, entry_lists, nm_of, stages
-from yolact.sparsify.engine import INSTALL_SPARSEML, Engine, Manager
+from yolact.sparsify.engine import Engine, Manager
+from yolact.sparsify.recipe_engines import how_to_use_sparseml
 from yolact.sparsify.thinning import require_alone
 
 _LONGEST = 100_000
@@ -34,11 +35,6 @@ _SCHEME = frozenset({"input_activations", "weights", "output_activations", "targ
 
 _QUANTIZED = frozenset({"num_bits", "symmetric", "strategy", "kwargs"})
 """Keys of one part of a scheme."""
-
-_NEEDS_SPARSEML = (
-    "let sparseml run the recipe, with --recipe_engine sparseml (installed by "
-    f"{INSTALL_SPARSEML}), or prune with !GMPruningModifier instead"
-)
 
 _Finding = tuple[str, str]
 
@@ -106,8 +102,9 @@ def _check(item: Entry, label: str, engine: Engine) -> None:
     known = engine.fields()
     if item.name not in known and item.name in CATALOG:
         raise RecipeError(
-            f"{label}: {item.name} is one that only sparseml has, not the {engine.name} engine",
-            hint=_NEEDS_SPARSEML,
+            f"{label}: {item.name} is a modifier that only sparseml has, not the {engine.name} "
+            "engine",
+            hint=how_to_use_sparseml(),
         )
     if item.name not in known:
         near = get_close_matches(item.name, known, n=1)
