@@ -19,13 +19,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-INSTALL = (
-    "pip install --no-deps --ignore-requires-python sparseml==1.8.0 sparsezoo==1.8.1",
-    "pip install geocoder GPUtil pandas psutil py-machineid pydantic scipy toposort",
-)
-"""The commands that install sparseml where its bounds keep pip from it, and what it imports."""
-
-
 @contextmanager
 def shims() -> Iterator[None]:
     """Let sparseml find these modules inside the block; those that are really there stay."""
