@@ -13,24 +13,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
 
 @contextmanager
 def shims() -> Iterator[None]:
     """Let sparseml find these modules inside the block; those that are really there stay."""
     missing = [name for name in _CONTENTS if find_spec(name) is None]
-    for name in missing:
-        sys.modules[name] = ModuleType(name)
-        vars(sys.modules[name]).update(_CONTENTS[name]())
     try:
+        for name in missing:
+            sys.modules[name] = module_from_spec(ModuleSpec(name, loader=None))
+            vars(sys.modules[name]).update(_CONTENTS[name]())
         yield
     finally:
         for name in missing:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 def _versions() -> dict[str, Any]:
