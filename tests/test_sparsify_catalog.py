@@ -14,9 +14,9 @@ import yaml
 import yolact
 from modifier_cases.table import cases
 from yolact.sparsify.catalog import CATALOG, facts_of
+from yolact.sparsify.native.thinning import ChannelThinningModifier
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparseml import BasePruningModifier, ConstantPruningModifier, Modifier
-from yolact.sparsify.thinning import ChannelThinningModifier
 
 SOURCE = Path(str(yolact.__file__)).parent
 

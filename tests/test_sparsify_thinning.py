@@ -20,9 +20,9 @@ from yolact.model.weights import is_quantized
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 from yolact.sparsify.check.forecast import count_macs
+from yolact.sparsify.native.thinning import ChannelThinningModifier
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.structure import apply_structure
-from yolact.sparsify.thinning import ChannelThinningModifier
 from yolact.training.loop import train
 from yolact.training.settings import SaveSettings, StartSettings
 

@@ -26,6 +26,7 @@ from yolact.sparsify.sparseml import (
     ScheduledModifierManager,
     get_mask_creator_default,
 )
+from yolact.sparsify.sparseml import thinning as _thinning  # noqa: F401 - it has a tag then
 from yolact.sparsify.thinning import require_alone
 
 _LONGEST = 100_000
