@@ -16,7 +16,13 @@ from modifier_cases.table import cases
 from yolact.sparsify.catalog import CATALOG, facts_of
 from yolact.sparsify.native.thinning import ChannelThinningModifier
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.sparseml import BasePruningModifier, ConstantPruningModifier, Modifier
+from yolact.sparsify.sparseml import (
+    BasePruningModifier,
+    ConstantPruningModifier,
+    Modifier,
+    ScheduledModifierManager,
+)
+from yolact.sparsify.sparseml.engine import SparsemlEngine
 
 SOURCE = Path(str(yolact.__file__)).parent
 
@@ -65,8 +71,8 @@ def test_all_sparsities_of_a_modifier_are_known() -> None:
 def test_the_kind_of_a_modifier_is_the_one_sparseml_has_it_for(case: Any) -> None:
     recipe = Recipe.of_text(case.recipe, "the recipe")
     for entry in recipe.entries:
-        manager = Recipe({"modifiers": [entry]}, "one").manager()
-        (modifier,) = manager.iter_modifiers()
+        modifier = SparsemlEngine().build(entry)
+        manager = ScheduledModifierManager([modifier])
         kind = facts_of(entry.name).kind
         assert (kind == "constant") == isinstance(modifier, ConstantPruningModifier)
         assert (kind in ("pruning", "constant")) == isinstance(modifier, BasePruningModifier)
@@ -74,7 +80,7 @@ def test_the_kind_of_a_modifier_is_the_one_sparseml_has_it_for(case: Any) -> Non
         assert (kind == "lr") == bool(manager.learning_rate_modifiers)
         assert (kind == "quantization") == bool(manager.quantization_modifiers)
         assert (kind in ("pruning", "constant", "thinning")) == bool(manager.pruning_modifiers)
-        assert facts_of(entry.name).distils == bool(manager.distillation_modifiers)
+        assert bool(facts_of(entry.name).distils) == bool(manager.distillation_modifiers)
 
 
 def test_a_name_that_nothing_has_promises_nothing() -> None:

@@ -109,10 +109,10 @@ def what_it_distils(modifier: Any, label: str) -> Distilled | None:
     Raises:
         RecipeError: A field has a value that cannot be.
     """
-    name = type(modifier).__name__
-    if not facts_of(name).distils:
+    distils = facts_of(type(modifier).__name__).distils
+    if distils is None:
         return None
-    return _outputs(modifier, label) if name == "DistillationModifier" else _layers(modifier, label)
+    return _outputs(modifier, label) if distils == "outputs" else _layers(modifier, label)
 
 
 def _name_idle_fields(entries: Iterable[Entry], label: str) -> None:

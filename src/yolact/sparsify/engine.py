@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import Entry
 
-EngineName = Literal["sparseml", "native"]
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+INSTALL_SPARSEML = "pip install --no-deps --ignore-requires-python sparseml==1.8.0 sparsezoo==1.8.1"
+"""What installs sparseml on Pythons that it does not know."""
 
 
 class Modifier(Protocol):

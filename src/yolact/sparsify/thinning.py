@@ -19,17 +19,17 @@ def require_alone(modifiers: Sequence[Any], label: str) -> None:
     Raises:
         RecipeError: Weights are pruned in the same stage, or quantized before thinning ends.
     """
-    thinning = [m for m in modifiers if type(m).__name__ == "ChannelThinningModifier"]
-    if not thinning:
+    facts = [(facts_of(type(modifier).__name__), modifier) for modifier in modifiers]
+    ends = [m.end_epoch for f, m in facts if f.kind == "thinning" and not f.removes_layers]
+    if not ends:
         return
-    kinds = [(facts_of(type(m).__name__).kind, m) for m in modifiers]
-    if any(kind in ("pruning", "constant") for kind, _ in kinds):
+    if any(f.kind in ("pruning", "constant") for f, _ in facts):
         raise RecipeError(
             f"{label} prunes weights and removes channels in one stage",
             hint="remove channels in a first run, and prune its checkpoint in a second",
         )
-    end = max(modifier.end_epoch for modifier in thinning)
-    if any(kind == "quantization" and modifier.start_epoch < end for kind, modifier in kinds):
+    end = max(ends)
+    if any(f.kind == "quantization" and modifier.start_epoch < end for f, modifier in facts):
         raise RecipeError(
             f"{label} quantizes before the last channels are removed, at epoch {end:g}",
             hint="let the QuantizationModifier start when the ChannelThinningModifier has ended",

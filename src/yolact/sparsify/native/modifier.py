@@ -27,6 +27,11 @@ class Modifier:
     started: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
 
+    @property
+    def identifier(self) -> str:
+        """What says which of several that begin and end together acts first."""
+        return type(self).__name__
+
     def attach(self, model: nn.Module, epoch: float) -> None:
         """Find in ``model`` what this is for.
 

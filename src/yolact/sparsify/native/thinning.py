@@ -77,6 +77,11 @@ class ChannelThinningModifier(MemorylessModifier):
         self._groups: list[ChannelGroup] = []
         self._fraction = 1.0
 
+    @property
+    def identifier(self) -> str:
+        """By parameters: which channels score highest depends on those that went before."""
+        return f"{type(self).__name__} {self.params}"
+
     def fraction_at(self, epoch: float) -> float:
         """Fraction of the channels left after the last removal due by ``epoch``.
 

@@ -24,6 +24,8 @@ In schedules:
 * :func:`_lr_info`, :func:`_setup_scheduler`: a step size below one step divides by zero; restarts
   after 1.0 epochs instead of 1 are refused in the middle of training; and restarts go back to the
   learning rate of the first scheduler in the recipe.
+* :func:`_begin`: a LearningRateModifier that starts at -1, which is to say at once, never restarts
+  and reaches its milestones an epoch late.
 * :func:`_update_gradual`: GradualParamModifier ignores its ``inter_func``.
 
 In quantization:
@@ -39,6 +41,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from itertools import islice
 from typing import Any
 
@@ -180,6 +183,7 @@ _linear_beyond: Callable[..., float] = LearningRateFunctionModifier._linear
 _cosine_beyond: Callable[..., float] = LearningRateFunctionModifier._cosine
 _lr_info_as_given: Callable[..., tuple[str, dict[str, Any]]]
 _lr_info_as_given = LearningRateModifier.corrected_lr_info
+_lr_modifier_as_given: Callable[..., None] = LearningRateModifier.__init__
 _setup_as_given: Callable[..., bool] = LearningRateModifier._check_setup_lr_scheduler
 
 
@@ -217,6 +221,11 @@ def _setup_scheduler(self: Any, optimizer: Any, *arguments: Any) -> bool:
         for group in optimizer.param_groups:
             group.pop("initial_lr", None)
     return _setup_as_given(self, optimizer, *arguments)
+
+
+@wraps(_lr_modifier_as_given)
+def _begin(self: Any, *, start_epoch: float, **fields: Any) -> None:
+    _lr_modifier_as_given(self, start_epoch=max(start_epoch, 0.0), **fields)
 
 
 def _update_gradual(
@@ -268,6 +277,7 @@ LearningRateFunctionModifier._cosine = _cosine
 LearningRateFunctionModifier._cyclic_linear = _cyclic_linear
 LearningRateModifier.corrected_lr_info = _lr_info
 LearningRateModifier._check_setup_lr_scheduler = _setup_scheduler
+LearningRateModifier.__init__ = _begin
 GradualParamModifier.update = _update_gradual
 LegacyQuantizationModifier._enable_module_qat = _enable_legacy
 helpers._BNWrapper.freeze_bn_stats = _freeze_statistics

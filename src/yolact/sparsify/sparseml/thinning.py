@@ -74,6 +74,10 @@ class ChannelThinningModifier(ScheduledUpdateModifier):  # type: ignore[misc]
         """Pruning that changes the structure."""
         return [SparsificationTypes.pruning, SparsificationTypes.structured]
 
+    def identifier(self, extra: Any = "") -> str:
+        """What says which of several that begin and end together acts first."""
+        return self._inner.identifier
+
     def fraction_at(self, epoch: float) -> float:
         """Fraction of the channels left after the last removal due by ``epoch``."""
         return self._inner.fraction_at(epoch)
