@@ -116,7 +116,7 @@ MODIFIERS = st.lists(st.one_of(freezing(), values()), min_size=1, max_size=3, un
 
 @needs_sparseml
 @given(MODIFIERS, st.integers(1, 7))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_parameters_are_those_of_sparseml_at_every_step(
     entries: list[Entry], per_epoch: int
 ) -> None:
@@ -127,7 +127,7 @@ def test_parameters_are_those_of_sparseml_at_every_step(
 
 
 @given(st.one_of(freezing(), values()), st.integers(1, 7), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_run_that_resumes_anywhere_has_the_parameters_of_one_that_did_not_stop(
     entry: Entry, per_epoch: int, data: st.DataObject
 ) -> None:

@@ -140,7 +140,7 @@ def schedules(draw: st.DrawFn, per_epoch: int) -> list[Entry]:
 
 @needs_sparseml
 @given(st.integers(1, 7), st.data())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_rates_are_those_of_sparseml_at_every_step(per_epoch: int, data: st.DataObject) -> None:
     entries = data.draw(schedules(per_epoch).filter(bool))
     steps = LENGTH * per_epoch + 2
@@ -150,7 +150,7 @@ def test_rates_are_those_of_sparseml_at_every_step(per_epoch: int, data: st.Data
 
 
 @given(st.integers(1, 7), st.data())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_run_that_resumes_anywhere_has_the_rates_of_one_that_did_not_stop(
     per_epoch: int, data: st.DataObject
 ) -> None:

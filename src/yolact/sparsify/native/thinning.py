@@ -13,8 +13,8 @@ checkpoint be loaded by its recipe, and a run continue in the middle of thinning
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from torch.optim import Optimizer
@@ -139,15 +139,25 @@ class ChannelThinningModifier(MemorylessModifier):
         self._fraction = self.fraction_at(epoch)
         if is_quantized(model):
             return  # its convolutions are wrapped, and thinning was over before that
-        for group in self._groups:
+        there = {name for name, _ in model.named_modules()}
+        for group in (_left(group, there) for group in self._groups):
             wanted = self._width(group)
-            if wanted < width_of(model, group):
+            if group.writers and wanted < width_of(model, group):
                 kept = channel_scores(model, group).topk(wanted).indices.sort().values
                 remove_channels(model, group, kept, optimizer)
 
     def _width(self, group: ChannelGroup) -> int:
         multiples = math.ceil(group.width * self._fraction / self.multiple_of - _SLACK)
         return min(group.width, multiples * self.multiple_of)
+
+
+def _left(group: ChannelGroup, there: Collection[str]) -> ChannelGroup:
+    """The group without convolutions that are in layers that were removed."""
+    return replace(
+        group,
+        writers=tuple(writer for writer in group.writers if writer.conv in there),
+        readers=tuple(reader for reader in group.readers if reader in there),
+    )
 
 
 def _names(pattern: str, names: Iterable[str]) -> bool:

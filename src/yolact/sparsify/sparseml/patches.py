@@ -19,6 +19,8 @@ What each piece corrects, in pruning:
 
 In schedules:
 
+* :func:`_finalize_layers`: a LayerPruningModifier whose epoch a run does not reach removes its
+  layers when the run ends.
 * :func:`_linear`, :func:`_cosine`, :func:`_cyclic_linear`: the last step of a schedule goes past
   its end, down to negative learning rates; a last cycle that is shorter does the same.
 * :func:`_lr_info`, :func:`_setup_scheduler`: a step size below one step divides by zero; restarts
@@ -48,6 +50,7 @@ from typing import Any
 import torch
 from sparseml.pytorch.sparsification.modifier import ScheduledUpdateModifier
 from sparseml.pytorch.sparsification.pruning import (
+    LayerPruningModifier,
     mask_creator,
     modifier_pruning_base,
     modifier_pruning_mfac,
@@ -240,6 +243,14 @@ def _update_gradual(
         parameter.data.copy_(value)
 
 
+_finalize_as_given: Callable[..., None] = LayerPruningModifier.finalize
+
+
+def _finalize_layers(self: Any, *arguments: Any, **more: Any) -> None:
+    self._layers_replaced = True  # nothing is left to do
+    _finalize_as_given(self, *arguments, **more)
+
+
 _enable_as_given = LegacyQuantizationModifier._enable_module_qat
 
 
@@ -279,6 +290,7 @@ LearningRateModifier.corrected_lr_info = _lr_info
 LearningRateModifier._check_setup_lr_scheduler = _setup_scheduler
 LearningRateModifier.__init__ = _begin
 GradualParamModifier.update = _update_gradual
+LayerPruningModifier.finalize = _finalize_layers
 LegacyQuantizationModifier._enable_module_qat = _enable_legacy
 helpers._BNWrapper.freeze_bn_stats = _freeze_statistics
 helpers._BNWrapper.update_bn_stats = _update_statistics
