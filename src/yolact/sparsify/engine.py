@@ -17,9 +17,6 @@ from torch.optim import Optimizer
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import Entry
 
-INSTALL_SPARSEML = "pip install --no-deps --ignore-requires-python sparseml==1.8.0 sparsezoo==1.8.1"
-"""What installs sparseml on Pythons that it does not know."""
-
 
 class Modifier(Protocol):
     """One modifier: the fields of its recipe entry as attributes, defaults filled in.

@@ -7,8 +7,11 @@ from importlib import import_module
 
 from yolact.errors import RecipeError
 from yolact.sparsify.catalog import EngineName
-from yolact.sparsify.engine import INSTALL_SPARSEML, Engine
+from yolact.sparsify.engine import Engine
 from yolact.sparsify.native.engine import NativeEngine
+
+INSTALL_SPARSEML = "pip install --no-deps --ignore-requires-python sparseml==1.8.0 sparsezoo==1.8.1"
+"""What installs sparseml on Pythons that it does not know."""
 
 
 def default_engine() -> EngineName:
@@ -27,11 +30,17 @@ def recipe_engine(name: EngineName) -> Engine:
     if reason := why_no_sparseml():
         raise RecipeError(
             f"--recipe_engine sparseml, but sparseml cannot be imported: {reason}",
-            hint=f"use --recipe_engine native, or install it: {INSTALL_SPARSEML}",
+            hint=f"install it: {INSTALL_SPARSEML}; or let --recipe_engine native run the recipe",
         )
     from yolact.sparsify.sparseml.engine import SparsemlEngine  # takes seconds
 
     return SparsemlEngine()
+
+
+def how_to_use_sparseml() -> str:
+    """What to do about a recipe that only sparseml can run: one command, or two."""
+    again = "run the same command with --recipe_engine sparseml"
+    return f"{INSTALL_SPARSEML}; then {again}" if why_no_sparseml() else again
 
 
 @cache
