@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from recipe_engines import ENGINES_HERE, needs_sparseml
 from training import tiny_config
@@ -150,9 +150,3 @@ def test_layers_inside_of_removed_ones_are_gone_already() -> None:
 def test_layers_that_are_not_there_are_refused(layer: str) -> None:
     with pytest.raises(ValueError, match="the network has no such layer"):
         course("native", [Entry("LayerPruningModifier", {"layers": [layer]})], 1)
-
-
-def test_channels_are_those_of_this_network_only() -> None:
-    maker = recipe_engine("native")
-    with pytest.raises(Exception, match="knows the channels of YOLACT, not of Linear"):
-        maker.manager({"": [maker.build(thinning(["weight"]))]}).restructure(nn.Linear(1, 1), 0)

@@ -230,4 +230,4 @@ def test_outputs_of_the_network_keep_their_channels() -> None:
 
 def test_only_yolact_is_thinned() -> None:
     with pytest.raises(RecipeError, match="knows the channels of YOLACT, not of Conv2d"):
-        modifier().groups_of(nn.Conv2d(1, 1, 1))
+        modifier().attach(nn.Conv2d(1, 1, 1), 0)
