@@ -14,9 +14,23 @@ from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import EngineName, facts_of
 from yolact.sparsify.document import Entry
 from yolact.sparsify.engine import GradientSamples
+from yolact.sparsify.native.acdc import ACDCPruningModifier
 from yolact.sparsify.native.modifier import MaskingModifier, Modifier
+from yolact.sparsify.native.pruning import (
+    ConstantPruningModifier,
+    GlobalMagnitudePruningModifier,
+    GMPruningModifier,
+    MagnitudePruningModifier,
+    course,
+)
 
-_CLASSES: tuple[type[Modifier], ...] = ()
+_CLASSES: tuple[type[Modifier], ...] = (
+    ACDCPruningModifier,
+    ConstantPruningModifier,
+    GMPruningModifier,
+    GlobalMagnitudePruningModifier,
+    MagnitudePruningModifier,
+)
 MODIFIERS = {kind.__name__: kind for kind in _CLASSES}
 """Every modifier by the name that recipes use."""
 
@@ -58,7 +72,7 @@ class NativeEngine:
         Raises:
             ValueError: The modifier has to see weights.
         """
-        raise NotImplementedError
+        return course(modifier, model, epochs)
 
 
 class NativeManager:
@@ -99,17 +113,20 @@ class NativeManager:
 
     def before_forward(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Do what a step begins with: learning rate, weight decay, structure, quantization."""
+        changed = False
         for modifier in self.modifiers:
             if not isinstance(modifier, MaskingModifier) and modifier.due(epoch):
                 modifier.update(model, optimizer, epoch, self._steps_per_epoch)
+                changed = changed or not facts_of(type(modifier).__name__).optimizer_only
+        if changed:
+            for masking in self._masking():
+                masking.mask()
 
     def before_step(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Compute due masks; the gradients are there, the optimizer has not stepped."""
         for modifier in self._masking():
             if modifier.due(epoch):
                 modifier.update(model, optimizer, epoch, self._steps_per_epoch)
-        for modifier in self._masking():
-            modifier.before_optimizer(model, optimizer, epoch)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Set masked weights back to zero after the optimizer's step."""
@@ -119,7 +136,7 @@ class NativeManager:
     def finish(self, model: nn.Module, epoch: float) -> None:
         """Reach the targets of pruning that ends with the run itself, and let go of the model."""
         for modifier in self._masking():
-            if modifier.ends(epoch):
+            if 0 <= modifier.end_epoch <= epoch and modifier.due(epoch):
                 modifier.update(model, None, epoch, self._steps_per_epoch)
         for attached in self.modifiers:
             attached.detach(model)

@@ -60,7 +60,8 @@ class Pattern:
         else:
             first = groups[0]
             joined = torch.cat([group.reshape(-1).to(first) for group in groups])
-            parts = _without_smallest(joined, sparsities[0]).split([g.numel() for g in groups])
+            mask = _without_smallest(joined, sparsities[0])
+            parts = torch.split(mask, [group.numel() for group in groups])
             found = [p.reshape(g.shape).to(g) for p, g in zip(parts, groups, strict=True)]
         return [self.spread(m, score.shape) for m, score in zip(found, scores, strict=True)]
 
