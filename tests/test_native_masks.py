@@ -44,7 +44,7 @@ def scores(draw: st.DrawFn) -> Tensor:
 
 
 @needs_sparseml
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(MASK_TYPES), st.lists(scores(), min_size=1, max_size=3), st.data())
 def test_masks_are_those_of_sparseml(
     mask_type: str | Sequence[int], tensors: list[Tensor], data: st.DataObject
