@@ -14,24 +14,9 @@ from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import EngineName, facts_of
 from yolact.sparsify.document import Entry
 from yolact.sparsify.engine import GradientSamples
-from yolact.sparsify.native.distillation import (
-    DistillationModifier,
-    PerLayerDistillationModifier,
-)
+from yolact.sparsify.native.acdc import ACDCPruningModifier
 from yolact.sparsify.native.layers import LayerPruningModifier
 from yolact.sparsify.native.modifier import MaskingModifier, Modifier
-from yolact.sparsify.native.parameters import (
-    GradualParamModifier,
-    SetParamModifier,
-    TrainableParamsModifier,
-)
-from yolact.sparsify.native.rates import (
-    EpochRangeModifier,
-    LearningRateFunctionModifier,
-    LearningRateModifier,
-    SetLearningRateModifier,
-    SetWeightDecayModifier,
-)
 from yolact.sparsify.native.thinning import ChannelThinningModifier
 from yolact.sparsify.native.totals import SparsificationLoggingModifier
 
@@ -41,6 +26,8 @@ _CLASSES: tuple[type[Modifier], ...] = (
     *(ChannelThinningModifier, LayerPruningModifier),
     *(TrainableParamsModifier, SetParamModifier, GradualParamModifier),
     *(DistillationModifier, PerLayerDistillationModifier, SparsificationLoggingModifier),
+    *(GMPruningModifier, MagnitudePruningModifier, GlobalMagnitudePruningModifier),
+    *(ConstantPruningModifier, ACDCPruningModifier),
 )
 MODIFIERS = {kind.__name__: kind for kind in _CLASSES}
 """Every modifier by the name that recipes use."""
@@ -83,7 +70,7 @@ class NativeEngine:
         Raises:
             ValueError: The modifier has to see weights.
         """
-        raise NotImplementedError
+        return course(modifier, model, epochs)
 
 
 class NativeManager:
@@ -124,17 +111,20 @@ class NativeManager:
 
     def before_forward(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Do what a step begins with: learning rate, weight decay, structure, quantization."""
+        changed = False
         for modifier in self.modifiers:
             if not isinstance(modifier, MaskingModifier) and modifier.due(epoch):
                 modifier.update(model, optimizer, epoch, self._steps_per_epoch)
+                changed = changed or not facts_of(type(modifier).__name__).optimizer_only
+        if changed:
+            for masking in self._masking():
+                masking.mask()
 
     def before_step(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Compute due masks; the gradients are there, the optimizer has not stepped."""
         for modifier in self._masking():
             if modifier.due(epoch):
                 modifier.update(model, optimizer, epoch, self._steps_per_epoch)
-        for modifier in self._masking():
-            modifier.before_optimizer(model, optimizer, epoch)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Set masked weights back to zero after the optimizer's step."""
@@ -144,7 +134,7 @@ class NativeManager:
     def finish(self, model: nn.Module, epoch: float) -> None:
         """Reach the targets of pruning that ends with the run itself, and let go of the model."""
         for modifier in self._masking():
-            if modifier.ends(epoch):
+            if 0 <= modifier.end_epoch <= epoch and modifier.due(epoch):
                 modifier.update(model, None, epoch, self._steps_per_epoch)
         for attached in self.modifiers:
             attached.detach(model)
