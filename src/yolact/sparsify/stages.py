@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -33,7 +34,7 @@ def compose(earlier: Recipe | None, recipe: Recipe) -> Recipe:
             key: [_shifted(entry, begin) for entry in items]
             for key, items in entry_lists(stage).items()
         }
-    return Recipe(staged, recipe.label)
+    return replace(recipe, document=staged)
 
 
 def until(recipe: Recipe, steps: int, steps_per_epoch: int) -> Recipe:
@@ -58,7 +59,8 @@ def until(recipe: Recipe, steps: int, steps_per_epoch: int) -> Recipe:
         key: [e if ended(e) else _ended_at(e, begins + clock) for e in items if begun(e)]
         for key, items in entry_lists(stage).items()
     }
-    return Recipe({**recipe.document, name: shortened} if name else shortened, recipe.label)
+    document = {**recipe.document, name: shortened} if name else shortened
+    return replace(recipe, document=document)
 
 
 def last_stage_begins(recipe: Recipe) -> float:
@@ -144,7 +146,7 @@ def forget_layers(
         }
 
     stages = {name: remaining(stage) for name, stage in recipe.stages.items()}
-    found = Recipe(stages.get("", stages), recipe.label)
+    found = replace(recipe, document=stages.get("", stages))
     return found if found.entries else None
 
 
