@@ -15,19 +15,43 @@ from yolact.sparsify.catalog import EngineName, facts_of
 from yolact.sparsify.document import Entry
 from yolact.sparsify.engine import GradientSamples
 from yolact.sparsify.native.acdc import ACDCPruningModifier
+from yolact.sparsify.native.distillation import (
+    DistillationModifier,
+    PerLayerDistillationModifier,
+)
 from yolact.sparsify.native.layers import LayerPruningModifier
 from yolact.sparsify.native.modifier import MaskingModifier, Modifier
+from yolact.sparsify.native.parameters import (
+    GradualParamModifier,
+    SetParamModifier,
+    TrainableParamsModifier,
+)
+from yolact.sparsify.native.pruning import (
+    ConstantPruningModifier,
+    GlobalMagnitudePruningModifier,
+    GMPruningModifier,
+    MagnitudePruningModifier,
+    course,
+)
+from yolact.sparsify.native.quantization import QuantizationModifier, adopt
+from yolact.sparsify.native.rates import (
+    EpochRangeModifier,
+    LearningRateFunctionModifier,
+    LearningRateModifier,
+    SetLearningRateModifier,
+    SetWeightDecayModifier,
+)
 from yolact.sparsify.native.thinning import ChannelThinningModifier
 from yolact.sparsify.native.totals import SparsificationLoggingModifier
 
 _CLASSES: tuple[type[Modifier], ...] = (
     *(EpochRangeModifier, LearningRateFunctionModifier, LearningRateModifier),
     *(SetLearningRateModifier, SetWeightDecayModifier),
-    *(ChannelThinningModifier, LayerPruningModifier),
-    *(TrainableParamsModifier, SetParamModifier, GradualParamModifier),
-    *(DistillationModifier, PerLayerDistillationModifier, SparsificationLoggingModifier),
     *(GMPruningModifier, MagnitudePruningModifier, GlobalMagnitudePruningModifier),
     *(ConstantPruningModifier, ACDCPruningModifier),
+    *(ChannelThinningModifier, LayerPruningModifier, QuantizationModifier),
+    *(TrainableParamsModifier, SetParamModifier, GradualParamModifier),
+    *(DistillationModifier, PerLayerDistillationModifier, SparsificationLoggingModifier),
 )
 MODIFIERS = {kind.__name__: kind for kind in _CLASSES}
 """Every modifier by the name that recipes use."""
@@ -103,6 +127,8 @@ class NativeManager:
         self._steps_per_epoch = steps_per_epoch
         # An uninterrupted run last looked at the clock before its last step.
         clock = max(steps - 1, 0) / steps_per_epoch
+        if is_quantized(model):
+            adopt(model, self.modifiers, fresh=steps == 0)
         for modifier in self.modifiers:
             modifier.attach(model, clock)
         if steps > 0:
