@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from yolact.sparsify.engine import EngineName
+from yolact.sparsify.catalog import EngineName
 
 HAVE_SPARSEML = find_spec("sparseml") is not None
 

@@ -37,7 +37,7 @@ STANDALONE = "exporter/deployed_run.py"
 
 MOST_LINES = 400
 MOST_FUNCTION_LINES = 60
-MOST_MODULES = 160
+MOST_MODULES = 175
 
 
 @cache
@@ -163,7 +163,7 @@ def test_a_package_is_imported_in_one_place_only(package: str) -> None:
     assert places and set(others) <= {STANDALONE}
 
 
-@pytest.mark.parametrize(("name", "most"), [("checkpoint", 15), ("cli.download", 36)])
+@pytest.mark.parametrize(("name", "most"), [("checkpoint", 15), ("cli.download", 37)])
 def test_a_module_reaches_few_others(
     name: str, most: int, record_property: Callable[[str, object], None]
 ) -> None:

@@ -15,7 +15,13 @@ import yolact
 from modifier_cases.table import cases
 from yolact.sparsify.catalog import CATALOG, facts_of
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.sparseml import BasePruningModifier, ConstantPruningModifier, Modifier
+from yolact.sparsify.sparseml import (
+    BasePruningModifier,
+    ConstantPruningModifier,
+    Modifier,
+    ScheduledModifierManager,
+)
+from yolact.sparsify.sparseml.engine import SparsemlEngine
 from yolact.sparsify.thinning import ChannelThinningModifier
 
 SOURCE = Path(str(yolact.__file__)).parent
@@ -65,8 +71,8 @@ def test_all_sparsities_of_a_modifier_are_known() -> None:
 def test_the_kind_of_a_modifier_is_the_one_sparseml_has_it_for(case: Any) -> None:
     recipe = Recipe.of_text(case.recipe, "the recipe")
     for entry in recipe.entries:
-        manager = Recipe({"modifiers": [entry]}, "one").manager()
-        (modifier,) = manager.iter_modifiers()
+        modifier = SparsemlEngine().build(entry)
+        manager = ScheduledModifierManager([modifier])
         kind = facts_of(entry.name).kind
         assert (kind == "constant") == isinstance(modifier, ConstantPruningModifier)
         assert (kind in ("pruning", "constant")) == isinstance(modifier, BasePruningModifier)

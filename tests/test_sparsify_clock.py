@@ -94,9 +94,7 @@ def test_what_a_recipe_times_in_epochs_happens_at_the_loops_step(
             continue
         again, _, other = begin(recipe, step + 1, per_epoch)  # a run resumed after this step
         assert other.param_groups[0]["lr"] == pytest.approx(group["lr"])
-        for one, two in zip(
-            driver.manager.iter_modifiers(), again.manager.iter_modifiers(), strict=True
-        ):
+        for one, two in zip(driver.manager.modifiers, again.manager.modifiers, strict=True):
             assert (one.started, one.ended) == (two.started, two.ended)
     driver.finish(model)
     if plan.total_steps >= due(end, per_epoch):  # also if the window lies within the last step

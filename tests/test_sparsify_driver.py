@@ -17,8 +17,11 @@ from yolact.config import ModelConfig, yolact_darknet_small
 from yolact.errors import RecipeError
 from yolact.model.weights import is_quantized, load_weights
 from yolact.model.yolact import InferenceModel, Yolact
-from yolact.sparsify.driver import GradientSamples, RecipeDriver
+from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.engine import GradientSamples
 from yolact.sparsify.recipe import Recipe, load_recipe
+from yolact.sparsify.sparseml import ScheduledModifierManager
+from yolact.sparsify.sparseml.engine import SparsemlEngine
 from yolact.sparsify.sparsity import overall_sparsity, sparsity_targets
 from yolact.sparsify.structure import apply_structure
 
@@ -339,7 +342,8 @@ def test_other_schemes_fit_their_checkpoints_too(scheme: str) -> None:
 def test_recipes_as_sparseml_itself_stored_them_are_understood() -> None:
     torch.manual_seed(0)
     training = Training("- !QuantizationModifier {start_epoch: 0}\n").run(0, 2)
-    stored = str(training.driver.manager)
+    entry = training.driver.recipe.entries[-1]
+    stored = str(ScheduledModifierManager([SparsemlEngine().build(entry)]))
     assert "__metadata__" not in stored and "'num_bits': 8" in stored
     model = Tiny()
     apply_structure(model, Recipe.of_text(stored, "the stored recipe"))

@@ -62,13 +62,13 @@ MASKS = "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
             "LearningRateModifier {lr_class: CosineAnnealingWarmRestarts, init_lr: 0.1, "
             "start_epoch: 0, lr_kwargs: {cycle_epochs: 1.5, lr_min: 0.0}}",
             THEIRS,
-            "check lr_kwargs, now {'cycle_epochs': 1.5, 'lr_min': 0.0}",
+            "check its fields; it has start_epoch 0, which may follow from the recipe's variables",
         ),
         (
             "LearningRateModifier {lr_class: StepLR, init_lr: 0.1, start_epoch: 0, "
             "lr_kwargs: {gamma: 0.5, step_size: 1, steps: 2}}",
             THEIRS,
-            "check lr_kwargs, now {'gamma': 0.5, 'step_size': 1, 'steps': 2}",
+            "check its fields; it has start_epoch 0, which may follow from the recipe's variables",
         ),
         (
             f"RigLPruningModifier {{final_sparsity: 0.5, {WINDOW}, sparsity_strategy: even}}",

@@ -16,7 +16,8 @@ from yolact.errors import YolactError
 from yolact.model.yolact import Yolact
 from yolact.sparsify.check.examine import PlannedRun, check_draft, examine, read_draft
 from yolact.sparsify.document import Entry, dump
-from yolact.sparsify.driver import GradientSamples, RecipeDriver
+from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.engine import GradientSamples
 from yolact.sparsify.recipe import load_recipe
 
 pytestmark = [

@@ -21,6 +21,7 @@ from yolact.model.channels import channel_groups
 from yolact.model.weights import load_weights
 from yolact.model.yolact import Yolact
 from yolact.sizes import ImageSize, size_words
+from yolact.sparsify.catalog import EngineName
 
 log = logging.getLogger(__name__)
 
@@ -151,12 +152,13 @@ def _tell_change(name: object, trained: ModelConfig, model: ModelConfig, verb: s
     )
 
 
-def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
+def restore_structure(model: Yolact, checkpoint: Checkpoint, engine: EngineName = "native") -> None:
     """Give a network the layers that a checkpoint's weights are for, if its recipe changed them.
 
     Args:
         model: As built from the checkpoint's configuration; changed in place.
         checkpoint: Its recipe says what was quantized, and which channels or layers were removed.
+        engine: Whose quantized layers they are to be; a run goes on with those of its own.
 
     Raises:
         CheckpointError: The weights are quantized and no recipe says how.
@@ -170,7 +172,8 @@ def restore_structure(model: Yolact, checkpoint: Checkpoint) -> None:
         from yolact.sparsify.recipe import Recipe  # loads sparseml: seconds, so only here
         from yolact.sparsify.structure import apply_structure
 
-        apply_structure(model, Recipe.of_text(text, "the stored recipe"), checkpoint.clock)
+        recipe = Recipe.of_text(text, "the stored recipe")
+        apply_structure(model, recipe, checkpoint.clock, engine)
 
 
 def known_rows(known: Classes, wanted: Classes) -> tuple[int | None, ...]:

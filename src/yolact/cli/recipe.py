@@ -46,7 +46,7 @@ def recipe() -> None:
         "--config",
         help="Check against this network.  [default: the checkpoint's, or yolact_darknet53_config]",
     ),
-    *options_of(TrainSettings, "recipe_args"),
+    *options_of(TrainSettings, "recipe_args", "recipe_engine"),
     *options_of(ModelConfig, "image_size", otherwise="config's"),
     click.option(
         "--epochs",
@@ -78,7 +78,7 @@ def check(source: str, **given: Any) -> None:
             require_writable_file(path)
     recipe_args = parse_recipe_args(given["recipe_args"])
     source, label = recipe_source(source)
-    draft = read_draft(source, recipe_args, label)
+    draft = read_draft(source, recipe_args, label, given["recipe_engine"])
     subject = _subject(given)
     report, outlook = check_draft(draft, subject.model, subject.config, given["epochs"])
     click.echo(f"{report.label}, for {subject.name}\n")

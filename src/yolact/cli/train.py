@@ -63,7 +63,7 @@ DATA_SETS = tuple(name for name, layout in LAYOUTS.items() if layout.training)
         help="The file given to --resume or --ckpt holds an ImageNet backbone only.",
     ),
     *options_of(StartSettings, "prior_base_size", "start_iter", "use_checkpoint_epoch"),
-    *options_of(TrainSettings, "recipe", "recipe_args", "distill_teacher"),
+    *options_of(TrainSettings, "recipe", "recipe_args", "recipe_engine", "distill_teacher"),
     *options_of(StartSettings, "continue_recipe"),
     *options_of(TrainSettings, "batch_size", "accumulate", "epochs", "max_iter"),
     *options_of(OptimConfig, "lr", otherwise="config's"),

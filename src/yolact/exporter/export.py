@@ -288,7 +288,7 @@ def _load_recipe(named: tuple[str, str | None]) -> Recipe:
     from yolact.sparsify.recipe import load_recipe  # loads sparseml: seconds, so only when needed
 
     source, label = named
-    return load_recipe(source, label=label)
+    return load_recipe(source, label=label, engine="native")
 
 
 def _apply_at_once(

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+EngineName = Literal["sparseml", "native"]
+"""Who runs recipes: sparseml's modifiers, or this package's own."""
+
 Kind = Literal["length", "lr", "pruning", "constant", "quantization", "thinning", "other"]
 """What a modifier does: say how long the run is, set learning rates, make weights zero, keep zeros,
 quantize, take channels or layers away, or none of these."""
@@ -43,6 +46,8 @@ class ModifierFacts:
     """Without an ``end_epoch`` it acts once, at its ``start_epoch``."""
     optimizer_only: bool = False
     """Changes settings of the optimizer and nothing else."""
+    removes_layers: bool = False
+    """Takes whole layers away."""
     distils: bool = False
     """Learns from a teacher."""
     refused: tuple[str, str] | None = None
@@ -97,7 +102,7 @@ _ROWS = (
     ),
     # Other structure
     ModifierFacts(name="ChannelThinningModifier", kind="thinning", at_once=True),
-    ModifierFacts(name="LayerPruningModifier", kind="thinning"),
+    ModifierFacts(name="LayerPruningModifier", kind="thinning", removes_layers=True),
     ModifierFacts(
         name="LayerThinningModifier",
         kind="thinning",

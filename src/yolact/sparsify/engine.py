@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import Entry
-
-EngineName = Literal["sparseml", "native"]
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 
 class Modifier(Protocol):

@@ -1,31 +1,19 @@
-"""From the entries of a recipe to sparseml's modifiers, with errors that name what is wrong."""
+"""From the entries of a recipe to an engine's modifiers, with errors that name what is wrong."""
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import cache
 from textwrap import shorten
 from typing import Any
 
-import torch
-import yaml
-
 from yolact.errors import RecipeError
-from yolact.sparsify.catalog import facts_of
+from yolact.sparsify.catalog import CATALOG, facts_of
 from yolact.sparsify.distillation import what_it_distils
-from yolact.sparsify.document import Document, Entry, dump, entry_lists, nm_of, stages
-from yolact.sparsify.sparseml import (
-    LR_SCHEDULERS,
-    LayerPruningModifier,
-    Modifier,
-    QuantizationArgs,
-    QuantizationScheme,
-    ScheduledModifierManager,
-    get_mask_creator_default,
-)
+from yolact.sparsify.document import Document, Entry, entry_lists, nm_of, stages
+from yolact.sparsify.engine import Engine, Manager
+from yolact.sparsify.recipe_engines import how_to_use_sparseml
 from yolact.sparsify.thinning import require_alone
 
 _LONGEST = 100_000
@@ -42,13 +30,19 @@ _FROM_PARAM = "__FROM_PARAM__"
 _TOLERANCE = 0.01
 """Of sparseml, between a sparsity and that of N:M masks."""
 
+_SCHEME = frozenset({"input_activations", "weights", "output_activations", "target_hardware"})
+"""Keys of a quantization scheme."""
+
+_QUANTIZED = frozenset({"num_bits", "symmetric", "strategy", "kwargs"})
+"""Keys of one part of a scheme."""
+
 _Finding = tuple[str, str]
 
 _FINE = ("", "")
 
 
-def build_manager(document: Document, label: str) -> Any:
-    """The manager of all modifiers of a resolved document.
+def build_manager(document: Document, label: str, engine: Engine) -> Manager:
+    """The engine's manager of all modifiers of a resolved document.
 
     Raises:
         RecipeError: The recipe has no modifiers, or one is unknown, unsupported, has unknown or
@@ -58,7 +52,7 @@ def build_manager(document: Document, label: str) -> Any:
     for name, stage in stages(document).items():
         items = [item for items in entry_lists(stage).values() for item in items]
         if items:  # sparseml fails on a stage without modifiers
-            built[name] = [_build(item, label) for item in items]
+            built[name] = [build_modifier(item, label, engine) for item in items]
     if not built:
         raise RecipeError(
             f"{label} contains no modifiers",
@@ -66,27 +60,27 @@ def build_manager(document: Document, label: str) -> Any:
         )
     for modifiers in built.values():
         require_alone(modifiers, label)
-    unstaged = built.keys() == {""}
-    return ScheduledModifierManager(modifiers=built[""] if unstaged else built)
+    return engine.manager(built)
 
 
-def _build(item: Any, label: str) -> Any:
+def build_modifier(item: Any, label: str, engine: Engine) -> Any:
+    """The engine's modifier of an entry, which need not be one.
+
+    Raises:
+        RecipeError: It is none, or unknown, unsupported, has unknown or missing fields or
+            impossible values.
+    """
     if not isinstance(item, Entry):
         raise RecipeError(
             f"{label}: {shorten(repr(item), 60)} in a list of modifiers is not one",
             hint="entries begin with !, like - !GMPruningModifier",
         )
-    _check(item, label)
+    _check(item, label, engine)
     # sparseml would demand a loader of calibration images; ranges are calibrated here otherwise.
     fields = {k: v for k, v in item.fields.items() if k != "num_calibration_steps"}
-    # The tag of sparseml's own constructors; each picks among classes of one name by their fields.
-    text = dump({"modifier": Entry(f"pytorch.{item.name}", fields)})
     try:
-        modifier = yaml.safe_load(text)["modifier"]
-    except (
-        *(TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError),
-        yaml.YAMLError,  # a modifier inside a modifier
-    ) as error:
+        modifier = engine.build(Entry(item.name, fields))
+    except (TypeError, ValueError) as error:
         missing = re.findall(r"'(\w+)'", str(error)) if "missing" in str(error) else []
         problem = f" needs {', '.join(missing)}" if missing else f": {error}"
         raise RecipeError(f"{label}: {item.name}{problem}", hint=_hint_for_values(item)) from error
@@ -102,10 +96,16 @@ def _build(item: Any, label: str) -> Any:
     return modifier
 
 
-def _check(item: Entry, label: str) -> None:
+def _check(item: Entry, label: str, engine: Engine) -> None:
     if refused := facts_of(item.name).refused:
         raise RecipeError(f"{label}: {item.name} {refused[0]}", hint=refused[1])
-    known = _known_fields()
+    known = engine.fields()
+    if item.name not in known and item.name in CATALOG:
+        raise RecipeError(
+            f"{label}: {item.name} is a modifier that only sparseml has, not the {engine.name} "
+            "engine",
+            hint=how_to_use_sparseml(),
+        )
     if item.name not in known:
         near = get_close_matches(item.name, known, n=1)
         raise RecipeError(
@@ -125,10 +125,10 @@ def _check(item: Entry, label: str) -> None:
 
 def _check_scheme(scheme: Mapping[str, Any], owner: str) -> None:
     """Refuse unknown keys of a quantization scheme, which sparseml would ignore."""
-    _check_fields(scheme, frozenset(QuantizationScheme.model_fields), owner)
+    _check_fields(scheme, _SCHEME, owner)
     for name, arguments in scheme.items():
         if isinstance(arguments, dict):
-            _check_fields(arguments, frozenset(QuantizationArgs.model_fields), f"{owner}: {name}")
+            _check_fields(arguments, _QUANTIZED, f"{owner}: {name}")
 
 
 def _check_fields(fields: Mapping[str, Any], known: frozenset[str], owner: str) -> None:
@@ -209,31 +209,12 @@ def _hint_for_values(item: Entry) -> str:
     return f"check its fields; it has {shown}, which may follow from the recipe's variables"
 
 
-@cache
-def _known_fields() -> dict[str, frozenset[str]]:
-    """Field names by modifier; classes that share a name share them."""
-    tags = yaml.SafeLoader.yaml_constructors
-    known: dict[str, frozenset[str]] = {}
-    for kind in _subclasses(Modifier):
-        if f"!pytorch.{kind.__name__}" in tags:
-            names = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
-            known[kind.__name__] = known.get(kind.__name__, frozenset()) | names | {"log_types"}
-    return known
-
-
-def _subclasses(kind: Any) -> Iterator[Any]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _subclasses(child)
-
-
 def _refuse_values(modifier: Any, label: str) -> None:
     """Refuse what sparseml accepts and then ignores, or fails on in the middle of training."""
     name = type(modifier).__name__
     for problem, hint in (
         _masks(modifier),
         _global(modifier),
-        _scheduler(modifier),
         _cycle(modifier),
         _phases(modifier),
         _samples(modifier),
@@ -252,14 +233,14 @@ def _masks(modifier: Any) -> _Finding:
             f"mask_type {mask_type} is that of StructuredPruningModifier",
             "use that, or ChannelThinningModifier to remove channels",
         )
-    hint = "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
-    if not isinstance(mask_type, str | list):
-        return f"mask_type is {mask_type!r}", hint
-    try:
-        get_mask_creator_default(mask_type)
-    except (ValueError, TypeError) as error:
-        return str(error), hint
-    return _nm(modifier, nm_of(mask_type))
+    nm = nm_of(mask_type)
+    block = isinstance(mask_type, list) and [type(side) for side in mask_type] == [int, int]
+    if not (block or nm or mask_type in ("unstructured", "block4")):
+        return (
+            f"mask_type is {mask_type!r}",
+            "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]",
+        )
+    return _nm(modifier, nm)
 
 
 def _nm(modifier: Any, nm: tuple[int, int] | None) -> _Finding:
@@ -299,19 +280,6 @@ def _global(modifier: Any) -> _Finding:
     return _FINE
 
 
-def _scheduler(modifier: Any) -> _Finding:
-    """Build the scheduler for a throwaway optimizer: sparseml builds it when its epoch comes."""
-    if not hasattr(modifier, "corrected_lr_info"):
-        return _FINE
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=modifier.init_lr)
-    try:
-        kind, options = modifier.corrected_lr_info(1000, modifier.start_epoch, modifier.end_epoch)
-        LR_SCHEDULERS[kind](optimizer, **options)
-    except (ValueError, TypeError) as error:
-        return str(error), f"check lr_kwargs, now {modifier.lr_kwargs}"
-    return _FINE
-
-
 def _cycle(modifier: Any) -> _Finding:
     if getattr(modifier, "lr_func", None) == "cyclic_linear" and modifier.cycle_epochs <= 0:
         return f"cycle_epochs is {modifier.cycle_epochs:g}", "give the epochs of a cycle, above 0"
@@ -346,7 +314,7 @@ def _samples(modifier: Any) -> _Finding:
 
 
 def _window(modifier: Any) -> _Finding:
-    if isinstance(modifier, LayerPruningModifier) and modifier.end_epoch != -1:
+    if facts_of(type(modifier).__name__).removes_layers and modifier.end_epoch != -1:
         return (
             "checkpoints written before end_epoch would lack the layers that come back then",
             "leave end_epoch out: layers that are removed stay removed",

@@ -192,8 +192,7 @@ def _require_images_if(quantizes: bool, images: Inputs | None, label: str) -> No
 
 def _only(recipe: Recipe, *kinds: Kind) -> Recipe:
     """The recipe with nothing but modifiers of these kinds."""
-    found = [entry for entry in recipe.entries if facts_of(entry.name).kind in kinds]
-    return Recipe({"modifiers": found}, recipe.label)
+    return recipe.of(entry for entry in recipe.entries if facts_of(entry.name).kind in kinds)
 
 
 def _prune(model: nn.Module, recipe: Recipe) -> None:

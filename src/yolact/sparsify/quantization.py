@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.ao.quantization import FakeQuantize, QuantWrapper
 
+from yolact.model.fake_quantize import is_fake_quantize
+from yolact.model.fused_layers import is_fused
+from yolact.model.quantized_layers import is_quant_wrapper
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparsity import convolutions
-from yolact.sparsify.structure import FUSED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def input_quantizers(model: nn.Module) -> dict[nn.Module, Quantizer]:
     """Module to the fake quantizer of its input, for all that have one."""
     found = {}
     for wrapper in model.modules():
-        if isinstance(wrapper, QuantWrapper):
+        if is_quant_wrapper(wrapper):
             quantizer = _read(getattr(wrapper.quant, "activation_post_process", None))
             if quantizer is not None:
                 found[wrapper.module] = quantizer
@@ -142,7 +143,7 @@ def _kinds(model: nn.Module) -> dict[nn.Module, str]:
     """The class that a recipe has to name to mean a convolution: that of what it is fused into."""
     kinds: dict[nn.Module, str] = {}
     for module in model.modules():
-        for inner in module.modules() if isinstance(module, FUSED) else (module,):
+        for inner in module.modules() if is_fused(module) else (module,):
             kinds.setdefault(inner, type(module).__name__)
     return kinds
 
@@ -196,7 +197,7 @@ _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 
 
 def _read(module: Any) -> Quantizer | None:
-    if not isinstance(module, FakeQuantize):
+    if not is_fake_quantize(module):
         return None
     low, high = int(module.quant_min), int(module.quant_max)
     scale, zero = module.scale.double(), module.zero_point.double()

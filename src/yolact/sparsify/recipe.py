@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
@@ -19,8 +19,11 @@ from typing import Any
 
 from yolact.errors import RecipeError
 from yolact.sparsify import document as documents
+from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import Document, Entry
+from yolact.sparsify.engine import Manager
 from yolact.sparsify.modifiers import build_manager
+from yolact.sparsify.recipe_engines import default_engine, recipe_engine
 from yolact.sparsify.variables import override, resolve
 
 _SUFFIXES = (".md", ".yaml", ".yml")
@@ -45,15 +48,17 @@ class Recipe:
     """Lists of modifiers by key, one level deeper when there are stages."""
     label: str = field(compare=False)
     """What messages call it."""
+    engine: EngineName | None = field(default=None, compare=False)
+    """Who runs it; None stands for sparseml where that can be imported, else our own."""
 
     @classmethod
-    def of_text(cls, text: str, label: str) -> Recipe:
+    def of_text(cls, text: str, label: str, engine: EngineName | None = None) -> Recipe:
         """The YAML that a checkpoint stores, as an object; it was checked when it was given.
 
         Raises:
             RecipeError: It is no recipe, or its variables cannot be computed.
         """
-        return cls(resolve(documents.parse(text, label), label), label)
+        return cls(resolve(documents.parse(text, label), label), label, engine)
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
@@ -70,18 +75,30 @@ class Recipe:
         """YAML, as checkpoints store it; loading it gives an equal recipe."""
         return documents.dump(self.document)
 
-    def manager(self) -> Any:
-        """A ScheduledModifierManager of all modifiers; a new one each time, for they have state.
+    def manager(self) -> Manager:
+        """The engine's manager of all modifiers; a new one each time, for they have state.
 
         Raises:
             RecipeError: There are no modifiers, or one is unknown, cannot be used, has unknown or
-                missing fields or impossible values.
+                missing fields or impossible values; or the engine is not there.
         """
-        return build_manager(self.document, self.label)
+        return build_manager(self.document, self.label, recipe_engine(self.engine_name))
+
+    @property
+    def engine_name(self) -> EngineName:
+        """The engine that runs it."""
+        return self.engine or default_engine()
+
+    def of(self, entries: Iterable[Entry]) -> Recipe:
+        """A recipe of some of its modifiers, in one stage."""
+        return replace(self, document={"modifiers": list(entries)})
 
 
 def load_recipe(
-    source: str, recipe_args: Mapping[str, Any] | None = None, label: str | None = None
+    source: str,
+    recipe_args: Mapping[str, Any] | None = None,
+    label: str | None = None,
+    engine: EngineName | None = None,
 ) -> Recipe:
     """Read a recipe and check everything that can be checked without a model.
 
@@ -91,6 +108,7 @@ def load_recipe(
         recipe_args: Values for the recipe's variables, e.g. ``{"num_epochs": 2}``.
         label: What messages call it, such as the stub that ``source`` is the file of; None lets
             its path or name say so.
+        engine: Who runs it; None stands for sparseml where that can be imported, else our own.
 
     Raises:
         RecipeError: The recipe is missing, is not YAML, is empty, names unknown modifiers, fields
@@ -99,7 +117,7 @@ def load_recipe(
     document, label = read_document(source, label)
     if recipe_args:
         document = override(document, recipe_args, label)
-    recipe = Recipe(resolve(document, label), label)
+    recipe = Recipe(resolve(document, label), label, engine)
     recipe.manager()
     return recipe
 

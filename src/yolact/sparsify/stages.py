@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.ao.quantization import FakeQuantizeBase
 
+from yolact.model.fake_quantize import is_fake_quantize
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.document import Document, Entry, entries, entry_lists, matches
 from yolact.sparsify.recipe import Recipe
@@ -33,7 +34,7 @@ def compose(earlier: Recipe | None, recipe: Recipe) -> Recipe:
             key: [_shifted(entry, begin) for entry in items]
             for key, items in entry_lists(stage).items()
         }
-    return Recipe(staged, recipe.label)
+    return replace(recipe, document=staged)
 
 
 def until(recipe: Recipe, steps: int, steps_per_epoch: int) -> Recipe:
@@ -58,7 +59,8 @@ def until(recipe: Recipe, steps: int, steps_per_epoch: int) -> Recipe:
         key: [e if ended(e) else _ended_at(e, begins + clock) for e in items if begun(e)]
         for key, items in entry_lists(stage).items()
     }
-    return Recipe({**recipe.document, name: shortened} if name else shortened, recipe.label)
+    document = {**recipe.document, name: shortened} if name else shortened
+    return replace(recipe, document=document)
 
 
 def last_stage_begins(recipe: Recipe) -> float:
@@ -144,7 +146,7 @@ def forget_layers(
         }
 
     stages = {name: remaining(stage) for name, stage in recipe.stages.items()}
-    found = Recipe(stages.get("", stages), recipe.label)
+    found = replace(recipe, document=stages.get("", stages))
     return found if found.entries else None
 
 
@@ -154,7 +156,7 @@ def learn_ranges(model: nn.Module, layers: Sequence[str]) -> None:
     ``layers`` are beginnings of names; the model need not be quantized.
     """
     for name, module in model.named_modules():
-        if f"{name}.".startswith(tuple(layers)) and isinstance(module, FakeQuantizeBase):
+        if f"{name}.".startswith(tuple(layers)) and is_fake_quantize(module):
             module.enable_observer()
 
 

@@ -6,45 +6,48 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.ao.nn.intrinsic import ConvBn2d, ConvBnReLU2d, ConvReLU2d
-from torch.ao.quantization import QuantWrapper
 
 from yolact.errors import RecipeError
-from yolact.model.weights import is_quantized
+from yolact.model.fused_layers import is_fused
+from yolact.model.quantized_layers import is_quant_wrapper
+from yolact.sparsify.catalog import EngineName, facts_of
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.sparseml import LayerPruningModifier, quiet_loggers
 from yolact.sparsify.stages import last_stage_begins
 
-FUSED = (ConvBn2d, ConvBnReLU2d, ConvReLU2d)
-"""What fusing makes of a convolution and its neighbours; quantizing replaces these."""
+_STRUCTURAL = ("thinning", "quantization")
 
 _SIDE = 64
 """Of the image that is tried, in pixels."""
 
 
-def apply_structure(model: nn.Module, recipe: Recipe, epoch: float = math.inf) -> None:
+def apply_structure(
+    model: nn.Module, recipe: Recipe, epoch: float = math.inf, engine: EngineName = "native"
+) -> None:
     """Give ``model`` the layers that its recipe has created by ``epoch``.
 
-    Afterwards the weights of a checkpoint written at that epoch fit the model.
+    Afterwards the weights of a checkpoint written at that epoch fit the model. Modifiers that do
+    not change layers are not asked: the recipe need not be one that the engine can run.
 
     Args:
         model: As built from its configuration; changed in place. A model that is quantized
             already stays as it is.
         recipe: The one stored in the checkpoint, with all earlier stages.
         epoch: Of the last step taken, in the recipe's last stage; inf for its end.
+        engine: Whose quantized layers they are to be; a run goes on with those of its own.
 
     Raises:
         RecipeError: The recipe is malformed or does not fit the model.
     """
-    manager = recipe.manager()
-    clock = epoch + last_stage_begins(recipe)
+    structural = [e for e in recipe.entries if facts_of(e.name).kind in _STRUCTURAL]
+    if not structural:
+        return
+    manager = replace(recipe.of(structural), engine=engine).manager()
     with fit_errors(), training_mode(model):
-        for modifier in sorted(manager.structured_modifiers, key=lambda m: m.start_epoch):
-            if not (modifier in manager.quantization_modifiers and is_quantized(model)):
-                modifier.initialize(model, clock, loggers=quiet_loggers())
+        manager.restructure(model, epoch + last_stage_begins(recipe))
 
 
 def rehearse(model: nn.Module, recipe: Recipe) -> None:
@@ -54,9 +57,8 @@ def rehearse(model: nn.Module, recipe: Recipe) -> None:
         RecipeError: The recipe's quantization does not fit the model, or the model does not run
             without the layers, because others need their shapes.
     """
-    manager = recipe.manager()
-    removes = any(isinstance(m, LayerPruningModifier) for m in manager.iter_modifiers())
-    if not removes and not manager.quantization_modifiers:
+    removes = any(facts_of(entry.name).removes_layers for entry in recipe.entries)
+    if not removes and all(facts_of(e.name).kind != "quantization" for e in recipe.entries):
         return
     with torch.random.fork_rng(devices=[]):  # torch draws weights for the layers it replaces
         trial = copy.deepcopy(model)
@@ -72,9 +74,9 @@ def recipe_names(model: nn.Module) -> dict[str, str]:
     """
     inside = {}
     for name, module in model.named_modules():
-        if isinstance(module, QuantWrapper):
+        if is_quant_wrapper(module):
             inside[f"{name}.module."] = f"{name}."
-        elif isinstance(module, FUSED):
+        elif is_fused(module):
             inside[f"{name}.0."] = f"{name}."
     innermost_first = sorted(inside, key=len, reverse=True)
     names = {}

@@ -30,6 +30,7 @@ from yolact.sizes import size_words
 from yolact.training.settings import StartSettings, TrainSettings
 
 if TYPE_CHECKING:
+    from yolact.sparsify.catalog import EngineName
     from yolact.sparsify.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,11 @@ class Origin:
             return False
         return self.knows(classes) or None not in known_rows(classes_of(self.checkpoint), classes)
 
+    @property
+    def engine(self) -> EngineName:
+        """Whose layers the run has where it quantizes."""
+        return "native" if self.recipe is None else self.recipe.engine_name
+
     def changes_class_layers(self, classes: Classes) -> bool:
         """Whether the checkpoint's weights are taken for other classes than theirs."""
         return self.checkpoint is not None and not self.start.resume and not self.knows(classes)
@@ -77,7 +83,9 @@ def find_origin(settings: TrainSettings) -> Origin:
     if settings.recipe is not None:
         from yolact.sparsify.recipe import load_recipe  # loads sparseml
 
-        given = load_recipe(settings.recipe, settings.recipe_args, settings.recipe_label)
+        given = load_recipe(
+            settings.recipe, settings.recipe_args, settings.recipe_label, settings.recipe_engine
+        )
     new = Origin(start=start, seed=settings.seed, recipe=given)
     if start.checkpoint is None:
         return new
@@ -86,7 +94,8 @@ def find_origin(settings: TrainSettings) -> Origin:
     if not start.resume:
         return replace(new, earlier_recipe=_recipe_so_far(checkpoint))
     state = checkpoint.training
-    stored = _stored(state.stage_recipe if state else checkpoint.recipe, "the recipe")
+    text = state.stage_recipe if state else checkpoint.recipe
+    stored = _stored(text, "the recipe", settings.recipe_engine)
     if start.continue_recipe and stored is None:
         raise CheckpointError(
             f"{start.checkpoint} holds no recipe to go on with",
@@ -130,7 +139,7 @@ def build_network(origin: Origin, config: YolactConfig, classes: Classes) -> tup
     if checkpoint is None:
         return model, "random weights"
     _check_belongs(checkpoint, config, start, classes)
-    restore_structure(model, checkpoint)
+    restore_structure(model, checkpoint, origin.engine)
     words = f"checkpoint {start.checkpoint}"
     if not origin.changes_class_layers(classes):
         load_weights(model, checkpoint.model_state)
@@ -237,13 +246,17 @@ def _words(key: str, value: Any) -> str:
     return f"{value:g}" if key == "prior_base_size" else str(value)
 
 
-def _stored(text: str | None, label: str = "the checkpoint's recipe") -> Recipe | None:
+def _stored(
+    text: str | None,
+    label: str = "the checkpoint's recipe",
+    engine: EngineName | None = None,
+) -> Recipe | None:
     """A recipe that a checkpoint holds."""
     if not text:
         return None
     from yolact.sparsify.recipe import Recipe  # loads sparseml
 
-    return Recipe.of_text(text, label)
+    return Recipe.of_text(text, label, engine)
 
 
 def _recipe_so_far(checkpoint: Checkpoint) -> Recipe | None:

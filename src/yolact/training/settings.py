@@ -12,6 +12,7 @@ from yolact.config import OnBadImage, YolactConfig, on_bad_image, strict
 from yolact.errors import ConfigError
 from yolact.setting import LARGEST_SEED, setting
 from yolact.sizes import prior_base_size_setting
+from yolact.sparsify.catalog import EngineName
 
 
 def read_batch_alloc(text: str) -> tuple[int, ...]:
@@ -134,6 +135,11 @@ class TrainSettings:
         words=tuple[str, ...],
         help="Set a variable of the recipe, as name=value or JSON; may be repeated.",
     )
+    recipe_engine: EngineName | None = setting(
+        default=None,
+        help="Who runs the recipe.  [default: sparseml where it is installed, else native]",
+    )
+    """None stands for that default."""
     distill_teacher: str | None = setting(
         default=None,
         help="Whom a recipe with distillation learns from: a checkpoint, self (the weights the "

@@ -45,7 +45,8 @@ from yolact.training.step import on_device
 from yolact.types import Batch
 
 if TYPE_CHECKING:
-    from yolact.sparsify.driver import GradientSamples, RecipeDriver
+    from yolact.sparsify.driver import RecipeDriver
+    from yolact.sparsify.engine import GradientSamples
     from yolact.sparsify.recipe import Recipe
 
 
@@ -335,7 +336,7 @@ def _start_recipe(run: Run) -> None:
 
 def _gradient_samples(run: Run) -> GradientSamples:
     """Batches of the run's own data and their loss, in float32 and in this process."""
-    from yolact.sparsify.driver import GradientSamples  # loads sparseml
+    from yolact.sparsify.engine import GradientSamples
 
     criterion = YolactLoss(run.config.loss)
 

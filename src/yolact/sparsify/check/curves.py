@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from yolact.config import OptimConfig
 from yolact.sparsify.check.timetable import ModifierRow
-from yolact.sparsify.document import Entry
+from yolact.sparsify.engine import Engine
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.sparseml import BasePruningModifier, quiet_loggers
+from yolact.sparsify.recipe_engines import recipe_engine
 from yolact.sparsify.sparsity import targets_by_parameter
 from yolact.sparsify.structure import recipe_names
 
@@ -36,9 +36,6 @@ _FINEST = 100
 
 _COCO_STEPS = 14_658
 """Of an epoch of COCO in batches of 8, by which the configurations count."""
-
-_CANNOT = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What modifiers raise that look at weights, gradients or data when they begin."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +81,13 @@ class Curves:
 
 
 def trace_curves(
-    rows: Sequence[ModifierRow], model: nn.Module, optim: OptimConfig, end: float
+    recipe: Recipe, rows: Sequence[ModifierRow], model: nn.Module, optim: OptimConfig, end: float
 ) -> Curves:
     """Let the modifiers of a recipe run through its epochs.
 
     Args:
-        rows: Modifiers that fit the model.
+        recipe: Whose engine runs them.
+        rows: Those of its modifiers that fit the model.
         model: The model they are for; unchanged.
         optim: What the run uses where the recipe says nothing.
         end: Length of the run in epochs, above 0.
@@ -97,14 +95,17 @@ def trace_curves(
     per_epoch = max(1, math.floor(min(_FINEST, _POINTS / end)))
     count = max(1, math.ceil(end * per_epoch - 1e-9))
     epochs = [min(i / per_epoch, end) for i in range(count)] + [end]
-    lr, decay = _optimizer_curves(rows, optim, epochs, per_epoch)
+    settings = recipe.of(row.entry for row in rows if row.facts.optimizer_only)
+    lr, decay = _optimizer_curves(settings, optim, epochs, per_epoch)
+    engine = recipe_engine(recipe.engine_name)
+    courses = [_groups(row, engine, model, epochs, per_epoch) for row in rows]
     by_recipe = any(row.kind == "lr" for row in rows)
     return Curves(
         epochs=tuple(epochs),
         lr=tuple(lr if by_recipe else _own_schedule(optim, epochs)),
         lr_by_recipe=by_recipe,
         weight_decay=tuple(decay),
-        groups=tuple(curve for row in rows for curve in _groups(row, model, epochs, per_epoch)),
+        groups=tuple(chain.from_iterable(courses)),
         phases=tuple(phase for row in rows for phase in _phases(row, end)),
     )
 
@@ -128,20 +129,19 @@ def with_values(model: nn.Module) -> nn.Module:
 
 
 def _optimizer_curves(
-    rows: Iterable[ModifierRow], optim: OptimConfig, epochs: Sequence[float], per_epoch: int
+    settings: Recipe, optim: OptimConfig, epochs: Sequence[float], per_epoch: int
 ) -> tuple[list[float], list[float]]:
     """Learning rate and weight decay of the first parameter group at each epoch."""
     stand_in = nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(stand_in.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
     optimizer.add_param_group({"params": [torch.zeros(1)]})  # as with maps to a teacher
-    modifiers = [_built(row.entry) for row in rows if row.facts.optimizer_only]
-    for modifier in modifiers:
-        modifier.initialize(stand_in, 0, loggers=quiet_loggers())
+    manager = settings.manager() if settings.entries else None
+    if manager is not None:
+        manager.start(stand_in, optimizer, 0, per_epoch, None)
     lr, decay = [], []
     for epoch in epochs:
-        for modifier in modifiers:
-            if modifier.enabled and modifier.update_ready(epoch, per_epoch):
-                modifier.scheduled_update(stand_in, optimizer, epoch, per_epoch)
+        if manager is not None:
+            manager.before_forward(stand_in, optimizer, epoch)
         lr.append(float(optimizer.param_groups[0]["lr"]))
         decay.append(float(optimizer.param_groups[0]["weight_decay"]))
     return lr, decay
@@ -154,18 +154,23 @@ def _own_schedule(optim: OptimConfig, epochs: Sequence[float]) -> list[float]:
 
 
 def _groups(
-    row: ModifierRow, model: nn.Module, epochs: Sequence[float], per_epoch: int
+    row: ModifierRow, engine: Engine, model: nn.Module, epochs: Sequence[float], per_epoch: int
 ) -> list[GroupCurve]:
-    modifier = _built(row.entry)
+    if row.kind not in ("thinning", "pruning"):
+        return []
+    modifier = engine.build(row.entry)
     if row.kind == "thinning" and hasattr(modifier, "fraction_at"):
         gone = tuple(1.0 - float(modifier.fraction_at(epoch)) for epoch in epochs)
         return [GroupCurve(row.number, "channels", row.parameters, gone)]
-    if row.kind != "pruning":
+    if row.kind == "thinning":
         return []
     try:
-        names, levels = _run_pruning(modifier, meta_copy(model), epochs, per_epoch)
-    except _CANNOT as error:
-        logger.debug("%s cannot run without a model: %s", row.name, error)
+        meta = meta_copy(model)
+        names, levels = engine.sparsities(modifier, meta, epochs, per_epoch)
+        spelled = recipe_names(meta)
+        names = [spelled[name] for name in names]
+    except ValueError as error:
+        logger.debug("%s: %s", row.name, error)
         names, levels = _declared(row, epochs)
     alike: dict[tuple[float, ...], list[str]] = {}
     for name, course in zip(names, zip(*levels, strict=True), strict=True):
@@ -173,29 +178,6 @@ def _groups(
     return [
         GroupCurve(row.number, "zeros", tuple(group), course) for course, group in alike.items()
     ]
-
-
-def _run_pruning(
-    modifier: Any, meta: nn.Module, epochs: Sequence[float], per_epoch: int
-) -> tuple[list[str], list[list[float]]]:
-    """Names of the parameters, and for each epoch the sparsity of each, without computing masks."""
-    assert isinstance(modifier, BasePruningModifier)
-    modifier.initialize(meta, 0, loggers=quiet_loggers())
-    spelled = recipe_names(meta)
-    names = [spelled[name.removesuffix(".sparsity_mask")] for name in modifier.module_masks.names]
-    current = [0.0] * len(names)
-
-    def record(_: nn.Module, epoch: float, steps_per_epoch: int, **__: Any) -> None:
-        level = modifier.get_applied_sparsity_for_epoch(epoch, steps_per_epoch)
-        current[:] = level if isinstance(level, list) else [level] * len(names)
-
-    modifier.check_mask_update = record
-    levels = []
-    for epoch in epochs:
-        if modifier.enabled and modifier.update_ready(epoch, per_epoch):
-            modifier.scheduled_update(meta, None, epoch, per_epoch)
-        levels.append([float(level) for level in current])
-    return names, levels
 
 
 def _declared(row: ModifierRow, epochs: Sequence[float]) -> tuple[list[str], list[list[float]]]:
@@ -219,11 +201,6 @@ def _phases(row: ModifierRow, end: float) -> list[Phase]:
     if frozen is not None and float(frozen) < end:
         phases.append(Phase("batch norms frozen", max(float(frozen), row.begin), end))
     return phases
-
-
-def _built(entry: Entry) -> Any:
-    recipe = Recipe({"modifiers": [entry]}, "the recipe")
-    return next(iter(recipe.manager().iter_modifiers()))
 
 
 def _empty(tensor: Tensor) -> Tensor:

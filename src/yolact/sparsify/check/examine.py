@@ -11,6 +11,7 @@ from torch import nn
 from yolact.config import OptimConfig, YolactConfig
 from yolact.errors import RecipeError
 from yolact.sizes import ImageSize
+from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.check.curves import Curves, trace_curves
 from yolact.sparsify.check.forecast import Forecast, forecast
 from yolact.sparsify.check.parameters import (
@@ -51,8 +52,7 @@ class PlannedRun:
 class RecipeReport:
     """What a recipe says, for one model, and what is wrong with it."""
 
-    label: str
-    """Where the recipe came from."""
+    recipe: Recipe
     rows: tuple[ModifierRow, ...]
     """Its modifiers, but for those that cannot be built."""
     unpruned: tuple[str, ...]
@@ -61,6 +61,11 @@ class RecipeReport:
     """Errors and warnings, in the order of the modifiers they are about."""
     length: float | None
     """Of the run in epochs; None when nothing tells."""
+
+    @property
+    def label(self) -> str:
+        """Where the recipe came from."""
+        return self.recipe.label
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -101,7 +106,7 @@ def examine(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> RecipeR
             teachers do not matter.
     """
     parameters = Parameters.of(model)
-    rows, problems = rows_of(recipe.entries, parameters, recipe.label)
+    rows, problems = rows_of(recipe, parameters)
     end = run_end(rows, run.epochs if run else None)
     problems += [p for row in rows for p in _alone(row, parameters, model)]
     if run is None:
@@ -117,7 +122,7 @@ def examine(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> RecipeR
         problems += _lost_zeros(model, rows)
     pruned = {n for row in rows if row.kind in ("pruning", "thinning") for n in row.parameters}
     return RecipeReport(
-        label=recipe.label,
+        recipe=recipe,
         rows=tuple(rows),
         unpruned=tuple(name for name in convolutions(model) if name not in pruned),
         problems=tuple(sorted(problems, key=lambda p: p.number or 0)),
@@ -146,7 +151,10 @@ def require_sound(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> t
 
 
 def read_draft(
-    source: str, recipe_args: Mapping[str, Any] | None = None, label: str | None = None
+    source: str,
+    recipe_args: Mapping[str, Any] | None = None,
+    label: str | None = None,
+    engine: EngineName | None = None,
 ) -> Draft:
     """Read a recipe as far as possible.
 
@@ -158,7 +166,7 @@ def read_draft(
     """
     written, label = read_document(source, label)
     used = override(written, recipe_args, label) if recipe_args else written
-    recipe = Recipe(resolve(used, label), label)
+    recipe = Recipe(resolve(used, label), label, engine)
     problem = None
     try:
         recipe.manager()
@@ -205,7 +213,8 @@ def look_ahead(
     rows = [row for row in report.rows if row.number not in broken]
     ends = [epoch for row in report.rows for epoch in (row.begin, row.end) if epoch]
     try:
-        curves = trace_curves(rows, model, optim, report.length or max(ends, default=1.0))
+        end = report.length or max(ends, default=1.0)
+        curves = trace_curves(report.recipe, rows, model, optim, end)
         return Outlook(curves, forecast(rows, curves, model, image_size)), None
     except RecipeError as error:
         return None, from_error(error, report.label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -12,7 +12,9 @@ from yolact.errors import RecipeError
 from yolact.sparsify.catalog import Kind, ModifierFacts, facts_of
 from yolact.sparsify.check.parameters import Parameters, Problem, Severity, from_error, matched
 from yolact.sparsify.document import Entry
+from yolact.sparsify.modifiers import build_modifier
 from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.recipe_engines import recipe_engine
 from yolact.sparsify.sparseml import PerLayerDistillationModifier, TrainableParamsModifier
 
 _SLACK = 1e-6
@@ -55,25 +57,22 @@ class ModifierRow:
         return Problem(severity, sentence, hint, self.name, self.number)
 
 
-def rows_of(
-    items: Iterable[Entry], parameters: Parameters, label: str
-) -> tuple[list[ModifierRow], list[Problem]]:
+def rows_of(recipe: Recipe, parameters: Parameters) -> tuple[list[ModifierRow], list[Problem]]:
     """A row for every modifier that can be built, a problem for every other one.
 
     Args:
-        items: All modifiers of a recipe, variables resolved.
+        recipe: Whose modifiers need not be right.
         parameters: Of the model the recipe is for.
-        label: What messages call the recipe.
     """
-    rows, problems = [], []
-    for number, entry in enumerate(items, 1):
+    rows, problems, label = [], [], recipe.label
+    engine = recipe_engine(recipe.engine_name)
+    for number, entry in enumerate(recipe.entries, 1):
         try:
-            manager = Recipe({"modifiers": [entry]}, label).manager()
+            modifier = build_modifier(entry, label, engine)
         except RecipeError as error:
             name = getattr(entry, "name", None)
             problems.append(from_error(error, label, name, number))
             continue
-        modifier = next(iter(manager.iter_modifiers()))
         rows.append(_row(number, entry, modifier, matched(entry, parameters)))
     return rows, problems
 

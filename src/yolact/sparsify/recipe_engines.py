@@ -1,0 +1,53 @@
+"""Which recipe engine there is, and which one a run uses unless it is told."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+from yolact.errors import RecipeError
+from yolact.sparsify.catalog import EngineName
+from yolact.sparsify.engine import Engine
+from yolact.sparsify.native.engine import NativeEngine
+
+INSTALL_SPARSEML = "pip install --no-deps --ignore-requires-python sparseml==1.8.0 sparsezoo==1.8.1"
+"""What installs sparseml on Pythons that it does not know."""
+
+
+def default_engine() -> EngineName:
+    """Sparseml's where it can be imported, which takes seconds the first time, else our own."""
+    return "native" if why_no_sparseml() else "sparseml"
+
+
+def recipe_engine(name: EngineName) -> Engine:
+    """The engine of that name.
+
+    Raises:
+        RecipeError: sparseml is wanted and cannot be imported.
+    """
+    if name == "native":
+        return NativeEngine()
+    if reason := why_no_sparseml():
+        raise RecipeError(
+            f"--recipe_engine sparseml, but sparseml cannot be imported: {reason}",
+            hint=f"install it: {INSTALL_SPARSEML}; or let --recipe_engine native run the recipe",
+        )
+    from yolact.sparsify.sparseml.engine import SparsemlEngine  # takes seconds
+
+    return SparsemlEngine()
+
+
+def how_to_use_sparseml() -> str:
+    """What to do about a recipe that only sparseml can run: one command, or two."""
+    again = "run the same command with --recipe_engine sparseml"
+    return f"{INSTALL_SPARSEML}; then {again}" if why_no_sparseml() else again
+
+
+@cache
+def why_no_sparseml() -> str | None:
+    """Why sparseml cannot be imported, in a line; None when it can."""
+    try:
+        import_module("yolact.sparsify.sparseml.engine")
+    except (ImportError, AttributeError) as error:  # of a torch that lacks what it needs
+        return str(error).splitlines()[0]
+    return None
