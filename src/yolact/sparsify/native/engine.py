@@ -15,8 +15,9 @@ from yolact.sparsify.catalog import EngineName, facts_of
 from yolact.sparsify.document import Entry
 from yolact.sparsify.engine import GradientSamples
 from yolact.sparsify.native.modifier import MaskingModifier, Modifier
+from yolact.sparsify.native.quantization import QuantizationModifier, adopt
 
-_CLASSES: tuple[type[Modifier], ...] = ()
+_CLASSES: tuple[type[Modifier], ...] = (QuantizationModifier,)
 MODIFIERS = {kind.__name__: kind for kind in _CLASSES}
 """Every modifier by the name that recipes use."""
 
@@ -91,6 +92,8 @@ class NativeManager:
         self._steps_per_epoch = steps_per_epoch
         # An uninterrupted run last looked at the clock before its last step.
         clock = max(steps - 1, 0) / steps_per_epoch
+        if is_quantized(model):
+            adopt(model, self.modifiers, fresh=steps == 0)
         for modifier in self.modifiers:
             modifier.attach(model, clock)
         if steps > 0:
