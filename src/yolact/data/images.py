@@ -300,7 +300,7 @@ def _decode(path: Path, data: bytes, *, stored: bool) -> NDArray[Any]:
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
     if data[24:25] == b"\x10" if kind == PNG else kind not in (JPEG, WEBP):
         flags |= cv2.IMREAD_ANYDEPTH
-    cv2.setLogLevel(0)  # what is wrong is said by an error of ours
+    silence_opencv()
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # an empty file, or more pixels than OpenCV accepts
@@ -314,6 +314,13 @@ def _decode(path: Path, data: bytes, *, stored: bool) -> NDArray[Any]:
         number = _orientation_in(data)
         return _turned(image, {6: 8, 8: 6}.get(number, number))
     return image
+
+
+def silence_opencv() -> None:
+    """Stop OpenCV from writing to stderr what an error of ours will say."""
+    opencv: Any = cv2
+    place = opencv if hasattr(opencv, "setLogLevel") else opencv.utils.logging  # 4, or 5
+    place.setLogLevel(0)
 
 
 def _orientation_in(data: bytes) -> int:

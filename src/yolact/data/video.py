@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from yolact.data.images import RgbImage
+from yolact.data.images import RgbImage, silence_opencv
 from yolact.errors import DataError
 from yolact.files import unicode_path
 
@@ -139,7 +139,7 @@ def holds_image(path: Path) -> bool:
 
 def holds_video(path: Path) -> bool:
     """Whether OpenCV finds a frame in a file when it takes it for a video."""
-    silence_opencv()
+    silence_ffmpeg()
     capture = _capture(Video(path))
     try:
         return bool(capture.isOpened() and capture.grab())
@@ -205,7 +205,7 @@ def open_video(video: Video) -> Iterator[VideoReader]:
     Raises:
         DataError: It cannot be opened.
     """
-    silence_opencv()
+    silence_ffmpeg()
     capture = _capture(video)
     try:
         if not capture.isOpened():
@@ -338,7 +338,7 @@ def _without_index(path: Path) -> bool:
     return kinds[:1] == [b"ftyp"] and b"moov" not in kinds
 
 
-def silence_opencv() -> None:
-    """Stop it and its FFmpeg from writing to stderr what an error of ours will say."""
+def silence_ffmpeg() -> None:
+    """Stop OpenCV and its FFmpeg from writing to stderr what an error of ours will say."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    cv2.setLogLevel(0)
+    silence_opencv()

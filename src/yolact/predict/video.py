@@ -27,7 +27,7 @@ from yolact.data.video import (
     Video,
     VideoReader,
     open_video,
-    silence_opencv,
+    silence_ffmpeg,
 )
 from yolact.download.offline import require_online
 from yolact.errors import DataError, StorageError
@@ -240,7 +240,7 @@ class _Writer:
 
     def __init__(self, path: Path, out: Path, fps: float) -> None:
         """Write to ``path``, which messages call ``out``."""
-        silence_opencv()
+        silence_ffmpeg()
         self.path, self.out, self.fps = path, out, fps
         self.given, self.written, self.dropped = 0, 0, 0
         self._last: RgbImage | None = None
