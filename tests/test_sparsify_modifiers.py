@@ -10,19 +10,23 @@ import yaml
 
 from modifier_cases import Case
 from modifier_cases.table import PATH, cases, render
+from recipe_engines import needs_sparseml
 from yolact.sparsify.recipe import packaged_recipes
-from yolact.sparsify.sparseml import Modifier
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 
 
+@needs_sparseml
 @pytest.mark.slow
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_a_modifier_does_to_the_network_what_its_row_says(case: Case) -> None:
     case.check(case.recipe)
 
 
+@needs_sparseml
 def test_every_modifier_has_a_row() -> None:
+    from yolact.sparsify.sparseml import Modifier
+
     registered = {
         kind.__name__
         for kind in subclasses(Modifier)

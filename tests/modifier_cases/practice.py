@@ -17,7 +17,6 @@ from training import make_shapes, tiny_settings
 from yolact.errors import RecipeError
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import load_recipe
-from yolact.sparsify.sparseml import Modifier
 from yolact.training.logs import Record, StepRecord, TrainLog
 from yolact.training.loop import Trainer
 from yolact.training.start import Run, prepare
@@ -96,6 +95,8 @@ def practice(text: str, watch: Callable[[Run], Any] = lambda run: None, **change
 
 def modifier_class(name: str) -> Any:
     """A modifier of sparseml, which is never imported but through this package's door."""
+    from yolact.sparsify.sparseml import Modifier
+
     kinds = [Modifier]
     for kind in kinds:
         kinds += kind.__subclasses__()

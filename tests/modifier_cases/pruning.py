@@ -27,7 +27,6 @@ from yolact.checkpoint import load_checkpoint
 from yolact.errors import RecipeError
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
-from yolact.sparsify.sparseml import get_mask_creator_default, quiet_loggers
 from yolact.training.settings import StartSettings
 from yolact.training.start import Run
 
@@ -52,16 +51,17 @@ def curve(power: float) -> list[float]:
 
 
 def reaches(
-    *expected: float, names: tuple[str, ...] = NAMES, **changes: Any
+    *expected: float, names: tuple[str, ...] = NAMES, zeros_stay: bool = True, **changes: Any
 ) -> Callable[[str], None]:
-    """Checks the sparsity after each step, that zeros stay, and that no target is missed."""
+    """Checks the sparsity after each step, whether zeros stay, and that no target is missed."""
 
     def check(text: str) -> None:
         done = practice(text, lambda run: (sparsity(names)(run), pattern(names)(run)), **changes)
         course, masks = zip(*done.seen, strict=True)
         assert course == pytest.approx(expected, abs=0.004)
         for before, after in zip(masks, masks[1:], strict=False):
-            assert all((~x | y).all() for x, y in zip(before, after, strict=True))
+            stay = all((~x | y).all() for x, y in zip(before, after, strict=True))
+            assert stay or not zeros_stay
         assert course[-1] == zeros(*(done.weight(name) for name in names))
         assert not done.missed
 
@@ -248,6 +248,8 @@ def removes_a_block(text: str) -> None:
 
 def blocks_are_others(text: str) -> None:
     """The four weights with one score are not those with one mask."""
+    from yolact.sparsify.sparseml import get_mask_creator_default
+
     creator = get_mask_creator_default("block4")
     score = torch.arange(8.0 * 4 * 9).div(4, rounding_mode="floor").reshape(8, 4, 3, 3)
     mask = creator.create_sparsity_masks([score], [0.5])[0]
@@ -287,6 +289,8 @@ HEAD = {
 
 def thins_but_cannot_be_rebuilt(text: str) -> None:
     """Follows residual sums and the shared head, but no recipe leads to the same shapes again."""
+    from yolact.sparsify.sparseml import quiet_loggers
+
     thinning = modifier_class("LayerThinningModifier")
     torch.manual_seed(0)
     model = Yolact(tiny_config().model).eval()
@@ -318,6 +322,8 @@ def removes_channels(text: str) -> None:
 
 def renames(text: str) -> None:
     """In the middle of its window, a checkpoint has names that no network has; and it prints."""
+    from yolact.sparsify.sparseml import quiet_loggers
+
     model = nn.Sequential(nn.Conv2d(1, 1, 1))
     modifier = modifier_class("PowerpropagationModifier")(0, 2, ["0.weight"], alpha=1.5)
     modifier.initialize(model, 0, quiet_loggers())
@@ -579,7 +585,10 @@ CASES = (
         recipe(f"!MovementPruningModifier {{{GRADUAL.replace('0.3', '0.5')}}}"),
         "works",
         "",
-        reaches(0.2, 0.8 - 0.6 * (2 / 3) ** 3, 0.8 - 0.6 / 27, 0.8, accumulate=2),
+        # A zero keeps its score, and comes back when those of other weights fall below it.
+        reaches(
+            *(0.2, 0.8 - 0.6 * (2 / 3) ** 3, 0.8 - 0.6 / 27, 0.8), accumulate=2, zeros_stay=False
+        ),
     ),
     Case(
         "OBSPruningModifier",

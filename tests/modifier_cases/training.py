@@ -13,7 +13,6 @@ from modifier_cases import Case
 from modifier_cases.practice import in_turn, lr, modifier_class, practice, recipe, refused, zeros
 from training import tiny_config
 from yolact.model.yolact import Yolact
-from yolact.sparsify.sparseml import quiet_loggers
 
 BIAS = "proto_net.10.bias"
 
@@ -102,6 +101,8 @@ def logs(text: str) -> None:
 
 def has_no_tag(text: str) -> None:
     """And is undefined: before its first epoch there is nothing to add to the loss."""
+    from yolact.sparsify.sparseml import quiet_loggers
+
     assert "!pytorch.ASRegModifier" not in yaml.SafeLoader.yaml_constructors
     model = Yolact(tiny_config().model)
     modifier = modifier_class("ASRegModifier")(layers=["proto_net.0"], alpha=0.1, start_epoch=1.0)
