@@ -7,6 +7,7 @@ the rest, and judges files that may be damaged, because OpenCV would fill what i
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import warnings
@@ -316,13 +317,6 @@ def _decode(path: Path, data: bytes, *, stored: bool) -> NDArray[Any]:
     return image
 
 
-def silence_opencv() -> None:
-    """Stop OpenCV from writing to stderr what an error of ours will say."""
-    opencv: Any = cv2
-    place = opencv if hasattr(opencv, "setLogLevel") else opencv.utils.logging  # 4, or 5
-    place.setLogLevel(0)
-
-
 def _orientation_in(data: bytes) -> int:
     try:
         with opened(io.BytesIO(data)) as image:
@@ -386,3 +380,12 @@ def _bands(tiff: bytes) -> int:
         return int(tags.get(_SAMPLES_PER_PIXEL, 0))
     except UNREADABLE:
         return 0
+
+
+def silence_opencv() -> None:
+    """Stop it and its FFmpeg from writing to stderr what an error of ours will say."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    if hasattr(cv2, "setLogLevel"):
+        cv2.setLogLevel(0)
+    else:  # OpenCV 5
+        cv2.utils.logging.setLogLevel(0)

@@ -139,7 +139,7 @@ def holds_image(path: Path) -> bool:
 
 def holds_video(path: Path) -> bool:
     """Whether OpenCV finds a frame in a file when it takes it for a video."""
-    silence_ffmpeg()
+    silence_opencv()
     capture = _capture(Video(path))
     try:
         return bool(capture.isOpened() and capture.grab())
@@ -205,7 +205,7 @@ def open_video(video: Video) -> Iterator[VideoReader]:
     Raises:
         DataError: It cannot be opened.
     """
-    silence_ffmpeg()
+    silence_opencv()
     capture = _capture(video)
     try:
         if not capture.isOpened():
@@ -336,9 +336,3 @@ def _without_index(path: Path) -> bool:
                 break
             place += length
     return kinds[:1] == [b"ftyp"] and b"moov" not in kinds
-
-
-def silence_ffmpeg() -> None:
-    """Stop OpenCV and its FFmpeg from writing to stderr what an error of ours will say."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    silence_opencv()

@@ -20,14 +20,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from yolact.data.images import RgbImage
+from yolact.data.images import RgbImage, silence_opencv
 from yolact.data.video import (
     VIDEO_ENDINGS,
     Frame,
     Video,
     VideoReader,
     open_video,
-    silence_ffmpeg,
 )
 from yolact.download.offline import require_online
 from yolact.errors import DataError, StorageError
@@ -240,7 +239,7 @@ class _Writer:
 
     def __init__(self, path: Path, out: Path, fps: float) -> None:
         """Write to ``path``, which messages call ``out``."""
-        silence_ffmpeg()
+        silence_opencv()
         self.path, self.out, self.fps = path, out, fps
         self.given, self.written, self.dropped = 0, 0, 0
         self._last: RgbImage | None = None
