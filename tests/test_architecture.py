@@ -26,7 +26,6 @@ ENTRY_POINTS = ("train", "eval", "export")
 
 DOORS = {
     "sparseml": "sparsify/sparseml/",
-    "sparsezoo": "sparsify/sparseml/",
     "onnxruntime": "engines/onnxruntime.py",
     "openvino": "engines/openvino.py",
 }

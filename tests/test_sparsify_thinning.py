@@ -20,9 +20,9 @@ from yolact.model.weights import is_quantized
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 from yolact.sparsify.check.forecast import count_macs
+from yolact.sparsify.native.thinning import ChannelThinningModifier
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.structure import apply_structure
-from yolact.sparsify.thinning import ChannelThinningModifier
 from yolact.training.loop import train
 from yolact.training.settings import SaveSettings, StartSettings
 
@@ -230,4 +230,4 @@ def test_outputs_of_the_network_keep_their_channels() -> None:
 
 def test_only_yolact_is_thinned() -> None:
     with pytest.raises(RecipeError, match="knows the channels of YOLACT, not of Conv2d"):
-        modifier().groups_of(nn.Conv2d(1, 1, 1))
+        modifier().attach(nn.Conv2d(1, 1, 1), 0)

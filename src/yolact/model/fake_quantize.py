@@ -160,6 +160,13 @@ class FakeQuantize(nn.Module):
         """Let values through."""
         self.enable_fake_quant(False)
 
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Let the grid reach from ``low`` to ``high``, [] or [C] each, 0 included."""
+        seen = self.activation_post_process
+        for own, new in ((seen.min_val, low), (seen.max_val, high)):
+            own.resize_(new.shape).copy_(new)
+        self._span()
+
     def forward(self, x: Tensor) -> Tensor:
         """``x``, of any shape, on the grid."""
         if self._observes:

@@ -14,10 +14,45 @@ from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import EngineName, facts_of
 from yolact.sparsify.document import Entry
 from yolact.sparsify.engine import GradientSamples
+from yolact.sparsify.native.acdc import ACDCPruningModifier
+from yolact.sparsify.native.distillation import (
+    DistillationModifier,
+    PerLayerDistillationModifier,
+)
+from yolact.sparsify.native.layers import LayerPruningModifier
 from yolact.sparsify.native.modifier import MaskingModifier, Modifier
+from yolact.sparsify.native.parameters import (
+    GradualParamModifier,
+    SetParamModifier,
+    TrainableParamsModifier,
+)
+from yolact.sparsify.native.pruning import (
+    ConstantPruningModifier,
+    GlobalMagnitudePruningModifier,
+    GMPruningModifier,
+    MagnitudePruningModifier,
+    course,
+)
 from yolact.sparsify.native.quantization import QuantizationModifier, adopt
+from yolact.sparsify.native.rates import (
+    EpochRangeModifier,
+    LearningRateFunctionModifier,
+    LearningRateModifier,
+    SetLearningRateModifier,
+    SetWeightDecayModifier,
+)
+from yolact.sparsify.native.thinning import ChannelThinningModifier
+from yolact.sparsify.native.totals import SparsificationLoggingModifier
 
-_CLASSES: tuple[type[Modifier], ...] = (QuantizationModifier,)
+_CLASSES: tuple[type[Modifier], ...] = (
+    *(EpochRangeModifier, LearningRateFunctionModifier, LearningRateModifier),
+    *(SetLearningRateModifier, SetWeightDecayModifier),
+    *(GMPruningModifier, MagnitudePruningModifier, GlobalMagnitudePruningModifier),
+    *(ConstantPruningModifier, ACDCPruningModifier),
+    *(ChannelThinningModifier, LayerPruningModifier, QuantizationModifier),
+    *(TrainableParamsModifier, SetParamModifier, GradualParamModifier),
+    *(DistillationModifier, PerLayerDistillationModifier, SparsificationLoggingModifier),
+)
 MODIFIERS = {kind.__name__: kind for kind in _CLASSES}
 """Every modifier by the name that recipes use."""
 
@@ -59,7 +94,7 @@ class NativeEngine:
         Raises:
             ValueError: The modifier has to see weights.
         """
-        raise NotImplementedError
+        return course(modifier, model, epochs)
 
 
 class NativeManager:
@@ -102,17 +137,20 @@ class NativeManager:
 
     def before_forward(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Do what a step begins with: learning rate, weight decay, structure, quantization."""
+        changed = False
         for modifier in self.modifiers:
             if not isinstance(modifier, MaskingModifier) and modifier.due(epoch):
                 modifier.update(model, optimizer, epoch, self._steps_per_epoch)
+                changed = changed or not facts_of(type(modifier).__name__).optimizer_only
+        if changed:
+            for masking in self._masking():
+                masking.mask()
 
     def before_step(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Compute due masks; the gradients are there, the optimizer has not stepped."""
         for modifier in self._masking():
             if modifier.due(epoch):
                 modifier.update(model, optimizer, epoch, self._steps_per_epoch)
-        for modifier in self._masking():
-            modifier.before_optimizer(model, optimizer, epoch)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Set masked weights back to zero after the optimizer's step."""
@@ -122,7 +160,7 @@ class NativeManager:
     def finish(self, model: nn.Module, epoch: float) -> None:
         """Reach the targets of pruning that ends with the run itself, and let go of the model."""
         for modifier in self._masking():
-            if modifier.ends(epoch):
+            if 0 <= modifier.end_epoch <= epoch and modifier.due(epoch):
                 modifier.update(model, None, epoch, self._steps_per_epoch)
         for attached in self.modifiers:
             attached.detach(model)
@@ -138,7 +176,7 @@ def _in_order(stages: Mapping[str, Sequence[Modifier]]) -> list[Modifier]:
 
 
 def _place(modifier: Modifier) -> tuple[float, float, str]:
-    return _end(modifier.end_epoch), modifier.start_epoch, type(modifier).__name__
+    return _end(modifier.end_epoch), modifier.start_epoch, modifier.identifier
 
 
 def _stage_place(stage: Sequence[Modifier]) -> tuple[float, float]:

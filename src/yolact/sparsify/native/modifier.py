@@ -27,6 +27,11 @@ class Modifier:
     started: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
 
+    @property
+    def identifier(self) -> str:
+        """What says which of several that begin and end together acts first."""
+        return type(self).__name__
+
     def attach(self, model: nn.Module, epoch: float) -> None:
         """Find in ``model`` what this is for.
 
@@ -56,7 +61,7 @@ class Modifier:
     def update(
         self, model: nn.Module, optimizer: Optimizer | None, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Do what is due; then the start, and after it the end, count as done if they were due.
+        """Do what is due, and count it as done.
 
         Args:
             model: That of :meth:`attach`.
@@ -65,6 +70,10 @@ class Modifier:
             steps_per_epoch: Optimizer steps of one epoch.
         """
         self.act(model, optimizer, epoch, steps_per_epoch)
+        self.passed(epoch)
+
+    def passed(self, epoch: float) -> None:
+        """Count what is due at ``epoch`` as done: the start, and after it the end."""
         self.started = self.started or self.starts(epoch)
         self.ended = self.ended or self.ends(epoch)
 
@@ -109,19 +118,41 @@ class RepeatedModifier(Modifier):
         again = self.last_update >= 0 and epoch >= self.last_update + self.update_frequency
         return running and (every_step or again)
 
-    def update(
-        self, model: nn.Module, optimizer: Optimizer | None, epoch: float, steps_per_epoch: int
-    ) -> None:
-        """Do what is due; see :meth:`Modifier.update`."""
+    def passed(self, epoch: float) -> None:
+        """Count what is due at ``epoch`` as done; see :meth:`Modifier.passed`."""
         self.last_update = epoch
-        super().update(model, optimizer, epoch, steps_per_epoch)
+        super().passed(epoch)
+
+
+class MemorylessModifier(RepeatedModifier):
+    """Does what follows from the epoch alone: of all updates, only the last one leaves a trace."""
+
+    def resume(
+        self, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
+    ) -> None:
+        """Do the first update and the last; see :meth:`Modifier.resume`."""
+        first, last = first_step(self.start_epoch, steps_per_epoch), steps - 1
+        if self.end_epoch >= 0:
+            last = min(last, max(first, first_step(self.end_epoch, steps_per_epoch)))
+        for step in (first, last):
+            if step <= last and self.due(step / steps_per_epoch):
+                self.update(model, optimizer, step / steps_per_epoch, steps_per_epoch)
 
 
 class MaskingModifier(RepeatedModifier):
     """Keeps weights zero by masks, which are computed when the gradients of a step are there."""
 
-    def before_optimizer(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
-        """After masks are updated and before the optimizer steps, in every step."""
+    def mask(self) -> None:
+        """Set masked weights to zero, which others may have changed."""
 
     def after_optimizer(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """After the optimizer has stepped: set masked weights back to zero."""
+        self.mask()
+
+
+def first_step(epoch: float, steps_per_epoch: int) -> int:
+    """The number, from 0, of the first step that is not before ``epoch``."""
+    step = max(0, math.ceil(epoch * steps_per_epoch) - 1)  # the product may be rounded up
+    while step / steps_per_epoch < epoch:
+        step += 1
+    return step
