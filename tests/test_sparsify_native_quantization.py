@@ -86,7 +86,9 @@ class Run:
         self, engine: Engine, model: nn.Module, *fields: Fields, goes_on: Run | None = None
     ) -> None:
         """Begin, or go on with a structure of this engine and all values of another run."""
-        built = [engine.build(Entry("QuantizationModifier", dict(f))) for f in fields]
+        entries = [Entry("EpochRangeModifier", {"start_epoch": 0, "end_epoch": 9})]
+        entries += [Entry("QuantizationModifier", dict(f)) for f in fields]
+        built = [engine.build(entry) for entry in entries]
         self.model, self.done = model.train(), 0 if goes_on is None else goes_on.done
         self.manager = engine.manager({"": built})
         if goes_on:
