@@ -14,7 +14,6 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from torch.ao.quantization import FakeQuantize
 
 from onnx_models import CLASSES, QUANTIZATION, noise, outputs_of, prune, small_model
 from yolact.config import named_config
@@ -24,6 +23,7 @@ from yolact.data.transforms import preprocess
 from yolact.errors import CheckpointError, ConfigError, DataError, RecipeError, TargetMissedError
 from yolact.exporter.export import export
 from yolact.exporter.graph import conv_weights
+from yolact.model.fake_quantize import FakeQuantize, is_fake_quantize
 from yolact.model.yolact import Yolact
 from yolact.sparsify import one_shot
 from yolact.sparsify.catalog import EngineName
@@ -59,7 +59,7 @@ def structured(recipe: str = QUANTIZATION) -> Yolact:
 
 
 def quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
-    return {n: module for n, module in model.named_modules() if isinstance(module, FakeQuantize)}
+    return {n: module for n, module in model.named_modules() if is_fake_quantize(module)}
 
 
 @pytest.fixture(scope="module")
