@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from recipe_engines import needs_sparseml
+from training import tiny_config
+from yolact.model.yolact import Yolact
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import Entry
+from yolact.sparsify.native.names import named_parameters
 from yolact.sparsify.recipe_engines import recipe_engine
 
 State = dict[str, tuple[bool, Tensor]]
@@ -174,3 +177,24 @@ def test_what_optimizers_hold_of_frozen_parameters_does_not_move_them() -> None:
         optimizer.step()
         moved.append(not torch.equal(before, model.get_parameter("0.weight")))
     assert moved == [True, True, False, False, True, True]
+
+
+SCHEMES = {
+    "fused": {},
+    "some not quantized": {"ignore": ["proto_net", "backbone.layers.1"]},
+    "not fused": {"model_fuse_fn_name": "no_fuse"},
+}
+
+
+@needs_sparseml
+@pytest.mark.parametrize("fields", SCHEMES.values(), ids=SCHEMES)
+def test_recipes_have_the_same_names_for_parameters_of_quantized_layers(
+    fields: dict[str, Any],
+) -> None:
+    """And so a run that resumes when layers are quantized freezes what it froze before."""
+    maker, model = recipe_engine("sparseml"), Yolact(tiny_config().model).train()
+    before = sorted(name for name, _ in model.named_parameters())
+    quantize = maker.build(Entry("QuantizationModifier", {"start_epoch": 0, **fields}))
+    maker.manager({"": [quantize]}).restructure(model, 0)
+    assert sorted(name for name, _ in model.named_parameters()) != before
+    assert sorted(original for (_, original), _ in named_parameters(model)) == before

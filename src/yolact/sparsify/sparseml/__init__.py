@@ -79,7 +79,6 @@ with warnings.catch_warnings(), not_importable("openvino"):
         QuantizationArgs,
         QuantizationScheme,
     )
-    from sparseml.pytorch.sparsification.training.modifier_lr import CONSTRUCTORS as LR_SCHEDULERS
     from sparseml.pytorch.utils import LambdaLogger, LoggerManager
     from sparseml.sparsification import SparsificationTypes
 
@@ -92,7 +91,6 @@ logging.getLogger("sparseml.pytorch.sparsification.distillation").setLevel(loggi
 warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`", module="sparseml")
 
 __all__ = [
-    "LR_SCHEDULERS",
     "ACDCPruningModifier",
     "BasePruningModifier",
     "ConstantPruningModifier",
