@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.document import Entry, matches, nm_of
+from yolact.sparsify.native.masks import pattern_of
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.sparseml import get_mask_creator_default
 from yolact.sparsify.structure import recipe_names
 
 TOLERANCE = 0.005
@@ -176,8 +176,7 @@ def broken_groups(weight: Tensor, mask: Mask) -> int | None:
     elif mask == "channel":
         share = kept.transpose(0, 1).flatten(1).mean(1)
     elif mask == "block4" or isinstance(mask, tuple):
-        creator = get_mask_creator_default(list(mask) if isinstance(mask, tuple) else mask)
-        share = creator.group_tensor(kept)
+        share = pattern_of(mask).grouped(kept)
     else:
         return None
     return int(((share > 0) & (share < 1)).sum())

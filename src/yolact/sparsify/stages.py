@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.ao.quantization import FakeQuantizeBase
 
+from yolact.model.fake_quantize import is_fake_quantize
 from yolact.sparsify.catalog import CONSTANT, facts_of
 from yolact.sparsify.document import Document, Entry, entries, entry_lists, matches
 from yolact.sparsify.native.thinning import ChannelThinningModifier
@@ -156,7 +156,7 @@ def learn_ranges(model: nn.Module, layers: Sequence[str]) -> None:
     ``layers`` are beginnings of names; the model need not be quantized.
     """
     for name, module in model.named_modules():
-        if f"{name}.".startswith(tuple(layers)) and isinstance(module, FakeQuantizeBase):
+        if f"{name}.".startswith(tuple(layers)) and is_fake_quantize(module):
             module.enable_observer()
 
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantizeBase
 
 from yolact.errors import RecipeError
+from yolact.model.fake_quantize import is_fake_quantize
 from yolact.model.weights import parameter_count
 from yolact.sizes import ImageSize, sides_of
 from yolact.sparsify.check.curves import Curves, meta_copy, with_values
 from yolact.sparsify.check.timetable import ModifierRow
+from yolact.sparsify.native.masks import pattern_of
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.sparseml import get_mask_creator_default
 from yolact.sparsify.sparsity import Mask, convolutions, targets_by_parameter
 from yolact.sparsify.structure import apply_structure, removal_errors
 
@@ -218,7 +218,7 @@ def _look(meta: nn.Module, image_size: ImageSize) -> dict[str, _Look]:
 
     for module in list(meta.modules()):
         for name, child in module.named_children():
-            if isinstance(child, FakeQuantizeBase):
+            if is_fake_quantize(child):
                 setattr(module, name, nn.Identity())  # it computes with values
     hooks = [conv.register_forward_hook(count) for conv in found.values()]
     meta.eval()
@@ -288,12 +288,7 @@ def _sample(shape: tuple[int, ...], weight: Tensor) -> Tensor:
 
 def _mask(fate: _Fate, sample: Tensor) -> Tensor:
     try:
-        creator = get_mask_creator_default(
-            list(fate.mask) if isinstance(fate.mask, tuple) else fate.mask
-        )
-        (mask,) = creator.create_sparsity_masks([sample.abs()], [fate.sparsity])
-    except (ValueError, RuntimeError, TypeError, AttributeError):  # filters, or other patterns
-        creator = get_mask_creator_default("unstructured")
-        (mask,) = creator.create_sparsity_masks([sample.abs()], [fate.sparsity])
-    assert isinstance(mask, Tensor)
+        (mask,) = pattern_of(fate.mask).masks([sample.abs()], [fate.sparsity])
+    except ValueError:  # filters, or other patterns
+        (mask,) = pattern_of("unstructured").masks([sample.abs()], [fate.sparsity])
     return mask

@@ -14,6 +14,7 @@ from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import EngineName, facts_of
 from yolact.sparsify.document import Entry
 from yolact.sparsify.engine import GradientSamples
+from yolact.sparsify.native.acdc import ACDCPruningModifier
 from yolact.sparsify.native.distillation import (
     DistillationModifier,
     PerLayerDistillationModifier,
@@ -25,6 +26,14 @@ from yolact.sparsify.native.parameters import (
     SetParamModifier,
     TrainableParamsModifier,
 )
+from yolact.sparsify.native.pruning import (
+    ConstantPruningModifier,
+    GlobalMagnitudePruningModifier,
+    GMPruningModifier,
+    MagnitudePruningModifier,
+    course,
+)
+from yolact.sparsify.native.quantization import QuantizationModifier, adopt
 from yolact.sparsify.native.rates import (
     EpochRangeModifier,
     LearningRateFunctionModifier,
@@ -38,7 +47,9 @@ from yolact.sparsify.native.totals import SparsificationLoggingModifier
 _CLASSES: tuple[type[Modifier], ...] = (
     *(EpochRangeModifier, LearningRateFunctionModifier, LearningRateModifier),
     *(SetLearningRateModifier, SetWeightDecayModifier),
-    *(ChannelThinningModifier, LayerPruningModifier),
+    *(GMPruningModifier, MagnitudePruningModifier, GlobalMagnitudePruningModifier),
+    *(ConstantPruningModifier, ACDCPruningModifier),
+    *(ChannelThinningModifier, LayerPruningModifier, QuantizationModifier),
     *(TrainableParamsModifier, SetParamModifier, GradualParamModifier),
     *(DistillationModifier, PerLayerDistillationModifier, SparsificationLoggingModifier),
 )
@@ -83,7 +94,7 @@ class NativeEngine:
         Raises:
             ValueError: The modifier has to see weights.
         """
-        raise NotImplementedError
+        return course(modifier, model, epochs)
 
 
 class NativeManager:
@@ -116,6 +127,8 @@ class NativeManager:
         self._steps_per_epoch = steps_per_epoch
         # An uninterrupted run last looked at the clock before its last step.
         clock = max(steps - 1, 0) / steps_per_epoch
+        if is_quantized(model):
+            adopt(model, self.modifiers, fresh=steps == 0)
         for modifier in self.modifiers:
             modifier.attach(model, clock)
         if steps > 0:
@@ -124,17 +137,20 @@ class NativeManager:
 
     def before_forward(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Do what a step begins with: learning rate, weight decay, structure, quantization."""
+        changed = False
         for modifier in self.modifiers:
             if not isinstance(modifier, MaskingModifier) and modifier.due(epoch):
                 modifier.update(model, optimizer, epoch, self._steps_per_epoch)
+                changed = changed or not facts_of(type(modifier).__name__).optimizer_only
+        if changed:
+            for masking in self._masking():
+                masking.mask()
 
     def before_step(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Compute due masks; the gradients are there, the optimizer has not stepped."""
         for modifier in self._masking():
             if modifier.due(epoch):
                 modifier.update(model, optimizer, epoch, self._steps_per_epoch)
-        for modifier in self._masking():
-            modifier.before_optimizer(model, optimizer, epoch)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Set masked weights back to zero after the optimizer's step."""
@@ -144,7 +160,7 @@ class NativeManager:
     def finish(self, model: nn.Module, epoch: float) -> None:
         """Reach the targets of pruning that ends with the run itself, and let go of the model."""
         for modifier in self._masking():
-            if modifier.ends(epoch):
+            if 0 <= modifier.end_epoch <= epoch and modifier.due(epoch):
                 modifier.update(model, None, epoch, self._steps_per_epoch)
         for attached in self.modifiers:
             attached.detach(model)

@@ -61,7 +61,7 @@ class Modifier:
     def update(
         self, model: nn.Module, optimizer: Optimizer | None, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Do what is due; then the start, and after it the end, count as done if they were due.
+        """Do what is due, and count it as done.
 
         Args:
             model: That of :meth:`attach`.
@@ -70,6 +70,10 @@ class Modifier:
             steps_per_epoch: Optimizer steps of one epoch.
         """
         self.act(model, optimizer, epoch, steps_per_epoch)
+        self.passed(epoch)
+
+    def passed(self, epoch: float) -> None:
+        """Count what is due at ``epoch`` as done: the start, and after it the end."""
         self.started = self.started or self.starts(epoch)
         self.ended = self.ended or self.ends(epoch)
 
@@ -114,12 +118,10 @@ class RepeatedModifier(Modifier):
         again = self.last_update >= 0 and epoch >= self.last_update + self.update_frequency
         return running and (every_step or again)
 
-    def update(
-        self, model: nn.Module, optimizer: Optimizer | None, epoch: float, steps_per_epoch: int
-    ) -> None:
-        """Do what is due; see :meth:`Modifier.update`."""
+    def passed(self, epoch: float) -> None:
+        """Count what is due at ``epoch`` as done; see :meth:`Modifier.passed`."""
         self.last_update = epoch
-        super().update(model, optimizer, epoch, steps_per_epoch)
+        super().passed(epoch)
 
 
 class MemorylessModifier(RepeatedModifier):
@@ -140,11 +142,12 @@ class MemorylessModifier(RepeatedModifier):
 class MaskingModifier(RepeatedModifier):
     """Keeps weights zero by masks, which are computed when the gradients of a step are there."""
 
-    def before_optimizer(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
-        """After masks are updated and before the optimizer steps, in every step."""
+    def mask(self) -> None:
+        """Set masked weights to zero, which others may have changed."""
 
     def after_optimizer(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """After the optimizer has stepped: set masked weights back to zero."""
+        self.mask()
 
 
 def first_step(epoch: float, steps_per_epoch: int) -> int:
