@@ -76,6 +76,7 @@ def names_something_else(entry: Entry) -> bool:
     return isinstance(names, dict) or re.search(r"\d[],]", str(names)) is not None
 
 
+@pytest.mark.slow
 @needs_sparseml
 @pytest.mark.parametrize(("name", "whole"), WHOLE.values(), ids=WHOLE)
 def test_both_engines_have_the_same_fields_and_refuse_the_same_values(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,6 @@ from yolact.model.yolact import Yolact
 from yolact.sparsify.document import Entry
 from yolact.sparsify.engine import Manager
 from yolact.sparsify.native.engine import NativeEngine
-from yolact.sparsify.recipe import load_recipe
 
 STEPS = 3
 """Of an epoch."""

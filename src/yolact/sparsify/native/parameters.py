@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from yolact.sparsify.document import matches
 from yolact.sparsify.native.fields import is_true, require_length, require_names, require_order
+from yolact.sparsify.native.matching import ALL, matching
 from yolact.sparsify.native.modifier import Modifier, RepeatedModifier
-from yolact.sparsify.native.names import named_parameters
 
 _CURVES = ("linear", "cubic", "inverse_cubic")
 
@@ -173,18 +172,6 @@ def _found(model: nn.Module, patterns: list[str], *, strict: bool) -> list[nn.Pa
     Raises:
         ValueError: A pattern stands for none, and ``strict``.
     """
-    everything = "__ALL__" in patterns
-    found, matched = [], set()
-    for names, parameter in named_parameters(model):
-        mine = {pattern for pattern in patterns if any(_matches(pattern, n) for n in names)}
-        matched |= mine
-        if everything or mine:
-            found.append(parameter)
-    missing = [pattern for pattern in patterns if pattern not in matched]
-    if missing and strict and not everything:
-        raise ValueError(f"no parameter of the model matches {missing[0]!r}")
-    return found
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return pattern != "__ALL_PRUNABLE__" and matches(pattern, name)  # which only pruning knows
+    if ALL in patterns:
+        return list(model.parameters())
+    return list(matching(model, patterns, strict=strict).values())
