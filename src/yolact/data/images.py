@@ -385,4 +385,4 @@ def _bands(tiff: bytes) -> int:
 def silence_opencv() -> None:
     """Stop it and its FFmpeg from writing to stderr what an error of ours will say."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # its place in OpenCV 5, or in 4
+    getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # its place now, or until 4.12
