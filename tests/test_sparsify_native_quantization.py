@@ -89,7 +89,8 @@ class Run:
         entries = [Entry("EpochRangeModifier", {"start_epoch": 0, "end_epoch": 9})]
         entries += [Entry("QuantizationModifier", dict(f)) for f in fields]
         built = [engine.build(entry) for entry in entries]
-        self.model, self.done = model.train(), 0 if goes_on is None else goes_on.done
+        self.model = model.train()
+        self.done: int = 0 if goes_on is None else goes_on.done
         self.manager = engine.manager({"": built})
         if goes_on:
             self.manager.restructure(model, (self.done - 1) / STEPS)
@@ -105,7 +106,8 @@ class Run:
         self.manager.before_forward(self.model, self.optimizer, epoch)
         outputs = [o for o in self.model.train()(images(self.done)) if o is not None]
         self.optimizer.zero_grad()
-        torch.stack([output.square().mean() for output in outputs]).sum().backward()
+        loss: Tensor = torch.stack([output.square().mean() for output in outputs]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         kept = [tensor.detach().clone() for tensor in (*outputs, *gradients)]
         self.manager.before_step(self.model, self.optimizer, epoch)
@@ -240,6 +242,7 @@ OLDER: dict[str, Fields] = {
         "weight_qconfig_kwargs": {"averaging_constant": 0.3},
         "activation_qconfig_kwargs": {"reduce_range": True, "averaging_constant": 0.7},
     },
+    "the range of all tensors": {"weight_qconfig_kwargs": {"observer": "minmaxobserver"}},
     "tensorrt": {"tensorrt": True},
     "tensorrt, fused": {"tensorrt": True, "model_fuse_fn_name": "conv_bn_relus"},
     "only what is the default": {"quantize_embeddings": True},
@@ -447,6 +450,7 @@ REFUSED: tuple[tuple[Fields, str], ...] = (
     ({"scheme": {"weights": {"strategy": "layer"}}}, "'layer'"),
     ({"scheme": {"weights": {"bits": 8}}}, "'bits'"),
     ({"scheme": {"weights": {"kwargs": {"observer": "histogram"}}}}, "'histogram'"),
+    ({"scheme": {"weights": {"kwargs": {"dtype": "int8"}}}}, "'int8'"),
     ({"scheme": {"weights": {"kwargs": {"quant_min": 3, "quant_max": 9}}}}, "from 3 to 9"),
     ({"scheme": {"weights": {"kwargs": {"quant_min": -9, "quant_max": 900}}}}, "to 900"),
     ({"scheme": {"weights": {"kwargs": {"averaging_constant": "slow"}}}}, "'slow'"),

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.ao.nn.intrinsic import qat
-from torch.ao.quantization import FakeQuantize, QuantWrapper
 
 from modifier_cases import Case, Verdict
 from modifier_cases.practice import in_turn, practice, recipe
@@ -20,6 +18,8 @@ from training import differences, make_shapes, resume, tiny_settings
 from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.errors import RecipeError
 from yolact.exporter.export import export
+from yolact.model.fake_quantize import FakeQuantize, is_fake_quantize
+from yolact.model.quantized_layers import is_quant_wrapper
 from yolact.model.weights import is_quantized
 from yolact.restore import build_model
 from yolact.training.loop import train
@@ -57,7 +57,7 @@ NOTHING = Seen(Counter(), Counter(), frozenset(), outputs=Counter(), fused=0)
 
 def look(model: nn.Module) -> Seen:
     """What there is now."""
-    wrappers = [m for m in model.modules() if isinstance(m, QuantWrapper)]
+    wrappers = [m for m in model.modules() if is_quant_wrapper(m)]
     convs = [w for w in wrappers if isinstance(w.module, nn.Conv2d)]
     seen_from_inside = {id(w.quant) for w in wrappers}
     return Seen(
@@ -67,16 +67,16 @@ def look(model: nn.Module) -> Seen:
         outputs=_count(
             getattr(m, "activation_post_process", None)
             for m in model.modules()
-            if id(m) not in seen_from_inside and not isinstance(m, FakeQuantize)
+            if id(m) not in seen_from_inside and not is_fake_quantize(m)
         ),
-        fused=sum(isinstance(m, qat.ConvBn2d) for m in model.modules()),
+        fused=sum(hasattr(m, "weight_fake_quant") and hasattr(m, "bn") for m in model.modules()),
     )
 
 
 def _count(found: object) -> Counter[tuple[int, str, str]]:
     counts: Counter[tuple[int, str, str]] = Counter()
     for module in found:  # type: ignore[attr-defined]
-        if isinstance(module, FakeQuantize):
+        if is_fake_quantize(module):
             bits = (module.quant_max - module.quant_min + 1).bit_length() - 1
             scheme = str(module.qscheme)
             symmetry = "symmetric" if "symmetric" in scheme else "asymmetric"
@@ -130,7 +130,7 @@ def resumes(text: str) -> None:
 
 
 def quantizers(run: Run) -> list[FakeQuantize]:
-    return [m for m in run.model.modules() if isinstance(m, FakeQuantize)]
+    return [m for m in run.model.modules() if is_fake_quantize(m)]
 
 
 def stop_watching(text: str) -> None:
