@@ -167,7 +167,6 @@ def test_nothing_but_fetching_touches_the_network(
         seen.append(call)
         raise OSError("no network in this test")
 
-    monkeypatch.delenv("SPARSEZOO_API_URL")
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, refuse)
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):

@@ -33,6 +33,7 @@ IMPORTED_AS = {
 NOT_IMPORTED = {
     "protobuf": "sparseml needs 3, and onnx alone would take a newer one",
     "setuptools": "sparseml imports pkg_resources, which setuptools 81 removed",
+    "sparsezoo": "sparseml imports it, and would take a later one",
     "tensorboard": "torch.utils.tensorboard, which training logs to, imports it",
 }
 """Requirements of the package that no line of src imports, and what they are declared for."""
@@ -63,7 +64,20 @@ def names_of(requirements: Sequence[str]) -> set[str]:
     return set(names)
 
 
-REQUIRED = names_of(PROJECT["project"]["dependencies"])
+OLD, NEW = "; python_version < '3.12'", "; python_version >= '3.12'"
+"""Markers of requirements: Pythons that sparseml installs on, and later ones."""
+
+
+def required(marker: str) -> list[str]:
+    """What is required on Pythons of one marker."""
+    other = NEW if marker == OLD else OLD
+    found = [text for text in PROJECT["project"]["dependencies"] if not text.endswith(other)]
+    return [text.removesuffix(marker) for text in found]
+
+
+SPARSEMLS = {"protobuf", "setuptools", "sparseml", "sparsezoo"}
+"""What nothing but sparseml needs."""
+REQUIRED = names_of(required(OLD))
 EXTRAS = {
     extra: names_of(requirements)
     for extra, requirements in PROJECT["project"]["optional-dependencies"].items()
@@ -124,6 +138,13 @@ def test_every_development_requirement_is_imported_by_tests_or_a_tool() -> None:
 
 def test_extra_packages_are_optional() -> None:
     assert REQUIRED & (OPTIONAL | DEVELOPMENT) == set()
+
+
+def test_later_pythons_need_the_same_packages_but_for_sparseml_and_without_its_bounds() -> None:
+    later = required(NEW)
+    assert names_of(later) == REQUIRED - SPARSEMLS
+    assert not [text for text in later if "," in text and name_of(text) in {"numpy", "onnx"}]
+    assert not [text for text in later + required(OLD) if ";" in text]
 
 
 def test_every_folder_of_the_package_is_installed() -> None:

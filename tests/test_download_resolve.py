@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +19,6 @@ from loopback import Fault, Loopback, serving
 from yolact.checkpoint import Checkpoint, TrainingState, save_checkpoint
 from yolact.cli.inputs import recipe_source
 from yolact.download.resolve import resolve
-from yolact.download.sparsezoo import TimeLimits
 from yolact.download.stubs import MODELS, Kind, Weights
 from yolact.errors import CheckpointError, ConfigError, DownloadError, RecipeError, YolactError
 from yolact.model_files import read_once
@@ -305,131 +302,15 @@ def test_a_page_is_no_recipe(home: Path, server: Loopback) -> None:
     assert isinstance(error, RecipeError) and "is not a recipe" in str(error)
 
 
-class Service(BaseHTTPRequestHandler):
-    """What api.neuralmagic.com was to SparseZoo's client."""
-
-    def do_POST(self) -> None:  # noqa: N802 (the name is http.server's)
-        query = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        self.server.queries.append(query)  # type: ignore[attr-defined]
-        answer = json.dumps({"data": {"models": self.server.models}}).encode()  # type: ignore[attr-defined]
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: Any) -> None:
-        """Keep quiet."""
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch, server: Loopback) -> Iterator[Any]:
-    """A service that knows one model, whose files ``server`` has."""
-
-    def file(name: str, kind: str) -> dict[str, str]:
-        url = server.url(f"{kind}/{name}")
-        return {"displayName": name, "fileType": kind, "downloadUrl": url, "modelId": "1"}
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as running:
-        running.queries = []  # type: ignore[attr-defined]
-        running.models = [  # type: ignore[attr-defined]
-            {
-                "modelId": "1",
-                "files": [
-                    file("recipe.md", "recipe"),
-                    file("recipe_transfer_learn.md", "recipe"),
-                    file("model.ckpt.pth", "training"),
-                    file("model.pth", "training"),
-                    file("model.onnx", "onnx"),
-                ],
-                "benchmarkResults": [],
-                "trainingResults": [],
-            }
-        ]
-        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
-        address = f"http://127.0.0.1:{running.server_address[1]}"
-        monkeypatch.setenv("SPARSEZOO_API_URL", address)
-        yield running
-        running.shutdown()
-
-
-def test_sparsezoos_client_is_asked_and_its_file_kept(
-    home: Path, server: Loopback, service: Any
+def test_the_service_that_ended_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, server: Loopback
 ) -> None:
-    server.files["training/model.pth"] = weights(home / "p.pth").read_bytes()
-    found = find(PRUNED, CHECKPOINT)
-    assert found == home / "cache/sparseml-yolact" / ROOT / "pruned90-none/training/model.pth"
-    assert found.read_bytes() == server.files["training/model.pth"]
-    (query,) = service.queries
-    assert "pruned90-none" in query
-    assert find(PRUNED, CHECKPOINT) == found
-    assert len(service.queries) == 1
-
-
-@pytest.mark.slow
-def test_what_the_service_has_for_transfer_is_kept_apart(
-    home: Path, server: Loopback, service: Any
-) -> None:
-    server.files["training/model.pth"] = weights(home / "p.pth").read_bytes()
-    server.files["training/model.ckpt.pth"] = weights(home / "t.pth", 2.0).read_bytes()
-    server.files["recipe/recipe_transfer_learn.md"] = RECIPE.encode()
-    for text, kind, name in (
-        (f"{PRUNED}?recipe=transfer", CHECKPOINT, "training/model.ckpt.pth"),
-        (PRUNED, CHECKPOINT, "training/model.pth"),
-        (f"{PRUNED}?recipe=transfer", Kind.RECIPE, "recipe/recipe_transfer_learn.md"),
-    ):
-        for _ in range(2):
-            assert find(text, kind).read_bytes() == server.files[name]
-    assert len(server.log) == 3
-
-
-def test_the_service_is_asked_once_for_all_kinds(
-    home: Path, service: Any, package_log: pytest.LogCaptureFixture
-) -> None:
-    service.models[0]["files"] = service.models[0]["files"][:1]
-    failure(PRUNED, ONNX, CHECKPOINT)
-    assert len(service.queries) == 1
-
-
-def test_a_service_without_the_model_is_passed_over(
-    service: Any, package_log: pytest.LogCaptureFixture
-) -> None:
-    package_log.set_level(logging.DEBUG, "yolact")
-    service.models.clear()
+    monkeypatch.setenv("SPARSEZOO_API_URL", server.url())
+    asked: list[Any] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *call, **_: asked.append(call))
+    assert "SparseZoo's service has ended" in str(failure(PRUNED, ONNX, CHECKPOINT))
     assert find(PRUNED, Kind.RECIPE).name == "yolact.pruned.md"
-    assert "gave no files: ValueError: " in package_log.text
-
-
-def test_a_service_that_hangs_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, package_log: pytest.LogCaptureFixture
-) -> None:
-    package_log.set_level(logging.DEBUG, "yolact")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        monkeypatch.setenv("SPARSEZOO_API_URL", url)
-        began = time.monotonic()
-        found = find(PRUNED, Kind.RECIPE, limits=TimeLimits(answer=1.5))
-        assert time.monotonic() - began < 4
-    assert found.name == "yolact.pruned.md"
-    assert f"{url} did not answer within 1.5 s" in package_log.text
-
-
-def test_a_name_that_cannot_be_looked_up_costs_no_more_than_asked(
-    monkeypatch: pytest.MonkeyPatch, package_log: pytest.LogCaptureFixture
-) -> None:
-    package_log.set_level(logging.DEBUG, "yolact")
-    monkeypatch.setenv("SPARSEZOO_API_URL", "https://zoo.invalid")
-    enough = threading.Event()
-
-    def no_answer(*_: Any, **__: Any) -> None:
-        enough.wait(10)
-        raise socket.gaierror("no answer")
-
-    monkeypatch.setattr(socket, "getaddrinfo", no_answer)
-    began = time.monotonic()
-    find(PRUNED, Kind.RECIPE, limits=TimeLimits(connect=0.2))
-    assert time.monotonic() - began < 1
-    enough.set()
-    assert "zoo.invalid did not answer within 0.2 s" in package_log.text
+    assert not asked and not server.log
 
 
 def test_the_authors_release_is_base_none(
@@ -510,17 +391,10 @@ def test_every_place_is_logged_in_order(package_log: pytest.LogCaptureFixture, h
     assert [line.getMessage() for line in package_log.records] == [
         f"{PRUNED}: no recipe in the local cache: nothing in {home / 'zoo'} and {caches}",
         f"{PRUNED}: no recipe in the mirror map: there is no {settings / 'mirrors.yaml'}",
-        f"{PRUNED}: no recipe in SparseZoo's service: 127.0.0.1 cannot be reached: "
-        "Connection refused",
         f"{PRUNED}: no recipe in known mirrors: none is known",
         f"{PRUNED}: the recipe is {found} (this package)",
     ]
     assert package_log.records[-1].levelno == logging.INFO
-    package_log.clear()
-    find(PRUNED, Kind.RECIPE, offline=True)
-    assert package_log.records[2].getMessage() == (
-        f"{PRUNED}: no recipe in SparseZoo's service: not asked: --offline"
-    )
 
 
 def test_what_is_gone_is_said_with_what_is_known_and_what_to_do(home: Path) -> None:
@@ -574,7 +448,7 @@ def test_without_a_network_the_error_is_immediate_and_says_so(home: Path) -> Non
 
 
 def test_offline_nothing_is_tried_and_the_error_says_so(
-    home: Path, service: Any, server: Loopback, monkeypatch: pytest.MonkeyPatch
+    home: Path, server: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_map(home, {BASE: server.url("p.pth")})
     monkeypatch.setenv("YOLACT_OFFLINE", "1")
@@ -583,7 +457,7 @@ def test_offline_nothing_is_tried_and_the_error_says_so(
         f"the checkpoint of {BASE} is not on this machine, and --offline forbids fetching it"
     )
     assert str(error.hint).startswith("run this once without --offline, or name a copy in ")
-    assert not server.log and not service.queries
+    assert not server.log
 
 
 def test_a_mirror_that_fails_is_not_the_last_word(

@@ -220,6 +220,29 @@ def test_a_bias_beyond_int32_stays_float() -> None:
     assert all(node.input[2] == "b" for node in graph.nodes("Conv"))
 
 
+def test_no_runtime_cuts_off_what_it_interpolates_between_integers() -> None:
+    """ONNX Runtime 1.26 does, where the ranges on both sides are the same."""
+    nodes = [
+        *pair("x", 0, "sx", "zx"),
+        helper.make_node("Resize", ["x_d0", "", "scales"], ["r"], mode="linear"),
+        *pair("r", 0, "sx", "zx"),
+        weight("w"),
+        helper.make_node("Conv", ["r_d0", "w_d"], ["y"]),
+    ]
+    constants: dict[str, Array] = {
+        "sx": np.array(0.03, np.float32),
+        "zx": np.array(128, np.uint8),
+        "scales": np.array([1, 1, 2, 2], np.float32),
+        "sw": np.array(0.01, np.float32),
+        "zw": np.array(0, np.int8),
+        "w_int8": np.full((2, 2, 1, 1), 7, np.int8),
+    }
+    model = model_of(nodes, constants)
+    quantize_activations(model)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": PICTURE})[0], run(model, PICTURE), atol=1e-6)
+
+
 def test_tanhs_move_behind_their_concat() -> None:
     nodes = [
         helper.make_node("Tanh", ["x"], ["t0"]),
@@ -268,6 +291,7 @@ def test_the_network_runs_in_integers_from_input_to_outputs(layout: Layout, tmp_
         ran = optimized(path, tmp_path)
         assert not {"Conv", "FusedConv", "LeakyRelu", "Add"} & set(ran)
         assert (ran["QLinearConv"], ran["QLinearLeakyRelu"], ran["QLinearAdd"]) == (55, 22, 10)
+        assert (ran["QuantizeLinear"], ran["DequantizeLinear"]) == (1 + 3, 4 + 3)  # around Resize
 
 
 def is_weight(graph: Graph, node: onnx.NodeProto) -> bool:

@@ -14,6 +14,7 @@ import yaml
 import yolact
 from modifier_cases.table import cases
 from yolact.sparsify.catalog import CATALOG, facts_of
+from yolact.sparsify.native.thinning import ChannelThinningModifier
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparseml import (
     BasePruningModifier,
@@ -22,7 +23,6 @@ from yolact.sparsify.sparseml import (
     ScheduledModifierManager,
 )
 from yolact.sparsify.sparseml.engine import SparsemlEngine
-from yolact.sparsify.thinning import ChannelThinningModifier
 
 SOURCE = Path(str(yolact.__file__)).parent
 
@@ -80,7 +80,7 @@ def test_the_kind_of_a_modifier_is_the_one_sparseml_has_it_for(case: Any) -> Non
         assert (kind == "lr") == bool(manager.learning_rate_modifiers)
         assert (kind == "quantization") == bool(manager.quantization_modifiers)
         assert (kind in ("pruning", "constant", "thinning")) == bool(manager.pruning_modifiers)
-        assert facts_of(entry.name).distils == bool(manager.distillation_modifiers)
+        assert bool(facts_of(entry.name).distils) == bool(manager.distillation_modifiers)
 
 
 def test_a_name_that_nothing_has_promises_nothing() -> None:

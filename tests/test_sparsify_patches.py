@@ -83,6 +83,15 @@ optimizer.param_groups[0]["initial_lr"] = 0.01
 warm._check_setup_lr_scheduler(optimizer, 1.0, 3)
 found["_setup_scheduler"] = warm._lr_scheduler.base_lrs == [0.01]
 
+at_once = LearningRateModifier("MultiStepLR", {"gamma": 0.5, "milestones": [1]}, 0.1, -1.0)
+found["_begin"] = at_once.corrected_lr_info(3, -1.0, -1.0)[1]["milestones"] == [6]
+
+linear = nn.Sequential(nn.Linear(1, 1))
+layers = LayerPruningModifier(["0"], start_epoch=1)
+layers.initialize(linear, 0, quiet)
+layers.finalize(linear)
+found["_finalize_layers"] = not isinstance(linear[0], nn.Linear)
+
 linear = nn.Sequential(nn.Linear(1, 1))
 gradual = GradualParamModifier(["0.bias"], [0.0], [1.0], 0, 2, 0.1, inter_func="cubic")
 gradual.initialize(linear, 0, quiet)

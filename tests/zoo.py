@@ -12,12 +12,10 @@ BASE, PRUNED, QUANT = (
     f"zoo:{ROOT}/{name}" for name in ("base-none", "pruned90-none", "pruned82_quant-none")
 )
 RECIPE = "---\nmodifiers:\n- !EpochRangeModifier {start_epoch: 0, end_epoch: 3}\n---\n"
-SERVICE_DOWN = "http://127.0.0.1:9"
-"""The discard port: nobody listens."""
 
 
 def new_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Empty caches and settings under ``home``, and no service."""
+    """Empty caches and settings under ``home``."""
     for variable, folder in {
         "SPARSEZOO_MODELS_PATH": "zoo",
         "XDG_CACHE_HOME": "cache",
@@ -26,7 +24,6 @@ def new_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(variable, str(home / folder))
     for variable in ("YOLACT_OFFLINE", "YOLACT_ZOO_MIRRORS", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("SPARSEZOO_API_URL", SERVICE_DOWN)
     return home
 
 

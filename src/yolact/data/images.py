@@ -7,6 +7,7 @@ the rest, and judges files that may be damaged, because OpenCV would fill what i
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import warnings
@@ -300,7 +301,7 @@ def _decode(path: Path, data: bytes, *, stored: bool) -> NDArray[Any]:
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
     if data[24:25] == b"\x10" if kind == PNG else kind not in (JPEG, WEBP):
         flags |= cv2.IMREAD_ANYDEPTH
-    cv2.setLogLevel(0)  # what is wrong is said by an error of ours
+    silence_opencv()
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # an empty file, or more pixels than OpenCV accepts
@@ -379,3 +380,12 @@ def _bands(tiff: bytes) -> int:
         return int(tags.get(_SAMPLES_PER_PIXEL, 0))
     except UNREADABLE:
         return 0
+
+
+def silence_opencv() -> None:
+    """Stop it and its FFmpeg from writing to stderr what an error of ours will say."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    if hasattr(cv2, "setLogLevel"):
+        cv2.setLogLevel(0)
+    else:  # OpenCV 5
+        cv2.utils.logging.setLogLevel(0)

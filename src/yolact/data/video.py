@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from yolact.data.images import RgbImage
+from yolact.data.images import RgbImage, silence_opencv
 from yolact.errors import DataError
 from yolact.files import unicode_path
 
@@ -336,9 +336,3 @@ def _without_index(path: Path) -> bool:
                 break
             place += length
     return kinds[:1] == [b"ftyp"] and b"moov" not in kinds
-
-
-def silence_opencv() -> None:
-    """Stop it and its FFmpeg from writing to stderr what an error of ours will say."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    cv2.setLogLevel(0)

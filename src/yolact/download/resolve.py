@@ -4,12 +4,11 @@ The places are tried in this order, each cheaper or surer to be what was meant t
 
 1. the local caches, SparseZoo's and our own: the very file the stub named;
 2. the user's mirror map: he says what the stub is;
-3. SparseZoo's own client, which is asked where the file is, with short time limits;
-4. known mirrors: ``base-none`` is the release of YOLACT's author;
-5. the recipe inside this package, which is the published one in our words. It comes last because
-   a file of the zoo may be another version of it. It is not slower for that: without a network,
-   and since the service has ended, the third place takes milliseconds to rule out, and with
-   ``--offline`` it is not tried.
+3. known mirrors: ``base-none`` is the release of YOLACT's author;
+4. the recipe inside this package, which is the published one in our words. It comes last because
+   a file of the zoo may be another version of it.
+
+SparseZoo's service, where these files were, ended in 2025 and is not asked.
 """
 
 from __future__ import annotations
@@ -24,14 +23,6 @@ from pathlib import Path
 
 from yolact.download.mirrors import map_path, read_mirrors, zoo_cache
 from yolact.download.offline import is_offline
-from yolact.download.sparsezoo import (
-    NoAnswerError,
-    Service,
-    TimeLimits,
-    find_in_cache,
-    find_in_folder,
-    place_in_cache,
-)
 from yolact.download.stubs import MODELS, Kind, Stub, parse_stub
 from yolact.download.trusted import (
     OtherFileError,
@@ -41,6 +32,7 @@ from yolact.download.trusted import (
     fetch_weights,
     require_digest,
 )
+from yolact.download.zoo_folders import find_in_cache, find_in_folder, place_in_cache
 from yolact.errors import DownloadError, YolactError
 from yolact.files import cache_folder
 
@@ -64,16 +56,10 @@ class _Search:
 
     stub: Stub
     kind: Kind
-    service: Service
     validate: Validate
 
 
-def resolve(
-    text: str,
-    *kinds: Kind,
-    validate: Validate,
-    limits: TimeLimits | None = None,
-) -> Path:
+def resolve(text: str, *kinds: Kind, validate: Validate) -> Path:
     """The file on this machine that a stub names; fetched first where that is still possible.
 
     Every place that is tried is logged with its outcome (DEBUG), and the file found (INFO).
@@ -83,7 +69,6 @@ def resolve(
         kinds: What of the model will do, the preferred kind first. Each place is asked for all of
             them before the next place.
         validate: Reads what is fetched for the first time.
-        limits: Of the question to SparseZoo's service.
 
     Raises:
         RecipeError: A recipe was wanted, and the stub is unknown or its recipe gone.
@@ -92,8 +77,7 @@ def resolve(
         DownloadError: A file is not the one it was before.
     """
     stub = parse_stub(text, kinds[0].error)
-    service = Service(stub, limits or TimeLimits())
-    searches = [_Search(stub, kind, service, validate) for kind in kinds]
+    searches = [_Search(stub, kind, validate) for kind in kinds]
     not_fetched: _NotFetchedError | None = None
     for label, look in _PLACES:
         for search in searches:
@@ -143,17 +127,6 @@ def _from_mirrors(search: _Search) -> Path:
     return location
 
 
-def _from_service(search: _Search) -> Path:
-    if is_offline():
-        raise _AbsentError("not asked: --offline")
-    try:
-        url = search.service.url_of(search.kind)
-    except NoAnswerError as error:
-        raise _AbsentError(str(error)) from error
-    target = cache_folder() / search.stub.path / place_in_cache(search.stub, search.kind)
-    return _checked(search, Wanted(url, search.kind, (url,)), target)
-
-
 def _from_known_mirrors(search: _Search) -> Path:
     weights = MODELS[search.stub.model].weights
     if weights is None or search.kind is not Kind.CHECKPOINT:
@@ -196,7 +169,6 @@ def _going_on() -> Iterator[None]:
 _PLACES: tuple[tuple[str, Callable[[_Search], Path]], ...] = (
     ("the local cache", _from_cache),
     ("the mirror map", _from_mirrors),
-    ("SparseZoo's service", _from_service),
     ("known mirrors", _from_known_mirrors),
     ("this package", _from_package),
 )

@@ -16,19 +16,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.nn import qat
-from torch.ao.nn.intrinsic import qat as intrinsic_qat
-from torch.ao.quantization import (
-    FakeQuantize,
-    FakeQuantizeBase,
-    MinMaxObserver,
-    PerChannelMinMaxObserver,
-    disable_observer,
-)
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from yolact.config import ModelConfig
 from yolact.exporter.options import ExportOptions
+from yolact.model.fake_quantize import (
+    FakeQuantize,
+    RangeObserver,
+    fake_quantizers,
+    is_fake_quantize,
+)
+from yolact.model.quantized_layers import (
+    Conv2d,
+    ConvBn2d,
+    ConvBnReLU2d,
+    ConvReLU2d,
+    round_output,
+)
 from yolact.model.weights import is_quantized
 from yolact.model.yolact import InferenceModel, Yolact
 from yolact.types import RawOutputs
@@ -83,7 +87,8 @@ def prepare(
     copy.set_input(config or model.config)
     network = InferenceModel(copy).cpu().float().eval()
     quantized = is_quantized(network)
-    network.apply(disable_observer)  # their ranges are not to adapt to what is run here
+    for quantizer in fake_quantizers(network):
+        quantizer.disable_observer()  # ranges are not to adapt to what is run here
     with torch.no_grad():
         expected: RawOutputs = network(sample)
         unquantized: RawOutputs | None = None
@@ -103,11 +108,7 @@ def prepare(
 @contextmanager
 def without_quantization(network: nn.Module) -> Iterator[None]:
     """Let a network compute in floats inside the block."""
-    quantizers = [
-        module
-        for module in network.modules()
-        if isinstance(module, FakeQuantizeBase) and bool(module.fake_quant_enabled[0])
-    ]
+    quantizers = [q for q in fake_quantizers(network) if bool(q.fake_quant_enabled)]
     for module in quantizers:
         module.disable_fake_quant()
     try:
@@ -139,13 +140,13 @@ def fold_batch_norms(model: nn.Module) -> None:
 def fold_quantized_batch_norms(model: nn.Module) -> None:
     """Turn quantization-aware Conv+BN modules into quantization-aware convolutions, in place.
 
-    During training torch computes BN(conv(x, fake_quant(w * gamma / std)) / (gamma / std)), so
+    Training computes BN(conv(x, fake_quant(w * gamma / std)) / (gamma / std)), so
     that the batch statistics stay those of the unscaled convolution. With frozen statistics the
     division and the BN cancel: a convolution with the same fake-quantized weight and one bias
     gives the same result, and is what runtimes have integer kernels for.
     """
     for name, child in model.named_children():
-        if isinstance(child, intrinsic_qat.ConvBn2d):
+        if isinstance(child, ConvBn2d):
             setattr(model, name, _folded(child))
         else:
             fold_quantized_batch_norms(child)
@@ -167,9 +168,9 @@ def requantize_weights(
     """
     for module in model.modules():
         quantizer = getattr(module, "weight_fake_quant", None)
-        if not isinstance(quantizer, FakeQuantize):
+        if not is_fake_quantize(quantizer):
             continue
-        before = (quantizer.scale.numel() > 1, int(quantizer.quant_min), int(quantizer.quant_max))
+        before = (quantizer.scale.numel() > 1, *_range(quantizer))
         channels, low, high = before
         if reduce_range:
             low, high = max(low, SEVEN_BITS[0]), min(high, SEVEN_BITS[1])
@@ -191,52 +192,49 @@ def widen_quantizers(model: nn.Module) -> None:
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if not isinstance(child, FakeQuantize) or _range(child) in _WIDE:
+            if not is_fake_quantize(child) or _range(child) in _WIDE:
                 continue
             low, high = _limits(child)
             _set_range(child)
             weight = parent.weight if name == "weight_fake_quant" else None
-            if isinstance(weight, Tensor) and not isinstance(parent, intrinsic_qat.ConvBn2d):
+            if isinstance(weight, Tensor) and not isinstance(parent, ConvBn2d):
                 with torch.no_grad():
                     weight.copy_(weight.clamp(low, high))
             else:
                 setattr(parent, name, _Limited(child, low, high))
 
 
-def _folded(fused: intrinsic_qat.ConvBn2d) -> nn.Module:
-    relu = isinstance(fused, intrinsic_qat.ConvBnReLU2d)
-    plain = fused.to_float()  # type: ignore[no-untyped-call]
-    plain.qconfig = fused.qconfig
-    kind: Any = intrinsic_qat.ConvReLU2d if relu else qat.Conv2d
-    conv = kind.from_float(plain)
+def _folded(fused: ConvBn2d) -> Conv2d:
+    kind = ConvReLU2d if isinstance(fused, ConvBnReLU2d) else Conv2d
+    folded = kind(fused, fused.weight_fake_quant)
     norm = fused.bn
     assert norm.running_mean is not None and norm.running_var is not None
     # BN(y + conv bias) = y * scale + shift, for each output channel.
     scale: Tensor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     mean = norm.running_mean if fused.bias is None else norm.running_mean - fused.bias
-    shift = norm.bias - mean * scale
-    with torch.no_grad():
-        # In the order of operations of the training graph: the last bit decides roundings.
-        conv.weight.copy_(fused.weight * scale.reshape(-1, 1, 1, 1))
-        conv.bias.copy_(shift)
-    conv.weight_fake_quant = fused.weight_fake_quant
-    if hasattr(fused, "activation_post_process"):  # an output observer is attached as a hook
-        conv.activation_post_process = fused.activation_post_process
-        conv._forward_hooks = fused._forward_hooks
-    folded: nn.Module = conv.train(fused.training)
+    # In the order of operations of the training graph: the last bit decides roundings.
+    folded.weight = nn.Parameter((fused.weight * scale.reshape(-1, 1, 1, 1)).detach())
+    folded.bias = nn.Parameter((norm.bias - mean * scale).detach())
+    output = getattr(fused, "activation_post_process", None)
+    if isinstance(output, FakeQuantize):
+        round_output(folded, output)
     return folded
 
 
+@torch.enable_grad()
 def _quantizer(
     weight: Tensor, dtype: torch.dtype, channels: bool, low: int, high: int
 ) -> FakeQuantize:
-    kind: Any = FakeQuantize  # torch leaves it untyped
-    observer = PerChannelMinMaxObserver if channels else MinMaxObserver  # of the first axis
-    scheme = torch.per_channel_symmetric if channels else torch.per_tensor_symmetric
-    made: FakeQuantize = kind(observer, quant_min=low, quant_max=high, dtype=dtype, qscheme=scheme)
-    made(weight)
+    made = FakeQuantize(
+        RangeObserver(ch_axis=0 if channels else None),
+        quant_min=low,
+        quant_max=high,
+        symmetric=True,
+        dtype=dtype,
+    ).to(weight.device)
+    made(weight.detach())  # the first tensor counts as a whole, where gradients are recorded
     made.disable_observer()
-    return made.to(weight.device).eval()
+    return made.eval()
 
 
 class _Limited(nn.Module):
@@ -255,7 +253,7 @@ class _Limited(nn.Module):
 
 
 def _range(quantizer: FakeQuantize) -> tuple[int, int]:
-    return int(quantizer.quant_min), int(quantizer.quant_max)
+    return quantizer.quant_min, quantizer.quant_max
 
 
 def _limits(quantizer: FakeQuantize) -> tuple[Tensor, Tensor]:
@@ -268,6 +266,5 @@ def _limits(quantizer: FakeQuantize) -> tuple[Tensor, Tensor]:
 
 
 def _set_range(quantizer: FakeQuantize) -> None:
-    wide = (-128, 127) if _range(quantizer)[0] < 0 else (0, 255)
-    for holder in (quantizer, quantizer.activation_post_process):
-        holder.quant_min, holder.quant_max = wide
+    low = quantizer.quant_min
+    quantizer.quant_min, quantizer.quant_max = (-128, 127) if low < 0 else (0, 255)

@@ -49,12 +49,6 @@ def trace(network: nn.Module, images: Tensor, *, opset: int, static: bool) -> on
         # The TorchScript exporter: the newer one rewrites the Q/DQ pairs that INT8 rests on, and
         # wants an onnx release that sparseml cannot live with.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        # Whether a quantizer is on is meant to be a constant.
-        warnings.filterwarnings(
-            "ignore",
-            category=torch.jit.TracerWarning,  # type: ignore[attr-defined]
-            module=r"torch\.ao\.quantization",
-        )
         torch.onnx.export(
             _Traced(network).eval(),
             (images,),

@@ -15,8 +15,6 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.ao.nn.intrinsic import ConvReLU2d
-from torch.ao.nn.intrinsic.qat import ConvReLU2d as QatConvReLU2d
 from torchvision.ops import box_iou
 
 from yolact.config import DetectConfig
@@ -25,6 +23,7 @@ from yolact.errors import ExportError
 from yolact.exporter.graph import Graph
 from yolact.exporter.prepare import Reference, without_quantization
 from yolact.exporter.trace import MODEL_PREFIX, watched
+from yolact.model.quantized_layers import ConvReLU2d
 from yolact.predict.detect import detect
 from yolact.types import RawOutputs
 
@@ -222,7 +221,7 @@ def first_wrong_layer(graph: onnx.ModelProto, reference: Reference, images: Tens
         if wanted is None:
             continue
         actual = torch.from_numpy(array)
-        if isinstance(network.get_submodule(MODEL_PREFIX + name), (ConvReLU2d, QatConvReLU2d)):
+        if isinstance(network.get_submodule(MODEL_PREFIX + name), ConvReLU2d):
             actual = actual.relu()
         if not _parity(name, wanted, actual, before.get((name, index))).passed:
             return name.removesuffix(".module")

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantizeBase
 
 from yolact.errors import CheckpointError, ConfigError
+from yolact.model.fake_quantize import fake_quantizers
 
 if TYPE_CHECKING:  # what reads weights without a network, such as checkpoints, stays small
     from yolact.model.yolact import Yolact
@@ -273,7 +273,7 @@ def _own_shapes(model: nn.Module) -> dict[str, Tensor]:
 
 def is_quantized(model: nn.Module) -> bool:
     """Whether any module of ``model`` simulates quantization."""
-    return any(isinstance(module, FakeQuantizeBase) for module in model.modules())
+    return any(True for _ in fake_quantizers(model))
 
 
 def require_quantized(model: nn.Module, option: str) -> None:

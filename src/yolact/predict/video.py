@@ -20,14 +20,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from yolact.data.images import RgbImage
+from yolact.data.images import RgbImage, silence_opencv
 from yolact.data.video import (
     VIDEO_ENDINGS,
     Frame,
     Video,
     VideoReader,
     open_video,
-    silence_opencv,
 )
 from yolact.download.offline import require_online
 from yolact.errors import DataError, StorageError

@@ -46,10 +46,14 @@ class ModifierFacts:
     """Without an ``end_epoch`` it acts once, at its ``start_epoch``."""
     optimizer_only: bool = False
     """Changes settings of the optimizer and nothing else."""
+    by_neighbours: bool = False
+    """Its ``block4`` are four neighbours in memory."""
     removes_layers: bool = False
     """Takes whole layers away."""
-    distils: bool = False
-    """Learns from a teacher."""
+    freezes: bool = False
+    """Says which parameters are trained."""
+    distils: Literal["outputs", "layers"] | None = None
+    """What it learns from a teacher: what the network says, or what layers inside it compute."""
     refused: tuple[str, str] | None = None
     """Why it cannot be used, and what to do instead."""
 
@@ -62,6 +66,9 @@ _GRADUAL = ModifierFacts(
 )
 _BY_GRADIENTS = replace(_GRADUAL, samples=True, remembers=True)
 
+CONSTANT = "ConstantPruningModifier"
+"""The modifier that keeps zeros where they are."""
+
 _ROWS = (
     # The run and its optimizer
     ModifierFacts(name="EpochRangeModifier", kind="length"),
@@ -70,14 +77,14 @@ _ROWS = (
     ModifierFacts(name="SetLearningRateModifier", kind="lr", momentary=True, optimizer_only=True),
     ModifierFacts(name="SetWeightDecayModifier", optimizer_only=True),
     # Pruning
-    ModifierFacts(name="ConstantPruningModifier", kind="constant", at_once=True),
+    ModifierFacts(name=CONSTANT, kind="constant", at_once=True),
     replace(_GRADUAL, name="GMPruningModifier", at_once=True),
     replace(_GRADUAL, name="MagnitudePruningModifier", at_once=True),
     replace(_GRADUAL, name="GlobalMagnitudePruningModifier", at_once=True, shared="always"),
     replace(_GRADUAL, name="StructuredPruningModifier", mask="filter", remembers=True),
     replace(_GRADUAL, name="MovementPruningModifier", remembers=True, by_movement=True),
     replace(_BY_GRADIENTS, name="MFACPruningModifier"),
-    replace(_BY_GRADIENTS, name="OBSPruningModifier", shared="unless told"),
+    replace(_BY_GRADIENTS, name="OBSPruningModifier", shared="unless told", by_neighbours=True),
     replace(
         _BY_GRADIENTS,
         name="RigLPruningModifier",
@@ -116,9 +123,9 @@ _ROWS = (
     # Parameters, losses and logs
     ModifierFacts(name="GradualParamModifier"),
     ModifierFacts(name="SetParamModifier"),
-    ModifierFacts(name="TrainableParamsModifier"),
-    ModifierFacts(name="DistillationModifier", distils=True),
-    ModifierFacts(name="PerLayerDistillationModifier", distils=True),
+    ModifierFacts(name="TrainableParamsModifier", freezes=True),
+    ModifierFacts(name="DistillationModifier", distils="outputs"),
+    ModifierFacts(name="PerLayerDistillationModifier", distils="layers"),
     ModifierFacts(name="SparsificationLoggingModifier"),
     ModifierFacts(
         name="ASRegModifier",

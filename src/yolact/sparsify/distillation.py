@@ -1,4 +1,4 @@
-"""What a recipe wants to be distilled, and when: sparseml's modifiers as plain records.
+"""What a recipe wants to be distilled, and when: its modifiers as plain records.
 
 sparseml's modifiers compute a loss of their own, which does not fit YOLACT (see
 :mod:`yolact.distill.loss`); taken from them are the schedule and the numbers. Corrected on the
@@ -18,7 +18,6 @@ from typing import Any
 from yolact.errors import RecipeError
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.document import Entry
-from yolact.sparsify.sparseml import DistillationModifier, PerLayerDistillationModifier
 from yolact.types import TERMS
 
 logger = logging.getLogger(__name__)
@@ -110,11 +109,10 @@ def what_it_distils(modifier: Any, label: str) -> Distilled | None:
     Raises:
         RecipeError: A field has a value that cannot be.
     """
-    if isinstance(modifier, DistillationModifier):
-        return _outputs(modifier, label)
-    if isinstance(modifier, PerLayerDistillationModifier):
-        return _layers(modifier, label)
-    return None
+    distils = facts_of(type(modifier).__name__).distils
+    if distils is None:
+        return None
+    return _outputs(modifier, label) if distils == "outputs" else _layers(modifier, label)
 
 
 def _name_idle_fields(entries: Iterable[Entry], label: str) -> None:

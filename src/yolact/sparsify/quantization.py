@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.ao.quantization import FakeQuantize, QuantWrapper
 
+from yolact.model.fake_quantize import is_fake_quantize
+from yolact.model.fused_layers import is_fused
+from yolact.model.quantized_layers import is_quant_wrapper
+from yolact.sparsify.catalog import facts_of
+from yolact.sparsify.native.quantization import QuantizationModifier
+from yolact.sparsify.native.quantization_scheme import QuantizationArgs, QuantizationScheme
+from yolact.sparsify.native.quantize import match
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.sparsity import convolutions
-from yolact.sparsify.structure import FUSED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +90,7 @@ def input_quantizers(model: nn.Module) -> dict[nn.Module, Quantizer]:
     """Module to the fake quantizer of its input, for all that have one."""
     found = {}
     for wrapper in model.modules():
-        if isinstance(wrapper, QuantWrapper):
+        if is_quant_wrapper(wrapper):
             quantizer = _read(getattr(wrapper.quant, "activation_post_process", None))
             if quantizer is not None:
                 found[wrapper.module] = quantizer
@@ -106,11 +112,13 @@ def wanted_quantization(
     Returns:
         By the name that recipes have for the convolution's weight.
     """
-    due = [m for m in recipe.manager().quantization_modifiers if m.start_epoch <= epoch]
+    entries = [e for e in recipe.entries if facts_of(e.name).kind == "quantization"]
+    modifiers = [_modifier(entry.fields) for entry in entries]
+    due = [modifier for modifier in modifiers if modifier and modifier.start_epoch <= epoch]
     if not due:
         return {}
     modifier = min(due, key=lambda m: m.start_epoch)
-    rule = _by_scheme if hasattr(modifier, "scheme") else _by_submodule
+    rule = _by_submodule if modifier.older else _by_scheme
     kinds = _kinds(model)
     return {
         name: wanted
@@ -142,13 +150,22 @@ def _kinds(model: nn.Module) -> dict[nn.Module, str]:
     """The class that a recipe has to name to mean a convolution: that of what it is fused into."""
     kinds: dict[nn.Module, str] = {}
     for module in model.modules():
-        for inner in module.modules() if isinstance(module, FUSED) else (module,):
+        for inner in module.modules() if is_fused(module) else (module,):
             kinds.setdefault(inner, type(module).__name__)
     return kinds
 
 
-def _by_scheme(modifier: Any, name: str, kind: str) -> WantedQuantization | None:
-    if _match(name, kind, modifier.ignore):
+def _modifier(fields: Mapping[str, Any]) -> QuantizationModifier | None:
+    """As this package reads it; None if only sparseml can do what it says."""
+    known = {f.name for f in dataclasses.fields(QuantizationModifier) if f.init}
+    try:
+        return QuantizationModifier(**{name: fields[name] for name in fields if name in known})
+    except ValueError:
+        return None
+
+
+def _by_scheme(modifier: QuantizationModifier, name: str, kind: str) -> WantedQuantization | None:
+    if match(name, kind, modifier.ignore or ()):
         return None
     # Beside a ReLU alone, the convolution inside the fused layer says how its weights are rounded.
     own_kind = "Conv2d" if kind == "ConvReLU2d" else kind
@@ -157,12 +174,15 @@ def _by_scheme(modifier: Any, name: str, kind: str) -> WantedQuantization | None
     return WantedQuantization(weights, inputs) if weights or inputs else None
 
 
-def _scheme(modifier: Any, name: str, kind: str) -> Any:
-    override = _match(name, kind, modifier.scheme_overrides)
-    return modifier.scheme if override is None else modifier.scheme_overrides[override]
+def _scheme(modifier: QuantizationModifier, name: str, kind: str) -> QuantizationScheme:
+    override = match(name, kind, modifier.scheme_overrides)
+    found: QuantizationScheme = modifier.scheme_overrides.get(override, modifier.scheme)
+    return found
 
 
-def _by_submodule(modifier: Any, name: str, kind: str) -> WantedQuantization | None:
+def _by_submodule(
+    modifier: QuantizationModifier, name: str, kind: str
+) -> WantedQuantization | None:
     """The older fields of the modifier: everything inside some submodules."""
     inside = modifier.submodules is None or any(
         part in ("", name) or name.startswith(f"{part}.") for part in modifier.submodules
@@ -173,20 +193,12 @@ def _by_submodule(modifier: Any, name: str, kind: str) -> WantedQuantization | N
     return WantedQuantization(Rounding(bits=bits, symmetric=True, per_channel=False), None)
 
 
-def _match(name: str, kind: str, names_or_kinds: Collection[str]) -> str | None:
-    """As sparseml matches: the longest beginning of the name, else the class."""
-    beginnings = [text for text in names_or_kinds if name.startswith(text)]
-    if beginnings:
-        return max(beginnings, key=len)
-    return kind if kind in names_or_kinds else None
-
-
-def _wanted(arguments: Any) -> Rounding | None:
+def _wanted(arguments: QuantizationArgs | None) -> Rounding | None:
     if arguments is None:
         return None
     return Rounding(
-        bits=arguments.num_bits,
-        symmetric=arguments.symmetric,
+        bits=_bits(*arguments.limits()),
+        symmetric=bool(arguments.symmetric),
         per_channel=arguments.strategy == "channel",
     )
 
@@ -196,16 +208,20 @@ _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 
 
 def _read(module: Any) -> Quantizer | None:
-    if not isinstance(module, FakeQuantize):
+    if not is_fake_quantize(module):
         return None
     low, high = int(module.quant_min), int(module.quant_max)
     scale, zero = module.scale.double(), module.zero_point.double()
     seen = module.activation_post_process.min_val
     return Quantizer(
-        bits=round(math.log2(high - low + 1)),
+        bits=_bits(low, high),
         symmetric=module.qscheme in _SYMMETRIC,
         per_channel=module.qscheme in _CHANNELWISE,
         scale=(float(scale.min()), float(scale.max())),
         range=(float((scale * (low - zero)).min()), float((scale * (high - zero)).max())),
         learnt=seen.numel() > 0 and bool(seen.isfinite().all()),
     )
+
+
+def _bits(low: int, high: int) -> int:
+    return round(math.log2(high - low + 1))

@@ -10,8 +10,11 @@ from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.engine import Engine
 from yolact.sparsify.native.engine import NativeEngine
 
-INSTALL_SPARSEML = "pip install --no-deps --ignore-requires-python sparseml==1.8.0 sparsezoo==1.8.1"
-"""What installs sparseml on Pythons that it does not know."""
+INSTALL_SPARSEML = (
+    "pip install --no-deps --ignore-requires-python sparseml==1.8.0 sparsezoo==1.8.1 && "
+    "pip install geocoder GPUtil pandas psutil py-machineid pydantic scipy toposort"
+)
+"""What installs sparseml on Pythons that it does not know, and what its import needs besides."""
 
 
 def default_engine() -> EngineName:

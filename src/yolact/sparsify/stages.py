@@ -11,13 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.ao.quantization import FakeQuantizeBase
 
-from yolact.sparsify.catalog import facts_of
+from yolact.model.fake_quantize import is_fake_quantize
+from yolact.sparsify.catalog import CONSTANT, facts_of
 from yolact.sparsify.document import Document, Entry, entries, entry_lists, matches
+from yolact.sparsify.native.thinning import ChannelThinningModifier
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.sparseml import ConstantPruningModifier
-from yolact.sparsify.thinning import ChannelThinningModifier
 
 
 def compose(earlier: Recipe | None, recipe: Recipe) -> Recipe:
@@ -83,7 +82,8 @@ def _ended_at(entry: Entry, epoch: float) -> Entry:
     """What a modifier did if its run stopped at ``epoch``, before its end."""
     fields = {**entry.fields, "end_epoch": epoch}
     if entry.name == ChannelThinningModifier.__name__:
-        width = ChannelThinningModifier(**entry.fields).fraction_at(epoch)
+        given = {name: value for name, value in entry.fields.items() if name != "log_types"}
+        width = ChannelThinningModifier(**given).fraction_at(epoch)
         return Entry(entry.name, {**fields, "final_width": width})
     final = fields.get("final_sparsity")
     if final is None:
@@ -93,7 +93,7 @@ def _ended_at(entry: Entry, epoch: float) -> Entry:
         params = [name for names in final.values() for name in names]
     begin = fields.get("start_epoch", -1.0)
     return Entry(
-        ConstantPruningModifier.__name__,
+        CONSTANT,
         {"start_epoch": begin, "end_epoch": epoch, "params": params},
     )
 
@@ -156,7 +156,7 @@ def learn_ranges(model: nn.Module, layers: Sequence[str]) -> None:
     ``layers`` are beginnings of names; the model need not be quantized.
     """
     for name, module in model.named_modules():
-        if f"{name}.".startswith(tuple(layers)) and isinstance(module, FakeQuantizeBase):
+        if f"{name}.".startswith(tuple(layers)) and is_fake_quantize(module):
             module.enable_observer()
 
 

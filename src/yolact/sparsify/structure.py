@@ -10,16 +10,13 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.ao.nn.intrinsic import ConvBn2d, ConvBnReLU2d, ConvReLU2d
-from torch.ao.quantization import QuantWrapper
 
 from yolact.errors import RecipeError
+from yolact.model.fused_layers import is_fused
+from yolact.model.quantized_layers import is_quant_wrapper
 from yolact.sparsify.catalog import EngineName, facts_of
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.stages import last_stage_begins
-
-FUSED = (ConvBn2d, ConvBnReLU2d, ConvReLU2d)
-"""What fusing makes of a convolution and its neighbours; quantizing replaces these."""
 
 _STRUCTURAL = ("thinning", "quantization")
 
@@ -77,9 +74,9 @@ def recipe_names(model: nn.Module) -> dict[str, str]:
     """
     inside = {}
     for name, module in model.named_modules():
-        if isinstance(module, QuantWrapper):
+        if is_quant_wrapper(module):
             inside[f"{name}.module."] = f"{name}."
-        elif isinstance(module, FUSED):
+        elif is_fused(module):
             inside[f"{name}.0."] = f"{name}."
     innermost_first = sorted(inside, key=len, reverse=True)
     names = {}

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantizeBase
 
 from yolact.errors import RecipeError
+from yolact.model.fake_quantize import is_fake_quantize
 from yolact.model.weights import parameter_count
 from yolact.sizes import ImageSize, sides_of
 from yolact.sparsify.check.curves import Curves, meta_copy, with_values
@@ -218,7 +218,7 @@ def _look(meta: nn.Module, image_size: ImageSize) -> dict[str, _Look]:
 
     for module in list(meta.modules()):
         for name, child in module.named_children():
-            if isinstance(child, FakeQuantizeBase):
+            if is_fake_quantize(child):
                 setattr(module, name, nn.Identity())  # it computes with values
     hooks = [conv.register_forward_hook(count) for conv in found.values()]
     meta.eval()

@@ -19,7 +19,6 @@ from yolact.errors import RecipeError
 from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.document import Entry, matches, nm_of
-from yolact.sparsify.sparseml import LayerPruningModifier, OBSPruningModifier
 from yolact.sparsify.structure import recipe_names
 
 PRUNABLE = "__ALL_PRUNABLE__"
@@ -228,7 +227,7 @@ def _larger_kernels(entry: Entry, parameters: Parameters) -> Iterator[tuple[str,
 
 def _uneven(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
     block = entry.fields.get("mask_type")
-    if (entry.name, block) == (OBSPruningModifier.__name__, "block4"):
+    if facts_of(entry.name).by_neighbours and block == "block4":
         yield from _larger_kernels(entry, parameters)
     if ratio := nm_of(block):
         block = [1, ratio[1]]  # groups lie along the input channels
@@ -272,7 +271,7 @@ def _ill_shaped(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str
 
 def _absent_layers(entry: Entry, model: nn.Module) -> Iterator[tuple[str, str]]:
     """Layers to remove that there are not: sparseml takes whole names, no expressions."""
-    if entry.name != LayerPruningModifier.__name__:
+    if not facts_of(entry.name).removes_layers:
         return
     modules, _ = _layers(model)
     for text in _names(entry.fields.get("layers")):

@@ -15,7 +15,6 @@ from yolact.sparsify.document import Entry
 from yolact.sparsify.modifiers import build_modifier
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.recipe_engines import recipe_engine
-from yolact.sparsify.sparseml import PerLayerDistillationModifier, TrainableParamsModifier
 
 _SLACK = 1e-6
 """Epochs are sums and products of floats: windows that overlap by less only touch."""
@@ -205,7 +204,7 @@ def _share_groups(one: ModifierRow, other: ModifierRow) -> bool:
 
 def missing_groups(rows: Sequence[ModifierRow]) -> Iterator[Problem]:
     """Modifiers of the optimizer that are for groups of parameters there are not."""
-    distilled = [row for row in rows if row.name == PerLayerDistillationModifier.__name__]
+    distilled = [row for row in rows if row.facts.distils == "layers"]
     own = any(row.fields.get("project_features", True) for row in distilled)
     there = ["group 0 (the network)"] + ["group 1 (the maps from student to teacher)"] * own
     for row in rows:
@@ -268,7 +267,7 @@ class Span:
 
 def spans(rows: Sequence[ModifierRow]) -> list[Span]:
     """What is frozen when, in order; a modifier that ends leaves things as it found them."""
-    mine = [row for row in rows if row.name == TrainableParamsModifier.__name__]
+    mine = [row for row in rows if row.facts.freezes]
     events = sorted(
         [(row.begin, row.number, True, row) for row in mine]
         + [(row.end, row.number, False, row) for row in mine if row.end is not None],

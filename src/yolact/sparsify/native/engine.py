@@ -15,7 +15,17 @@ from yolact.sparsify.catalog import EngineName, facts_of
 from yolact.sparsify.document import Entry
 from yolact.sparsify.engine import GradientSamples
 from yolact.sparsify.native.acdc import ACDCPruningModifier
+from yolact.sparsify.native.distillation import (
+    DistillationModifier,
+    PerLayerDistillationModifier,
+)
+from yolact.sparsify.native.layers import LayerPruningModifier
 from yolact.sparsify.native.modifier import MaskingModifier, Modifier
+from yolact.sparsify.native.parameters import (
+    GradualParamModifier,
+    SetParamModifier,
+    TrainableParamsModifier,
+)
 from yolact.sparsify.native.pruning import (
     ConstantPruningModifier,
     GlobalMagnitudePruningModifier,
@@ -23,13 +33,25 @@ from yolact.sparsify.native.pruning import (
     MagnitudePruningModifier,
     course,
 )
+from yolact.sparsify.native.quantization import QuantizationModifier, adopt
+from yolact.sparsify.native.rates import (
+    EpochRangeModifier,
+    LearningRateFunctionModifier,
+    LearningRateModifier,
+    SetLearningRateModifier,
+    SetWeightDecayModifier,
+)
+from yolact.sparsify.native.thinning import ChannelThinningModifier
+from yolact.sparsify.native.totals import SparsificationLoggingModifier
 
 _CLASSES: tuple[type[Modifier], ...] = (
-    ACDCPruningModifier,
-    ConstantPruningModifier,
-    GMPruningModifier,
-    GlobalMagnitudePruningModifier,
-    MagnitudePruningModifier,
+    *(EpochRangeModifier, LearningRateFunctionModifier, LearningRateModifier),
+    *(SetLearningRateModifier, SetWeightDecayModifier),
+    *(GMPruningModifier, MagnitudePruningModifier, GlobalMagnitudePruningModifier),
+    *(ConstantPruningModifier, ACDCPruningModifier),
+    *(ChannelThinningModifier, LayerPruningModifier, QuantizationModifier),
+    *(TrainableParamsModifier, SetParamModifier, GradualParamModifier),
+    *(DistillationModifier, PerLayerDistillationModifier, SparsificationLoggingModifier),
 )
 MODIFIERS = {kind.__name__: kind for kind in _CLASSES}
 """Every modifier by the name that recipes use."""
@@ -105,6 +127,8 @@ class NativeManager:
         self._steps_per_epoch = steps_per_epoch
         # An uninterrupted run last looked at the clock before its last step.
         clock = max(steps - 1, 0) / steps_per_epoch
+        if is_quantized(model):
+            adopt(model, self.modifiers, fresh=steps == 0)
         for modifier in self.modifiers:
             modifier.attach(model, clock)
         if steps > 0:
@@ -152,7 +176,7 @@ def _in_order(stages: Mapping[str, Sequence[Modifier]]) -> list[Modifier]:
 
 
 def _place(modifier: Modifier) -> tuple[float, float, str]:
-    return _end(modifier.end_epoch), modifier.start_epoch, type(modifier).__name__
+    return _end(modifier.end_epoch), modifier.start_epoch, modifier.identifier
 
 
 def _stage_place(stage: Sequence[Modifier]) -> tuple[float, float]:

@@ -27,6 +27,11 @@ class Modifier:
     started: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
 
+    @property
+    def identifier(self) -> str:
+        """What says which of several that begin and end together acts first."""
+        return type(self).__name__
+
     def attach(self, model: nn.Module, epoch: float) -> None:
         """Find in ``model`` what this is for.
 
@@ -119,6 +124,21 @@ class RepeatedModifier(Modifier):
         super().passed(epoch)
 
 
+class MemorylessModifier(RepeatedModifier):
+    """Does what follows from the epoch alone: of all updates, only the last one leaves a trace."""
+
+    def resume(
+        self, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
+    ) -> None:
+        """Do the first update and the last; see :meth:`Modifier.resume`."""
+        first, last = first_step(self.start_epoch, steps_per_epoch), steps - 1
+        if self.end_epoch >= 0:
+            last = min(last, max(first, first_step(self.end_epoch, steps_per_epoch)))
+        for step in (first, last):
+            if step <= last and self.due(step / steps_per_epoch):
+                self.update(model, optimizer, step / steps_per_epoch, steps_per_epoch)
+
+
 class MaskingModifier(RepeatedModifier):
     """Keeps weights zero by masks, which are computed when the gradients of a step are there."""
 
@@ -128,3 +148,11 @@ class MaskingModifier(RepeatedModifier):
     def after_optimizer(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """After the optimizer has stepped: set masked weights back to zero."""
         self.mask()
+
+
+def first_step(epoch: float, steps_per_epoch: int) -> int:
+    """The number, from 0, of the first step that is not before ``epoch``."""
+    step = max(0, math.ceil(epoch * steps_per_epoch) - 1)  # the product may be rounded up
+    while step / steps_per_epoch < epoch:
+        step += 1
+    return step

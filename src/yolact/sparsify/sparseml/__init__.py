@@ -1,7 +1,8 @@
 """The one door to sparseml: quiet, offline and patched for the torch this package pins.
 
 sparseml 1.8.0 is the last release and was written for an older torch. What each line patches here
-(:mod:`yolact.sparsify.sparseml.patches` does the same for single modifiers):
+(:mod:`yolact.sparsify.sparseml.patches` does the same for single modifiers, and
+:mod:`yolact.sparsify.sparseml.shims` for what Python and onnx have no more):
 
 * ``NM_DISABLE_ANALYTICS``: importing sparseml would post usage data, after asking ident.me and a
   geolocation service for this machine's country, without a timeout (sparsezoo/analytics.py).
@@ -40,11 +41,12 @@ from torch.ao.quantization import (
 )
 
 from yolact.host import not_importable
+from yolact.sparsify.sparseml.shims import shims
 
 os.environ["NM_DISABLE_ANALYTICS"] = "1"
 _compile = torch.compile
 _main_handlers = list(logging.getLogger("__main__").handlers)
-with warnings.catch_warnings(), not_importable("openvino"):
+with warnings.catch_warnings(), not_importable("openvino"), shims():
     warnings.simplefilter("ignore")  # deprecations in sparseml's own imports
     from sparseml.pytorch.optim import ScheduledModifierManager
     from sparseml.pytorch.sparsification import (

@@ -17,6 +17,7 @@ from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import Entry, dump
 from yolact.sparsify.engine import GradientSamples
+from yolact.sparsify.native.layers import forget_removed
 from yolact.sparsify.sparseml import (
     LR_SCHEDULERS,
     BasePruningModifier,
@@ -29,6 +30,7 @@ from yolact.sparsify.sparseml import (
     log_loggers,
     quiet_loggers,
 )
+from yolact.sparsify.sparseml import thinning as _thinning  # noqa: F401 - for its tag
 from yolact.sparsify.sparseml.replay import adopt_structure, replay
 
 logger = logging.getLogger(__name__)
@@ -159,13 +161,15 @@ class SparsemlManager:
         """Ask one modifier, if something of it is due."""
         if not self._due(modifier, epoch):
             return
+        prunes = isinstance(modifier, BasePruningModifier)
         # OBS and M-FAC do nothing when there is one step an epoch: to them that is a one-shot run.
-        modifier.scheduled_update(model, optimizer, epoch, max(self._steps_per_epoch, 2))
-        if modifier.ended and isinstance(modifier, BasePruningModifier):
+        steps_per_epoch = max(self._steps_per_epoch, 2) if prunes else self._steps_per_epoch
+        modifier.scheduled_update(model, optimizer, epoch, steps_per_epoch)
+        if modifier.ended and prunes:
             # Top-KAST would let momentum move masked weights between its end and the run's.
             modifier._allow_reintroduction = False
         if isinstance(modifier, LayerPruningModifier) and optimizer is not None:
-            _forget_removed(optimizer, model)
+            forget_removed(optimizer, model)
 
     def _masking(self) -> list[Any]:
         """The modifiers that prune weights by masks."""
@@ -230,12 +234,3 @@ def _grad_sampler(samples: GradientSamples) -> dict[str, Any]:
         return samples.batches({**(options or {}), **more}.get("batch_size"))
 
     return {"data_loader_builder": build, "loss_function": samples.loss}
-
-
-def _forget_removed(optimizer: Optimizer, model: nn.Module) -> None:
-    """Take what the model no longer has out of the optimizer: a run that resumes has none of it."""
-    network, *_ = optimizer.param_groups  # others are of the objective
-    there = set(model.parameters())
-    for parameter in set(network["params"]) - there:
-        optimizer.state.pop(parameter, None)
-    network["params"] = [parameter for parameter in network["params"] if parameter in there]

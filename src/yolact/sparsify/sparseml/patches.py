@@ -19,11 +19,15 @@ What each piece corrects, in pruning:
 
 In schedules:
 
+* :func:`_finalize_layers`: a LayerPruningModifier whose epoch a run does not reach removes its
+  layers when the run ends.
 * :func:`_linear`, :func:`_cosine`, :func:`_cyclic_linear`: the last step of a schedule goes past
   its end, down to negative learning rates; a last cycle that is shorter does the same.
 * :func:`_lr_info`, :func:`_setup_scheduler`: a step size below one step divides by zero; restarts
   after 1.0 epochs instead of 1 are refused in the middle of training; and restarts go back to the
   learning rate of the first scheduler in the recipe.
+* :func:`_begin`: a LearningRateModifier that starts at -1, which is to say at once, never restarts
+  and reaches its milestones an epoch late.
 * :func:`_update_gradual`: GradualParamModifier ignores its ``inter_func``.
 
 In quantization:
@@ -39,12 +43,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from itertools import islice
 from typing import Any
 
 import torch
 from sparseml.pytorch.sparsification.modifier import ScheduledUpdateModifier
 from sparseml.pytorch.sparsification.pruning import (
+    LayerPruningModifier,
     mask_creator,
     modifier_pruning_base,
     modifier_pruning_mfac,
@@ -180,6 +186,7 @@ _linear_beyond: Callable[..., float] = LearningRateFunctionModifier._linear
 _cosine_beyond: Callable[..., float] = LearningRateFunctionModifier._cosine
 _lr_info_as_given: Callable[..., tuple[str, dict[str, Any]]]
 _lr_info_as_given = LearningRateModifier.corrected_lr_info
+_lr_modifier_as_given: Callable[..., None] = LearningRateModifier.__init__
 _setup_as_given: Callable[..., bool] = LearningRateModifier._check_setup_lr_scheduler
 
 
@@ -219,6 +226,11 @@ def _setup_scheduler(self: Any, optimizer: Any, *arguments: Any) -> bool:
     return _setup_as_given(self, optimizer, *arguments)
 
 
+@wraps(_lr_modifier_as_given)
+def _begin(self: Any, *, start_epoch: float, **fields: Any) -> None:
+    _lr_modifier_as_given(self, start_epoch=max(start_epoch, 0.0), **fields)
+
+
 def _update_gradual(
     self: Any, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
 ) -> None:
@@ -229,6 +241,14 @@ def _update_gradual(
     )
     for parameter in self._module_params:
         parameter.data.copy_(value)
+
+
+_finalize_as_given: Callable[..., None] = LayerPruningModifier.finalize
+
+
+def _finalize_layers(self: Any, *arguments: Any, **more: Any) -> None:
+    self._layers_replaced = True  # nothing is left to do
+    _finalize_as_given(self, *arguments, **more)
 
 
 _enable_as_given = LegacyQuantizationModifier._enable_module_qat
@@ -268,7 +288,9 @@ LearningRateFunctionModifier._cosine = _cosine
 LearningRateFunctionModifier._cyclic_linear = _cyclic_linear
 LearningRateModifier.corrected_lr_info = _lr_info
 LearningRateModifier._check_setup_lr_scheduler = _setup_scheduler
+LearningRateModifier.__init__ = _begin
 GradualParamModifier.update = _update_gradual
+LayerPruningModifier.finalize = _finalize_layers
 LegacyQuantizationModifier._enable_module_qat = _enable_legacy
 helpers._BNWrapper.freeze_bn_stats = _freeze_statistics
 helpers._BNWrapper.update_bn_stats = _update_statistics
