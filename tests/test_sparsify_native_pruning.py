@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from recipe_engines import ENGINES_HERE, needs_sparseml
+from yolact.errors import RecipeError
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import Entry, dump, parse
 from yolact.sparsify.native.masks import pattern_of
@@ -215,6 +216,14 @@ KEPT = {
         f"- !GMPruningModifier {{{GRADUAL.replace('0.2', '0.4')}, {ALL}}}"
     ),
     "less than there is": f"GMPruningModifier {{{GRADUAL}, {ALL}}}",
+    "frozen meanwhile": (
+        f"GMPruningModifier {{{GRADUAL}, {ALL}}}\n- !TrainableParamsModifier "
+        f"{{params: [{A}, {B}], trainable: false, start_epoch: 0, end_epoch: 1.5}}"
+    ),
+    "set meanwhile": (
+        f"GMPruningModifier {{{GRADUAL}, params: [3.bias, {A}]}}\n- !SetParamModifier "
+        "{params: [3.bias], val: [0.9, 0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4], start_epoch: 1.6}"
+    ),
     "from what there is": (
         f"GMPruningModifier {{{GRADUAL.replace('0.2', '__FROM_PARAM__')}, {ALL}}}"
     ),
@@ -222,7 +231,7 @@ KEPT = {
 QUICK = (
     *("cubic", "every step", "let go", "begins with the end", "several levels", "together"),
     *("1 x 4", "2:4", "phases", "phases, late", "constant", "constant, then more"),
-    "from what there is",
+    *("frozen meanwhile", "set meanwhile", "from what there is"),
 )
 CASES = [
     pytest.param(
@@ -339,22 +348,6 @@ def test_nothing_is_masked_after_the_run(engine: EngineName) -> None:
 
 
 @needs_sparseml
-@pytest.mark.parametrize("name", ["cubic", "phases", "several levels"])
-def test_weights_that_are_frozen_meanwhile_are_masked_when_they_are_trained_again(
-    name: str,
-) -> None:
-    def freeze(run: Practice) -> None:
-        run.model.get_parameter(A).requires_grad_(run.steps in (0, 6, 7, 8, 9))
-        run.model.get_parameter(B).requires_grad_(run.steps > 3)
-
-    text = recipe(SCHEDULES[name])
-    assert_same(
-        Practice(text, "native", meanwhile=freeze).run(),
-        Practice(text, "sparseml", meanwhile=freeze).run(),
-    )
-
-
-@needs_sparseml
 @pytest.mark.parametrize("name", ["cubic", "phases", "2 x 2"])
 def test_masks_outlive_layers_that_quantization_fuses_and_wraps(name: str) -> None:
     quantization = recipe("QuantizationModifier {start_epoch: 1.6, freeze_bn_stats_epoch: 2.5}")
@@ -429,7 +422,7 @@ def test_a_first_sparsity_that_weights_would_tell_is_not_known_without_them() ->
         native.sparsities(native.build(entry), network().to("meta"), [0.0], 1)
 
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "init_sparsity": 0.1,
     "final_sparsity": 0.8,
     "start_epoch": 0.0,
@@ -437,13 +430,16 @@ GOOD = {
     "update_frequency": 0.5,
     "params": [A],
 }
-PHASED = {
+PHASED: dict[str, Any] = {
     "compression_sparsity": 0.8,
     "start_epoch": 0,
     "end_epoch": 4,
     "update_frequency": 1,
     "params": [A],
 }
+
+
+OF_KIND = {"ACDCPruningModifier": PHASED, "ConstantPruningModifier": {"params": [A]}}
 
 
 @pytest.mark.parametrize("engine", ENGINES_HERE)
@@ -457,7 +453,6 @@ PHASED = {
         ("GMPruningModifier", {"inter_func": "quadratic"}),
         ("GMPruningModifier", {"phased": True}),
         ("GMPruningModifier", {"score_type": "movement"}),
-        ("GMPruningModifier", {"params": "weights"}),
         ("GMPruningModifier", {"end_epoch": -0.5}),
         ("GlobalMagnitudePruningModifier", {"start_epoch": 3.0}),
         *(("ACDCPruningModifier", {f: 1.5}) for f in ("start_epoch", "update_frequency")),
@@ -468,8 +463,7 @@ PHASED = {
 def test_values_that_cannot_be_are_refused(
     engine: EngineName, kind: str, changes: dict[str, Any]
 ) -> None:
-    of_kind = {"ACDCPruningModifier": PHASED, "ConstantPruningModifier": {"params": [A]}}
-    fields = of_kind.get(kind, GOOD) | ({"end_epoch": 2.0} if "Constant" in kind else {})
+    fields = OF_KIND.get(kind, GOOD) | ({"end_epoch": 2.0} if "Constant" in kind else {})
     recipe_engine(engine).build(Entry(kind, fields))
     with pytest.raises((TypeError, ValueError)):
         recipe_engine(engine).build(Entry(kind, fields | changes))
@@ -494,8 +488,7 @@ def test_fields_without_a_default_have_to_be_given(engine: EngineName, field: st
 def test_fields_and_defaults_are_those_of_sparseml(kind: str) -> None:
     mine, theirs = (recipe_engine(name) for name in ("native", "sparseml"))
     assert mine.fields()[kind] == theirs.fields()[kind]
-    of_kind = {"ACDCPruningModifier": PHASED, "ConstantPruningModifier": {"params": [A]}}
-    entry = Entry(kind, of_kind.get(kind, GOOD))
+    entry = Entry(kind, OF_KIND.get(kind, GOOD))
     one, other = mine.build(entry), theirs.build(entry)
     shared = [f for f in mine.fields()[kind] if hasattr(other, f)]
     assert {f: getattr(one, f) for f in shared} == {f: getattr(other, f) for f in shared}
@@ -507,6 +500,7 @@ def test_fields_and_defaults_are_those_of_sparseml(kind: str) -> None:
     "fields",
     [
         {"params": ["7.weight"]},
+        {"params": "weights"},
         {"params": [A, "re:nothing.*"]},
         {"params": [A, "bias"]},
         {"params": [], "final_sparsity": {0.5: [A], 0.6: ["7.weight"]}},
@@ -515,5 +509,5 @@ def test_fields_and_defaults_are_those_of_sparseml(kind: str) -> None:
 )
 def test_names_that_match_nothing_are_refused(engine: EngineName, fields: dict[str, Any]) -> None:
     text = dump({"modifiers": [Entry("GMPruningModifier", GOOD | fields)]})
-    with pytest.raises((RuntimeError, ValueError)):
+    with pytest.raises((RuntimeError, ValueError, RecipeError)):
         Practice(text, engine)
