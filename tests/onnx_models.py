@@ -13,6 +13,7 @@ from conftest import golden_weight
 from yolact.checkpoint import Checkpoint, save_checkpoint
 from yolact.config import YolactConfig, named_config
 from yolact.data.labels import Classes
+from yolact.model.fake_quantize import fake_quantizers
 from yolact.model.yolact import InferenceModel, Yolact
 from yolact.types import RawOutputs
 
@@ -64,7 +65,8 @@ def quantized_model(pruning: Callable[[nn.Module], None] = PRUNE) -> Yolact:
     model = small_model()
     pruning(model)
     apply_structure(model, load_recipe(QUANTIZATION))
-    model.apply(torch.ao.quantization.enable_observer)
+    for quantizer in fake_quantizers(model):
+        quantizer.enable_observer()
     for seed in range(2):
         model.eval()(noise(2, seed))  # with gradients on: observers look at training only
     return model

@@ -11,7 +11,6 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
-from torch.ao.quantization import FakeQuantize, disable_observer
 
 from onnx_models import CLASSES, QUANTIZATION, noise, outputs_of, quantized_model, small_model
 from yolact.engines.onnx_file import ModelMetadata
@@ -25,6 +24,7 @@ from yolact.exporter.prepare import (
     requantize_weights,
     widen_quantizers,
 )
+from yolact.model.fake_quantize import FakeQuantize, fake_quantizers
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.structure import apply_structure
 
@@ -98,7 +98,8 @@ def test_weights_trained_with_ranges_per_channel_keep_them(tmp_path: Path) -> No
     recipe = load_recipe("yolact_small.quantized", {"weight_ranges": "channel"})
     model = small_model()
     apply_structure(model, recipe)
-    model.apply(torch.ao.quantization.enable_observer)
+    for quantizer in fake_quantizers(model):
+        quantizer.enable_observer()
     model(IMAGES[0])
     files = [
         export(model.eval(), CLASSES, tmp_path / f"{on}.onnx", ExportOptions(per_channel=on)).path
@@ -199,12 +200,13 @@ def test_eight_bits_behind_a_limit_are_fewer_bits(strategy: str, folded: bool) -
         load_recipe(f"modifiers:\n- !QuantizationModifier {{start_epoch: 0, scheme: {scheme}}}"),
     )
     model.eval()(noise(1, 0))  # with gradients on: observers look
-    model.apply(disable_observer)
+    for quantizer in fake_quantizers(model):
+        quantizer.disable_observer()
     if folded:
         fold_quantized_batch_norms(model)
     wide = copy.deepcopy(model)
     widen_quantizers(wide)
-    ranges = {(m.quant_min, m.quant_max) for m in wide.modules() if isinstance(m, FakeQuantize)}
+    ranges = {(q.quant_min, q.quant_max) for q in fake_quantizers(wide)}
     assert ranges == {(-128, 127)}
     for one, other in zip(
         outputs_of(model, noise(1, 1)), outputs_of(wide, noise(1, 1)), strict=True

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch.ao.nn.intrinsic.qat import ConvBn2d
 
 from onnx_models import CLASSES, noise, quantized_model, small_model
 from yolact.engines.onnxruntime import OrtEngine
@@ -21,6 +20,8 @@ from yolact.exporter.graph import conv_weights
 from yolact.exporter.options import ExportOptions
 from yolact.exporter.passes import to_integers
 from yolact.exporter.prepare import fold_quantized_batch_norms
+from yolact.model.fake_quantize import fake_quantizers
+from yolact.model.quantized_layers import ConvBn2d
 from yolact.model.weights import is_quantized
 from yolact.model.yolact import Yolact
 
@@ -42,7 +43,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 def frozen(model: Yolact) -> Yolact:
     copy = deepcopy(model)
-    copy.apply(torch.ao.quantization.disable_observer)
+    for quantizer in fake_quantizers(copy):
+        quantizer.disable_observer()
     return copy
 
 

@@ -14,7 +14,6 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from torch.ao.quantization import FakeQuantize
 
 from onnx_models import CLASSES, QUANTIZATION, noise, outputs_of, prune, small_model
 from yolact.config import named_config
@@ -24,13 +23,18 @@ from yolact.data.transforms import preprocess
 from yolact.errors import CheckpointError, ConfigError, DataError, RecipeError, TargetMissedError
 from yolact.exporter.export import export
 from yolact.exporter.graph import conv_weights
+from yolact.model.fake_quantize import FakeQuantize, is_fake_quantize
 from yolact.model.yolact import Yolact
 from yolact.sparsify import one_shot
+from yolact.sparsify.catalog import EngineName
+from yolact.sparsify.check.examine import read_draft
 from yolact.sparsify.one_shot import apply_at_once, calibrate
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.sparsity import overall_sparsity
 from yolact.sparsify.structure import apply_structure
 from yolact.training.start import NoRecipe
+
+pytestmark = pytest.mark.usefixtures("recipe_engine")
 
 IMAGES = [noise(1, seed) for seed in range(3)]
 
@@ -55,11 +59,11 @@ def structured(recipe: str = QUANTIZATION) -> Yolact:
 
 
 def quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
-    return {n: module for n, module in model.named_modules() if isinstance(module, FakeQuantize)}
+    return {n: module for n, module in model.named_modules() if is_fake_quantize(module)}
 
 
 @pytest.fixture(scope="module")
-def calibrated() -> Yolact:
+def calibrated(recipe_engine: EngineName) -> Yolact:
     model = structured()
     calibrate(model, IMAGES)
     return model
@@ -267,7 +271,7 @@ pruning_modifiers:
       {more}
 """)
     with pytest.raises(RecipeError) as caught:
-        apply_at_once(small_model(), load_recipe(str(path)))
+        apply_at_once(small_model(), read_draft(str(path)).recipe)
     assert str(caught.value) == (
         f"{path}: !{name}PruningModifier learns from training what to prune, and there is none "
         "in one shot"

@@ -172,7 +172,7 @@ class FakeQuantize(nn.Module):
         if self._observes:
             self.activation_post_process(x)
             self._span()
-        if not self._rounds:
+        if not self._rounds or x.is_meta:  # torch rounds no tensors without values
             return x
         limits = (self.quant_min, self.quant_max)
         if self.is_per_channel:

@@ -176,7 +176,7 @@ class QuantStub(nn.Module):
         activation_post_process: Does it.
     """
 
-    def __init__(self, activation_post_process: FakeQuantize) -> None:
+    def __init__(self, activation_post_process: nn.Module) -> None:
         """Round by this."""
         super().__init__()
         self.activation_post_process = activation_post_process
@@ -187,20 +187,28 @@ class QuantStub(nn.Module):
         return rounded
 
 
+class DeQuantStub(nn.Module):
+    """Stands where integers become floats again; here they are floats all along."""
+
+    def forward(self, input: Any) -> Any:
+        """``input`` itself."""
+        return input
+
+
 class QuantWrapper(nn.Module):
     """A layer whose input is rounded.
 
     Attributes:
         quant: Rounds the input.
-        dequant: Stands where integers become floats again; these are floats all along.
+        dequant: Does nothing.
         module: The layer.
     """
 
-    def __init__(self, module: nn.Module, activation_post_process: FakeQuantize) -> None:
+    def __init__(self, module: nn.Module, activation_post_process: nn.Module) -> None:
         """Wrap ``module``."""
         super().__init__()
         self.quant = QuantStub(activation_post_process)
-        self.dequant = nn.Identity()
+        self.dequant = DeQuantStub()
         self.module = module
         self.training = module.training
 

@@ -72,6 +72,7 @@ class PruningModifier(MaskingModifier):
 
     def attach(self, model: nn.Module, epoch: float) -> None:
         """Find the parameters; see :meth:`Modifier.attach`."""
+        _require_names(self.names, self.params)
         self._weights = self.find(model)
         if not self._weights:
             raise ValueError("names no parameter of the model")
@@ -192,7 +193,12 @@ class MagnitudePruning(PruningModifier):
     def __post_init__(self) -> None:
         """Check the fields; see :class:`PruningModifier`."""
         super().__post_init__()
+        self._pattern = Pattern()
+
+    def attach(self, model: nn.Module, epoch: float) -> None:
+        """Find the parameters; see :meth:`Modifier.attach`."""
         self._pattern = pattern_of(self.mask_type)
+        super().attach(model, epoch)
 
     @abstractmethod
     def levels(self, epoch: float) -> list[float]:
@@ -371,16 +377,14 @@ def _within(value: Any, least: float, most: float) -> bool:
     return number and least <= value <= most
 
 
-def _flat_names(params: Any) -> list[str]:
-    if isinstance(params, str):
-        names = [params.upper()]
-        known = params.upper() in (ALL, PRUNABLE)
-    else:
-        names = list(_flat(params))
-        known = all(isinstance(name, str) for name in names)
-    if not known:
+def _flat_names(params: Any) -> list[Any]:
+    return [params.upper()] if isinstance(params, str) else list(_flat(params))
+
+
+def _require_names(names: Sequence[Any], params: Any) -> None:
+    token = isinstance(params, str)
+    if not all(name in (ALL, PRUNABLE) if token else isinstance(name, str) for name in names):
         raise ValueError(f"params is {params!r}; give a list of names, {ALL} or {PRUNABLE}")
-    return names
 
 
 def _flat(value: Any) -> Iterator[Any]:

@@ -13,6 +13,7 @@ import torch
 from typing_extensions import Self
 
 from yolact.model.fake_quantize import EPS, FakeQuantize, RangeObserver
+from yolact.sparsify.native.fields import is_number
 
 _NOTHING = (None, "null", "None")
 """What stands for not rounding at all."""
@@ -50,7 +51,7 @@ class QuantizationArgs:
             raise ValueError(f"kwargs is {self.kwargs!r}: it may have {', '.join(_OBSERVER)}")
         for name in ("averaging_constant", "eps"):
             value = self.kwargs.get(name, EPS)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            if not is_number(value) or not value > 0:
                 raise ValueError(f"{name} is {value!r}: give a number above 0")
         axis = self.kwargs.get("ch_axis", 0)
         if not _is_whole(axis) or axis < 0 or (axis and self.strategy == "tensor"):
@@ -162,5 +163,4 @@ def _known(value: Any, kind: type) -> dict[str, Any]:
 
 
 def _is_whole(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and float(value).is_integer()
+    return is_number(value) and float(value).is_integer()

@@ -71,8 +71,10 @@ def quantize(model: nn.Module, how: OlderFields, *, fused: bool) -> None:
     inside = [module for target in targets.values() for module in target.modules()]
     rounded = {m for m in inside if type(m).__name__ not in how.exclude}
     wrap_batch_norms(model, rounded)
+    seen: set[nn.Module] = set()
     for name, target in targets.items():
-        _round_inputs(model, name, target, how)
+        _round_inputs(model, name, target, how, seen - {target})
+        seen.update(target.modules())
     _round_weights(model, rounded, how)
     _round_outputs(model, rounded, how)
     to_device(model)
@@ -88,19 +90,26 @@ def _targets(model: nn.Module, submodules: Collection[str] | None) -> Mapping[st
     return found
 
 
-def _round_inputs(model: nn.Module, name: str, target: nn.Module, how: OlderFields) -> None:
-    new = _with_rounded_inputs(target, how)
+def _round_inputs(
+    model: nn.Module, name: str, target: nn.Module, how: OlderFields, seen: Collection[nn.Module]
+) -> None:
+    new = _with_rounded_inputs(target, how, seen)
     if new is not target and not list(target.children()):
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new)
 
 
-def _with_rounded_inputs(module: nn.Module, how: OlderFields) -> nn.Module:
-    has_weights = is_fused(module) or type(module) in (nn.Conv2d, nn.Linear)
-    if has_weights or type(module).__name__ in how.also:
+def _with_rounded_inputs(
+    module: nn.Module, how: OlderFields, seen: Collection[nn.Module]
+) -> nn.Module:
+    """What takes the place of a module; a second time, if submodules are inside of each other."""
+    kind = type(module).__name__
+    if is_fused(module) or type(module) in (nn.Conv2d, nn.Linear) or kind in how.also:
+        if module in seen and kind in how.keep_outputs:
+            return QuantWrapper(module, nn.Identity())  # as sparseml does it
         return QuantWrapper(module, how.activations.quantizer(signed=how.signed_activations))
     for name, child in list(module.named_children()):
-        new = _with_rounded_inputs(child, how)
+        new = _with_rounded_inputs(child, how, seen)
         if new is not child:
             setattr(module, name, new)
     return module
