@@ -171,9 +171,9 @@ CASES = (
         "cannot",
         "sparseml raises ValueError when epoch 1 comes; refused before training",
         refused(
-            "LearningRateModifier: ",
-            "check lr_kwargs, now {'gamma': 0.5, 'milestones': [1]}",
-            exactly=False,
+            "LearningRateModifier: lr_kwargs {'gamma': 0.5, 'milestones': [1]}: "
+            "milestones have to be after epoch 1",
+            "check its fields; it has start_epoch 1, which may follow from the recipe's variables",
         ),
     ),
     Case(
