@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from modifier_cases import Case, Verdict
-from modifier_cases.practice import in_turn, practice, recipe
+from modifier_cases.practice import engine_in_use, in_turn, practice, recipe
 from training import differences, make_shapes, resume, tiny_settings
 from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.errors import RecipeError
@@ -115,14 +116,15 @@ def resumes(text: str) -> None:
     """Checkpoints before, at the beginning of and during quantization go on bit by bit."""
     with tempfile.TemporaryDirectory() as name:
         data, out = make_shapes(Path(name) / "data"), Path(name) / "whole"
-        whole = train(tiny_settings(data, out, recipe=text))
+        whole = train(tiny_settings(data, out, recipe=text, recipe_engine=engine_in_use()))
         assert whole.checkpoint is not None
         for step in (3, 5):
             (path,) = (out / "weights").glob(f"tiny_*_{step}.pth")
             checkpoint = load_checkpoint(path)
             assert checkpoint.quantized == is_quantized(build_model(checkpoint)) == (step > 3)
             folder = Path(name) / str(step)
-            settings = tiny_settings(data, folder, recipe=text, **resume(path))
+            begin = {"recipe_engine": engine_in_use(), **resume(path)}
+            settings = tiny_settings(data, folder, recipe=text, **begin)
             save = SaveSettings(folder=folder / "weights", interval=1000)
             result = train(replace(settings, save=save))
             assert result.checkpoint is not None
