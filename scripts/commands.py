@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -75,6 +76,6 @@ def machine(*more: str) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         processor = f"{len(models)} x {models[0]}" if models else processor
-    names = ("torch", "sparseml", "onnxruntime", *more)
+    names = ("torch", *(["sparseml"] if find_spec("sparseml") else []), "onnxruntime", *more)
     packages = ", ".join(f"{name} {version(name)}" for name in names)
     return f"{processor}; Python {platform.python_version()}, {packages}"

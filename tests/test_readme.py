@@ -15,6 +15,7 @@ import pytest
 
 from conftest import ROOT
 from yolact.cli import COMMANDS, command
+from yolact.sparsify.recipe_engines import INSTALL_SPARSEML
 
 README = (ROOT / "README.md").read_text()
 RECIPES = (ROOT / "recipes" / "README.md").read_text()
@@ -84,6 +85,11 @@ def test_every_exit_code_is_documented() -> None:
     codes = {k.exit_code for k in kinds if issubclass(k, errors.YolactError)}
     for code in (codes - {1}) | {errors.INTERRUPTED}:
         assert re.search(rf"^\| {code} \|", README, flags=re.MULTILINE), code
+
+
+def test_sparseml_is_installed_as_errors_say() -> None:
+    commands = INSTALL_SPARSEML.replace(" && ", "\n")
+    assert f"```bash\n{commands}\n```" in README
 
 
 def test_every_packaged_recipe_is_listed() -> None:

@@ -13,16 +13,10 @@ import yaml
 
 import yolact
 from modifier_cases.table import cases
+from recipe_engines import needs_sparseml
 from yolact.sparsify.catalog import CATALOG, facts_of
 from yolact.sparsify.native.thinning import ChannelThinningModifier
 from yolact.sparsify.recipe import Recipe
-from yolact.sparsify.sparseml import (
-    BasePruningModifier,
-    ConstantPruningModifier,
-    Modifier,
-    ScheduledModifierManager,
-)
-from yolact.sparsify.sparseml.engine import SparsemlEngine
 
 SOURCE = Path(str(yolact.__file__)).parent
 
@@ -33,42 +27,66 @@ def subclasses(kind: Any) -> Iterator[Any]:
         yield from subclasses(child)
 
 
-CLASSES = {kind.__name__: kind for kind in subclasses(Modifier)}
+Classes = dict[str, list[Any]]
 
 
-def fields(name: str) -> set[str]:
-    """What the constructors of all classes of a name take."""
-    kinds = [kind for kind in subclasses(Modifier) if kind.__name__ == name]
+@pytest.fixture(scope="module")
+def classes() -> Classes:
+    """Sparseml's modifiers and ours by name, which several may share."""
+    from yolact.sparsify.sparseml import Modifier
+    from yolact.sparsify.sparseml.engine import SparsemlEngine
+
+    SparsemlEngine()  # has a modifier of ours, too
+    found: Classes = {}
+    for kind in subclasses(Modifier):
+        found.setdefault(kind.__name__, []).append(kind)
+    return found
+
+
+def fields(kinds: list[Any]) -> set[str]:
+    """What their constructors take."""
     return {field for kind in kinds for field in inspect.signature(kind.__init__).parameters}
 
 
-def test_every_modifier_that_recipes_can_name_has_a_row() -> None:
+@needs_sparseml
+def test_every_modifier_that_recipes_can_name_has_a_row(classes: Classes) -> None:
     tags = yaml.SafeLoader.yaml_constructors
-    registered = {name for name in CLASSES if f"!pytorch.{name}" in tags}
+    registered = {name for name in classes if f"!pytorch.{name}" in tags}
     assert ChannelThinningModifier.__name__ in registered
     assert registered - CATALOG.keys() == set()
 
 
-def test_every_row_is_of_a_modifier_and_of_fields_that_exist() -> None:
+@needs_sparseml
+def test_every_row_is_of_a_modifier_and_of_fields_that_exist(classes: Classes) -> None:
     for name, facts in CATALOG.items():
-        assert facts.name == name in CLASSES
-        assert set(facts.sparsities) <= fields(name), name
+        assert facts.name == name in classes
+        known = fields(classes[name])
+        assert set(facts.sparsities) <= known, name
         assert facts.final is None or facts.final in facts.sparsities
         assert facts.final is not None or facts.kind != "pruning", name
         if facts.shared == "unless told":
-            default = inspect.signature(CLASSES[name].__init__).parameters["global_sparsity"]
+            default = inspect.signature(classes[name][-1].__init__).parameters["global_sparsity"]
             assert default.default is True
-        assert ("grad_sampler_kwargs" in fields(name)) == facts.samples, name
+        assert ("grad_sampler_kwargs" in known) == facts.samples, name
 
 
-def test_all_sparsities_of_a_modifier_are_known() -> None:
+@needs_sparseml
+def test_all_sparsities_of_a_modifier_are_known(classes: Classes) -> None:
     for name, facts in CATALOG.items():
-        mentioned = {field for field in fields(name) if field.endswith("sparsity")}
+        mentioned = {field for field in fields(classes[name]) if field.endswith("sparsity")}
         assert mentioned - {"global_sparsity"} == set(facts.sparsities), name
 
 
+@needs_sparseml
 @pytest.mark.parametrize("case", [c for c in cases() if c.verdict != "cannot"], ids=str)
 def test_the_kind_of_a_modifier_is_the_one_sparseml_has_it_for(case: Any) -> None:
+    from yolact.sparsify.sparseml import (
+        BasePruningModifier,
+        ConstantPruningModifier,
+        ScheduledModifierManager,
+    )
+    from yolact.sparsify.sparseml.engine import SparsemlEngine
+
     recipe = Recipe.of_text(case.recipe, "the recipe")
     for entry in recipe.entries:
         modifier = SparsemlEngine().build(entry)
