@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from commands import call, machine, validate
 
 from yolact.errors import CheckpointError, ConfigError
@@ -258,14 +259,15 @@ class Quickstart:
         sources = self.folder / "held_out"
         sources.mkdir(exist_ok=True)
         for path in sorted((self.data / "images").glob("val_*"))[:TILES]:
-            image = cv2.resize(cv2.imread(str(path)), (TILE, TILE), interpolation=cv2.INTER_CUBIC)
+            image = np.asarray(cv2.imread(str(path)))
+            image = cv2.resize(image, (TILE, TILE), interpolation=cv2.INTER_CUBIC)
             cv2.imwrite(str(sources / path.name), image)
         call(
             *("annotate", "--source", sources, "--model_filepath", self.onnx(VARIANTS[-1])),
             *("--save_dir", self.folder, "--name", "annotated", "--score_threshold", 0.5),
         )
         newest = max(self.folder.glob("annotated*/"), key=lambda path: path.stat().st_mtime)
-        drawn = [cv2.imread(str(path)) for path in sorted(newest.glob("*.jpg"))]
+        drawn = [np.asarray(cv2.imread(str(path))) for path in sorted(newest.glob("*.jpg"))]
         rows = [cv2.hconcat(drawn[i : i + 4]) for i in range(0, len(drawn), 4)]
         cv2.imwrite(str(self.picture), cv2.vconcat(rows))
 

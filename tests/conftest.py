@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recipe_engines import ENGINES_HERE
+from yolact.sparsify.catalog import EngineName
+
 ROOT = Path(__file__).resolve().parents[1]
 OWN_GOLDEN = ROOT / "tests" / "golden"
 PUBLISHED = ROOT / "tests" / "published"
@@ -69,6 +72,14 @@ def package_log(
     monkeypatch.setattr(logging.getLogger("yolact"), "propagate", True)
     caplog.set_level(logging.INFO, "yolact")
     return caplog
+
+
+@pytest.fixture(scope="module", params=ENGINES_HERE)
+def recipe_engine(request: pytest.FixtureRequest) -> Iterator[EngineName]:
+    """Recipes are run by one engine, then by the other: what a test promises holds for both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("yolact.sparsify.recipe.default_engine", lambda: request.param)
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ def test_one_image_is_drawn_and_named(engine: Oracle) -> None:
     assert result.stdout == (
         "data/images/0009.png: 1 cat, 1 dog\nresults in annotation-results/oracle-annotations\n"
     )
-    picture = cv2.imread("annotation-results/oracle-annotations/0009.jpg")
+    picture = np.asarray(cv2.imread("annotation-results/oracle-annotations/0009.jpg"))
     assert picture.shape == (120, 80, 3)
 
 
@@ -184,12 +184,12 @@ def test_objects_become_masks_cut_outs_and_polygons(engine: Oracle) -> None:
     )
     annotations = json.loads((folder / JSON_NAME).read_text())["annotations"]
     for name, one in zip(objects, annotations, strict=True):
-        mask = cv2.imread(str(folder / f"{name}_mask.png"), cv2.IMREAD_UNCHANGED)
+        mask = np.asarray(cv2.imread(str(folder / f"{name}_mask.png"), -1))  # unchanged
         code = rle.decode(one["segmentation"])
         assert (mask == 255 * code).all() and mask.any()
-        cutout = cv2.imread(str(folder / f"{name}_cutout.png"), cv2.IMREAD_UNCHANGED)
+        cutout = np.asarray(cv2.imread(str(folder / f"{name}_cutout.png"), -1))
         x, y, width, height = map(int, one["bbox"])
-        photo = cv2.imread(f"data/images/{name[:4]}.png")
+        photo = np.asarray(cv2.imread(f"data/images/{name[:4]}.png"))
         assert (cutout[..., :3] == photo[y : y + height, x : x + width]).all()
         assert (cutout[..., 3] == mask[y : y + height, x : x + width]).all()
         drawn = np.zeros(mask.shape, np.uint8)

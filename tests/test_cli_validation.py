@@ -305,7 +305,8 @@ def test_one_image_is_annotated(engine: Oracle) -> None:
     result = run("--image", "data/images/0009.png:out/new.png", "--score_threshold", "0.3")
     assert result.exit_code == 0, result.output
     assert result.stdout == "data/images/0009.png -> out/new.png: 1 cat, 1 dog\n"
-    picture, image = cv2.imread("out/new.png"), cv2.imread("data/images/0009.png")
+    picture = np.asarray(cv2.imread("out/new.png"))
+    image = np.asarray(cv2.imread("data/images/0009.png"))
     assert picture.shape == image.shape and (picture != image).any()
 
 
@@ -322,8 +323,9 @@ def test_prototypes_and_their_combination_are_pictured(engine: Oracle) -> None:
 def test_parts_of_the_drawing_can_be_switched_off(engine: Oracle, option: str) -> None:
     run("--image", "data/images/0009.png:all.png")
     run("--image", "data/images/0009.png:less.png", f"--display_{option}", "False")
-    image = cv2.imread("data/images/0009.png")
-    changed = [(cv2.imread(name) != image).any(2).sum() for name in ("all.png", "less.png")]
+    image = np.asarray(cv2.imread("data/images/0009.png"))
+    drawn = [np.asarray(cv2.imread(name)) for name in ("all.png", "less.png")]
+    changed = [(picture != image).any(2).sum() for picture in drawn]
     assert changed[1] < changed[0]
 
 
@@ -338,8 +340,9 @@ def test_a_folder_is_annotated(engine: Oracle) -> None:
 
 def test_pictures_of_one_name_get_two(engine: Oracle) -> None:
     Path("more").mkdir()
+    image = np.asarray(cv2.imread("data/images/0009.png"))
     for name in ("more/0009.png", "more/0009.webp"):
-        cv2.imwrite(name, cv2.imread("data/images/0009.png"), [cv2.IMWRITE_WEBP_QUALITY, 101])
+        cv2.imwrite(name, image, [cv2.IMWRITE_WEBP_QUALITY, 101])
     result = run("--images", "more:out")
     assert result.exit_code == 0, result.output
     assert "more/0009.webp -> out/0009_webp.png: " in result.stdout

@@ -271,6 +271,6 @@ def test_the_annotate_command_of_deepsparse_draws_what_it_finds(
     )
     assert result.returncode == 0, result.stderr
     (drawn,) = (tmp_path / "results" / "drawn").iterdir()
-    image = cv2.imread(str(drawn))
+    image = np.asarray(cv2.imread(str(drawn)))
     assert image.shape == picture.shape
     assert np.abs(image.astype(int) - picture[..., ::-1]).max() > 100

@@ -31,7 +31,7 @@ def test_a_jpeg_decodes_as_the_reference_decoded_it(golden: GoldenSet, tmp_path:
     forward = golden.npz("forward.npz")
     path = tmp_path / "image.jpg"
     path.write_bytes(forward["image.jpg"].tobytes())
-    bgr = cv2.imdecode(forward["image.png"], cv2.IMREAD_COLOR)
+    bgr = np.asarray(cv2.imdecode(forward["image.png"], cv2.IMREAD_COLOR))
     np.testing.assert_array_equal(read_rgb(path), bgr[..., ::-1])
 
 

@@ -68,7 +68,8 @@ def unpack(data: Golden, key: str) -> np.ndarray[Any, Any]:
 
 
 def case_input(data: Golden, dtype: torch.dtype = torch.float32) -> Case:
-    rgb = cv2.cvtColor(cv2.imdecode(data["image.png"], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    bgr = np.asarray(cv2.imdecode(data["image.png"], cv2.IMREAD_COLOR))
+    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
     height, width = rgb.shape[:2]
     image = tv_tensors.Image(torch.from_numpy(rgb).permute(2, 0, 1).to(dtype))
     boxes = data["in.boxes_rel"] * [width, height, width, height]
@@ -154,7 +155,7 @@ def test_stretch_equals_golden_in_training(data: Golden) -> None:
 
 def test_preprocess_equals_the_golden_evaluation_input(golden: GoldenSet) -> None:
     forward = golden.npz("forward.npz")
-    bgr = cv2.imdecode(forward["image.png"], cv2.IMREAD_COLOR)
+    bgr = np.asarray(cv2.imdecode(forward["image.png"], cv2.IMREAD_COLOR))
     tensor = T.preprocess(np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8), 550)
     assert tensor.is_contiguous()
     forward.check("pre550.base", tensor[None], atol=1e-5, rtol=0)

@@ -52,7 +52,8 @@ def outputs_of(reference: Golden, case: str) -> NetworkOutputs:
     priors = priors_of(reference, case)
     stored = {name: f"{case}.in.{name}_q1024" for name in LEARNED}
     if stored["loc"] in reference:
-        values = {name: reference[key].astype(np.float32) / 1024 for name, key in stored.items()}
+        scale = np.float32(1024)
+        values = {name: reference[key].astype(np.float32) / scale for name, key in stored.items()}
     else:
         grid, segm = SMALL_SIZE if f"{case}.in.priors" in reference else FULL_SIZE
         shapes: dict[str, tuple[int, ...]] = {

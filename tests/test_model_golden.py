@@ -52,7 +52,7 @@ def with_golden_weights(model: Yolact) -> Yolact:
 @pytest.fixture(scope="module")
 def image550(forward: Golden) -> Tensor:
     """[1, 3, 550, 550] the golden image as the evaluation path prepares it."""
-    bgr = cv2.imdecode(forward["image.png"], cv2.IMREAD_COLOR)
+    bgr = np.asarray(cv2.imdecode(forward["image.png"], cv2.IMREAD_COLOR))
     resized = cv2.resize(bgr.astype(np.float32), (550, 550))
     return torch.from_numpy(np.ascontiguousarray(resized[..., ::-1].transpose(2, 0, 1)) / 255)[None]
 

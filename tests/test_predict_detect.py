@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from conftest import Golden, GoldenSet, golden_weight
@@ -208,7 +209,7 @@ def test_greedy_nms_equals_its_definition(boxes: Tensor, threshold: float) -> No
     assert greedy_nms(boxes, scores, threshold).tolist() == kept
 
 
-def _inclusive_iou(a: np.ndarray, b: np.ndarray) -> np.float32:  # type: ignore[type-arg]
+def _inclusive_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.float32:
     one = np.float32(1)
     width = max(np.float32(0), min(a[2], b[2]) + one - max(a[0], b[0]))
     height = max(np.float32(0), min(a[3], b[3]) + one - max(a[1], b[1]))

@@ -39,6 +39,8 @@ from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import Recipe, load_recipe
 from yolact.sparsify.sparsity import convolutions, overall_sparsity
 
+pytestmark = pytest.mark.usefixtures("recipe_engine")
+
 LENGTH = "- !EpochRangeModifier {start_epoch: 0, end_epoch: 10}\n"
 PRUNE = (
     "- !GMPruningModifier {params: [proto_net.0.weight], start_epoch: 0, end_epoch: 4,\n"
@@ -495,7 +497,7 @@ def test_one_shot_asks_nothing_of_epochs_but_refuses_what_learns(tiny: Yolact) -
     with pytest.raises(RecipeError, match="ends at epoch 4, after the run"):
         require_sound(load_recipe(late), tiny, PlannedRun())
     assert require_sound(load_recipe(late), tiny, None) == ()
-    moving = load_recipe(late.replace("GMPruning", "MovementPruning"))
+    moving = read_draft(late.replace("GMPruning", "MovementPruning")).recipe
     with pytest.raises(RecipeError, match="!MovementPruningModifier learns from training"):
         require_sound(moving, tiny, None)
 

@@ -15,6 +15,8 @@ from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import load_recipe
 from yolact.training.start import Plan, make_plan
 
+pytestmark = pytest.mark.usefixtures("recipe_engine")
+
 TENTHS = st.integers(1, 25).map(lambda tenths: tenths / 10)
 
 

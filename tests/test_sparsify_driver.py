@@ -10,22 +10,25 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.ao.nn.intrinsic import qat as fused
-from torch.ao.quantization import FakeQuantize, QuantWrapper
 
+from recipe_engines import by_sparseml, needs_sparseml
 from yolact.config import ModelConfig, yolact_darknet_small
 from yolact.errors import RecipeError
+from yolact.model.fake_quantize import fake_quantizers, is_fake_quantize
+from yolact.model.quantized_layers import ConvBn2d, is_quant_wrapper
 from yolact.model.weights import is_quantized, load_weights
 from yolact.model.yolact import InferenceModel, Yolact
+from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.engine import GradientSamples
 from yolact.sparsify.recipe import Recipe, load_recipe
-from yolact.sparsify.sparseml import ScheduledModifierManager
-from yolact.sparsify.sparseml.engine import SparsemlEngine
 from yolact.sparsify.sparsity import overall_sparsity, sparsity_targets
 from yolact.sparsify.structure import apply_structure
 
-pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+pytestmark = [
+    pytest.mark.usefixtures("recipe_engine"),
+    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
+]
 
 STEPS = 4
 """Of one epoch."""
@@ -125,7 +128,8 @@ def resume(whole: Training, step: int, start: dict[str, Tensor] | None = None) -
     torch.manual_seed(999)
     again = Training(whole.recipe, whole.earlier, skip=whole.skip)
     if any(name.endswith("zero_point") for name in saved.model):
-        apply_structure(again.model, again.driver.composed, step / STEPS)
+        engine = again.driver.recipe.engine_name
+        apply_structure(again.model, again.driver.composed, step / STEPS, engine)
     again.model.load_state_dict(saved.model)
     again.driver.start(again.model, again.optimizer, step / STEPS, STEPS)
     again.optimizer.load_state_dict(copy.deepcopy(saved.optimizer))
@@ -144,7 +148,7 @@ def assert_equal_from(whole: Training, again: Training, step: int, last: int) ->
 
 
 @pytest.fixture(scope="module")
-def whole() -> Training:
+def whole(recipe_engine: EngineName) -> Training:
     torch.manual_seed(0)
     return Training(FULL).run(0, 8 * STEPS)
 
@@ -300,12 +304,12 @@ def test_a_second_stage_goes_on_from_a_quantized_model() -> None:
         "- !QuantizationModifier {start_epoch: 0, disable_quantization_observer_epoch: 0.5}\n"
     ).run(0, 4)
     model = Tiny()
-    apply_structure(model, first.driver.composed)
+    apply_structure(model, first.driver.composed, engine=first.driver.recipe.engine_name)
     model.load_state_dict(first.model.state_dict())
     recipe = PRUNE + "- !QuantizationModifier {start_epoch: 1, freeze_bn_stats_epoch: 1.5}\n"
     second = Training(recipe, first.driver.composed, model=model).run(0, 8)
     assert not any(t.missed for t in sparsity_targets(second.model, second.driver.composed))
-    assert sum(isinstance(m, QuantWrapper) for m in second.model.modules()) == 3
+    assert sum(is_quant_wrapper(m) for m in second.model.modules()) == 3
     scale = "b.quant.activation_post_process.scale"
     assert not torch.equal(second.snapshots[8].model[scale], second.snapshots[0].model[scale])
     for step in (1, 4, 5, 7):
@@ -339,7 +343,11 @@ def test_other_schemes_fit_their_checkpoints_too(scheme: str) -> None:
     assert torch.equal(model(batch(99)[0]), training.model(batch(99)[0]))
 
 
+@needs_sparseml
 def test_recipes_as_sparseml_itself_stored_them_are_understood() -> None:
+    from yolact.sparsify.sparseml import ScheduledModifierManager
+    from yolact.sparsify.sparseml.engine import SparsemlEngine
+
     torch.manual_seed(0)
     training = Training("- !QuantizationModifier {start_epoch: 0}\n").run(0, 2)
     entry = training.driver.recipe.entries[-1]
@@ -375,7 +383,7 @@ def test_every_block_of_the_backbone_is_fused(quantized: Yolact) -> None:
     config: ModelConfig = quantized.config
     blocks = 1 + len(config.stage_blocks) + 2 * sum(config.stage_blocks)
     convolutions = [m for m in quantized.backbone.modules() if isinstance(m, nn.Conv2d)]
-    assert [type(m) for m in convolutions] == [fused.ConvBn2d] * blocks
+    assert [type(m) for m in convolutions] == [ConvBn2d] * blocks
     left = [n for n, m in quantized.named_modules() if type(m) is nn.BatchNorm2d]
     assert all(name.endswith(".module.bn") for name in left)
 
@@ -384,8 +392,8 @@ def test_head_and_prototypes_are_quantized(quantized: Yolact) -> None:
     for part in (quantized.proto_net, quantized.prediction_layers, quantized.fpn):
         for module in part.modules():
             if isinstance(module, nn.Conv2d):
-                assert isinstance(module.weight_fake_quant, FakeQuantize)
-    scales = [m.scale.item() for m in quantized.modules() if isinstance(m, FakeQuantize)]
+                assert is_fake_quantize(module.weight_fake_quant)
+    scales = [quantizer.scale.item() for quantizer in fake_quantizers(quantized)]
     assert all(0 < scale < 1 for scale in scales)  # 1 is where they begin
 
 
@@ -420,6 +428,7 @@ def test_phases_and_set_parameters_continue_bit_for_bit(step: int) -> None:
     assert_equal_from(whole, resume(whole, step), step, 4 * STEPS)
 
 
+@by_sparseml
 def test_top_kast_masks_gradients_again_when_resumed() -> None:
     torch.manual_seed(0)
     whole = Training(
@@ -431,6 +440,7 @@ def test_top_kast_masks_gradients_again_when_resumed() -> None:
     assert again.model.b.weight.grad.eq(0).float().mean() == pytest.approx(0.5, abs=0.01)
 
 
+@by_sparseml
 @pytest.mark.parametrize("kind", ["OBSPruningModifier", "MFACPruningModifier"])
 def test_pruning_by_gradients_needs_training_batches(kind: str) -> None:
     recipe = (
@@ -447,6 +457,7 @@ def test_pruning_by_gradients_needs_training_batches(kind: str) -> None:
     )
 
 
+@by_sparseml
 def test_pruning_by_gradients_works_with_one_step_an_epoch() -> None:
     torch.manual_seed(0)
     training = Training(

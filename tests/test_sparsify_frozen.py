@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from modifier_cases.practice import practice, recipe, sparsity
+from recipe_engines import by_sparseml, engines_of
 from training import tiny_config
 from yolact.errors import RecipeError
 from yolact.model.yolact import Yolact
@@ -14,6 +15,7 @@ from yolact.sparsify.recipe import load_recipe
 from yolact.training.start import Run
 
 pytestmark = [
+    pytest.mark.usefixtures("recipe_engine"),
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
     pytest.mark.filterwarnings("ignore:.*reduce_range"),
 ]
@@ -64,13 +66,18 @@ def freeze(when: str) -> str:
     )
 
 
-COMBINATIONS = [(name, FROM_THE_START) for name in OTHERS] + [
-    (name, FOR_A_WHILE) for name in ("constant", "OBS", "TopKAST", "thinning", "quantization")
+COMBINATIONS = [
+    (engine, name, when)
+    for engine, name in engines_of(OTHERS)
+    for when in (FROM_THE_START, FOR_A_WHILE)
+    if when == FROM_THE_START or name in ("constant", "OBS", "TopKAST", "thinning", "quantization")
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "when"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("recipe_engine", "name", "when"), COMBINATIONS, indirect=["recipe_engine"]
+)
 def test_a_run_trains_whatever_a_recipe_does_to_frozen_layers(name: str, when: str) -> None:
     modifiers = [freeze(when), OTHERS[name]]
     done = practice(recipe(*(modifiers if when == FROM_THE_START else reversed(modifiers))))
@@ -113,6 +120,7 @@ def problems(*modifiers: str) -> list[str]:
     return [str(problem) for problem in report.errors]
 
 
+@by_sparseml
 @pytest.mark.parametrize("other", MOVING.values(), ids=MOVING)
 @pytest.mark.parametrize(
     ("when", "epoch"),

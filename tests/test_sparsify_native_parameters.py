@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from recipe_engines import needs_sparseml
+from recipe_engines import ENGINES_HERE, needs_sparseml
+from training import tiny_config
+from yolact.model.yolact import Yolact
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import Entry
+from yolact.sparsify.native.matching import parameters_of
 from yolact.sparsify.recipe_engines import recipe_engine
 
 State = dict[str, tuple[bool, Tensor]]
@@ -111,12 +114,13 @@ def order(entry: Entry) -> tuple[Any, ...]:
 
 
 MODIFIERS = st.lists(st.one_of(freezing(), values()), min_size=1, max_size=3, unique_by=order)
+IN_TURNS = st.lists(freezing(), min_size=1, max_size=3, unique_by=order)
 """Of one kind, none begins and ends with another: only their hashes would say which comes first."""
 
 
 @needs_sparseml
 @given(MODIFIERS, st.integers(1, 7))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_parameters_are_those_of_sparseml_at_every_step(
     entries: list[Entry], per_epoch: int
 ) -> None:
@@ -126,19 +130,19 @@ def test_parameters_are_those_of_sparseml_at_every_step(
     )
 
 
-@given(st.one_of(freezing(), values()), st.integers(1, 7), st.data())
-@settings(max_examples=30, deadline=None)
+@given(st.one_of(IN_TURNS, values().map(lambda entry: [entry])), st.integers(1, 7), st.data())
+@settings(max_examples=40, deadline=None)
 def test_a_run_that_resumes_anywhere_has_the_parameters_of_one_that_did_not_stop(
-    entry: Entry, per_epoch: int, data: st.DataObject
+    entries: list[Entry], per_epoch: int, data: st.DataObject
 ) -> None:
     steps = LENGTH * per_epoch + 2
-    whole = course("native", [entry], steps, per_epoch)
+    whole = course("native", entries, steps, per_epoch)
     stop = data.draw(st.integers(1, steps - 1))
     saved = copy.deepcopy(whole[stop - 1])
-    assert_same(course("native", [entry], steps, per_epoch, (stop, saved)), whole[stop:])
+    assert_same(course("native", entries, steps, per_epoch, (stop, saved)), whole[stop:])
 
 
-@pytest.mark.parametrize("engine", ["native", pytest.param("sparseml", marks=needs_sparseml)])
+@pytest.mark.parametrize("engine", ENGINES_HERE)
 @pytest.mark.parametrize(
     "fields",
     [
@@ -174,3 +178,64 @@ def test_what_optimizers_hold_of_frozen_parameters_does_not_move_them() -> None:
         optimizer.step()
         moved.append(not torch.equal(before, model.get_parameter("0.weight")))
     assert moved == [True, True, False, False, True, True]
+
+
+SCHEMES = {
+    "fused": {},
+    "some not quantized": {"ignore": ["proto_net", "backbone.layers.1"]},
+    "not fused": {"model_fuse_fn_name": "no_fuse"},
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES_HERE)
+@pytest.mark.parametrize("fields", SCHEMES.values(), ids=SCHEMES)
+def test_recipes_have_the_same_names_for_parameters_of_quantized_layers(
+    engine: EngineName, fields: dict[str, Any]
+) -> None:
+    """And so a run that resumes when layers are quantized freezes what it froze before."""
+    maker, model = recipe_engine(engine), Yolact(tiny_config().model).train()
+    before = sorted(name for name, _ in model.named_parameters())
+    quantize = maker.build(Entry("QuantizationModifier", {"start_epoch": 0, **fields}))
+    maker.manager({"": [quantize]}).restructure(model, 0)
+    assert sorted(name for name, _ in model.named_parameters()) != before
+    assert sorted(original for _, original, _ in parameters_of(model)) == before
+
+
+FREEZING = (
+    Entry(
+        "TrainableParamsModifier",
+        {
+            "params": ["re:backbone[.]layers[.]0.*", "backbone.layers.1.0.1.weight"],
+            **{"trainable": False, "start_epoch": 0.5, "end_epoch": 2},
+        },
+    ),
+    Entry("QuantizationModifier", {"start_epoch": 1}),
+)
+
+
+def frozen(engine: EngineName, begin: int = 0) -> list[set[str]]:
+    """First names of the frozen parameters in every step of a run that quantizes, two an epoch."""
+    maker, model = recipe_engine(engine), Yolact(tiny_config().model).train()
+    if begin > 2:
+        maker.manager({"": [maker.build(FREEZING[1])]}).restructure(model, (begin - 1) / 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    manager = maker.manager({"": [maker.build(entry) for entry in FREEZING]})
+    manager.start(model, optimizer, begin, 2, None)
+    seen = []
+    for step in range(begin, 5):
+        manager.before_forward(model, optimizer, step / 2)
+        seen.append({name for _, name, p in parameters_of(model) if not p.requires_grad})
+    return seen
+
+
+def test_parameters_stay_frozen_when_their_layers_are_quantized_and_when_a_run_resumes_then() -> (
+    None
+):
+    whole = frozen("native")
+    assert [len(names) for names in whole] == [0, 10, 10, 10, 0]
+    assert [frozen("native", step) for step in (2, 3, 4)] == [whole[step:] for step in (2, 3, 4)]
+
+
+@needs_sparseml
+def test_sparseml_freezes_the_same_of_a_network_that_is_quantized() -> None:
+    assert frozen("sparseml") == frozen("native")

@@ -116,7 +116,7 @@ def test_checkpoints_of_any_epoch_load_into_the_structure_of_either_engine(
 
 
 @given(st.sampled_from(list(RECIPES)), st.integers(1, 5))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_a_run_that_resumes_anywhere_removes_what_one_that_did_not_stop_removes(
     name: str, stop: int
 ) -> None:

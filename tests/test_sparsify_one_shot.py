@@ -26,11 +26,15 @@ from yolact.exporter.graph import conv_weights
 from yolact.model.fake_quantize import FakeQuantize, is_fake_quantize
 from yolact.model.yolact import Yolact
 from yolact.sparsify import one_shot
+from yolact.sparsify.catalog import EngineName
+from yolact.sparsify.check.examine import read_draft
 from yolact.sparsify.one_shot import apply_at_once, calibrate
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.sparsity import overall_sparsity
 from yolact.sparsify.structure import apply_structure
 from yolact.training.start import NoRecipe
+
+pytestmark = pytest.mark.usefixtures("recipe_engine")
 
 IMAGES = [noise(1, seed) for seed in range(3)]
 
@@ -59,7 +63,7 @@ def quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
 
 
 @pytest.fixture(scope="module")
-def calibrated() -> Yolact:
+def calibrated(recipe_engine: EngineName) -> Yolact:
     model = structured()
     calibrate(model, IMAGES)
     return model
@@ -267,7 +271,7 @@ pruning_modifiers:
       {more}
 """)
     with pytest.raises(RecipeError) as caught:
-        apply_at_once(small_model(), load_recipe(str(path)))
+        apply_at_once(small_model(), read_draft(str(path)).recipe)
     assert str(caught.value) == (
         f"{path}: !{name}PruningModifier learns from training what to prune, and there is none "
         "in one shot"

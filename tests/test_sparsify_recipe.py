@@ -18,6 +18,8 @@ from yolact.sparsify.recipe import load_recipe, packaged_recipes
 from yolact.sparsify.stages import compose, last_epoch, last_stage_begins
 from yolact.sparsify.variables import parse_recipe_args
 
+pytestmark = pytest.mark.usefixtures("recipe_engine")
+
 RECIPE = """\
 num_epochs: 4
 mask_type: [1, 4]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from recipe_engines import by_sparseml
 from yolact.errors import RecipeError
 from yolact.sparsify.recipe import load_recipe
+
+pytestmark = pytest.mark.usefixtures("recipe_engine")
 
 WINDOW = "start_epoch: 0, end_epoch: 2, update_frequency: 1, params: [a]"
 GRADUAL = f"init_sparsity: 0.1, final_sparsity: 0.5, {WINDOW}"
@@ -43,16 +46,6 @@ MASKS = "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
             "give a number as init_sparsity",
         ),
         (
-            f"OBSPruningModifier {{{GRADUAL}, grad_sampler_kwargs: {{shuffle: true}}}}",
-            "grad_sampler_kwargs has no 'shuffle'",
-            "it has batch_size only",
-        ),
-        (
-            f"MFACPruningModifier {{{GRADUAL}, num_grads: {{0.5: 8}}}}",
-            "num_grads has no entry for sparsity 0.0",
-            "add one, such as {0.0: 64, 0.9: 256}",
-        ),
-        (
             "LearningRateFunctionModifier {lr_func: cyclic_linear, cycle_epochs: 0, "
             "init_lr: 0.1, final_lr: 0.0, start_epoch: 0, end_epoch: 1}",
             "cycle_epochs is 0",
@@ -70,6 +63,26 @@ MASKS = "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
             THEIRS,
             "check its fields; it has start_epoch 0, which may follow from the recipe's variables",
         ),
+    ],
+)
+def test_values_that_would_fail_later(entry: str, message: str | None, hint: str) -> None:
+    refused(entry, message, hint)
+
+
+@by_sparseml
+@pytest.mark.parametrize(
+    ("entry", "message", "hint"),
+    [
+        (
+            f"OBSPruningModifier {{{GRADUAL}, grad_sampler_kwargs: {{shuffle: true}}}}",
+            "grad_sampler_kwargs has no 'shuffle'",
+            "it has batch_size only",
+        ),
+        (
+            f"MFACPruningModifier {{{GRADUAL}, num_grads: {{0.5: 8}}}}",
+            "num_grads has no entry for sparsity 0.0",
+            "add one, such as {0.0: 64, 0.9: 256}",
+        ),
         (
             f"RigLPruningModifier {{final_sparsity: 0.5, {WINDOW}, sparsity_strategy: even}}",
             THEIRS,
@@ -78,7 +91,11 @@ MASKS = "use unstructured, block4, N:M such as 2:4, or a block such as [1, 4]"
         ),
     ],
 )
-def test_values_that_would_fail_later(entry: str, message: str | None, hint: str) -> None:
+def test_values_that_would_fail_sparseml_later(entry: str, message: str | None, hint: str) -> None:
+    refused(entry, message, hint)
+
+
+def refused(entry: str, message: str | None, hint: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(f"- !{entry}\n")
     name = entry.split(" ")[0]
@@ -94,6 +111,7 @@ FRACTION = "give a fraction such as 0.9"
 GROUPS = f"{FRACTION}, or {{0.9: [names of parameters]}}"
 RATE = "SetLearningRateModifier {start_epoch: 0, learning_rate: 0.1}"
 MFAC = f"MFACPruningModifier {{{GRADUAL}, num_grads: 8, damp: 1e-5, available_devices: [cpu]}}"
+GM = f"GMPruningModifier {{{GRADUAL}, mask_type: x}}"
 OBS = f"OBSPruningModifier {{{GRADUAL}, num_grads: 8, fisher_block_size: 4}}"
 
 
@@ -107,10 +125,23 @@ OBS = f"OBSPruningModifier {{{GRADUAL}, num_grads: 8, fisher_block_size: 4}}"
         (RATE, ": 0,", ": 0, end_epoch: null,", "end_epoch is None", NUMBER),
         (RATE, ": 0,", ": -0.5,", "start_epoch is -0.5", "give a number from 0 on"),
         (RATE, ": 0,", ": 1e9,", "start_epoch is 1000000000.0", NUMBER),
-        (MFAC, "0.5,", "[0.5],", "final_sparsity is [0.5]", GROUPS),
-        (MFAC, "0.5,", "{},", "final_sparsity is {}", GROUPS),
-        (MFAC, "0.5,", "'half',", "final_sparsity is 'half'", GROUPS),
-        (MFAC, "0.1,", "__PARAM__,", "init_sparsity is '__PARAM__'", FRACTION),
+        (GM, "0.5,", "[0.5],", "final_sparsity is [0.5]", GROUPS),
+        (GM, "0.5,", "{},", "final_sparsity is {}", GROUPS),
+        (GM, "0.5,", "'half',", "final_sparsity is 'half'", GROUPS),
+        (GM, "0.1,", "__PARAM__,", "init_sparsity is '__PARAM__'", FRACTION),
+        (GM, "x", "null", "mask_type is None", MASKS),
+    ],
+)
+def test_values_of_a_kind_that_cannot_be(
+    entry: str, good: str, bad: str, message: str, hint: str
+) -> None:
+    refused(entry.replace(good, bad, 1), message, hint)
+
+
+@by_sparseml
+@pytest.mark.parametrize(
+    ("entry", "good", "bad", "message", "hint"),
+    [
         (MFAC, "grads: 8", "grads: 0", "num_grads is 0", WHOLE),
         (MFAC, "grads: 8", "grads: {0.0: few}", "num_grads is 'few'", WHOLE),
         (OBS, "grads: 8", "grads: 0.5", "num_grads is 0.5", WHOLE),
@@ -124,16 +155,12 @@ OBS = f"OBSPruningModifier {{{GRADUAL}, num_grads: 8, fisher_block_size: 4}}"
             *(MFAC, "[cpu]", "gpu", "available_devices is 'gpu'"),
             "give a list such as [cpu] or [cuda:0]",
         ),
-        (f"GMPruningModifier {{{GRADUAL}, mask_type: x}}", "x", "null", "mask_type is None", MASKS),
     ],
 )
-def test_values_of_a_kind_that_cannot_be(
+def test_values_of_a_kind_that_sparseml_cannot_have(
     entry: str, good: str, bad: str, message: str, hint: str
 ) -> None:
-    name = entry.split(" ")[0]
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(f"- !{entry.replace(good, bad, 1)}\n")
-    assert (str(caught.value), caught.value.hint) == (f"the recipe: {name}: {message}", hint)
+    refused(entry.replace(good, bad, 1), message, hint)
 
 
 @pytest.mark.parametrize("epoch", [0, 2])

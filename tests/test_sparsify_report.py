@@ -28,7 +28,10 @@ from yolact.sparsify.sparsity import (
 )
 from yolact.sparsify.structure import apply_structure
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*reduce_range")
+pytestmark = [
+    pytest.mark.usefixtures("recipe_engine"),
+    pytest.mark.filterwarnings("ignore:.*reduce_range"),
+]
 
 
 def model() -> Any:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from recipe_engines import engines_of
 from training import tiny_config
 from yolact.errors import YolactError
 from yolact.model.yolact import Yolact
@@ -21,6 +22,7 @@ from yolact.sparsify.engine import GradientSamples
 from yolact.sparsify.recipe import load_recipe
 
 pytestmark = [
+    pytest.mark.usefixtures("recipe_engine"),
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
     pytest.mark.filterwarnings("ignore:.*reduce_range"),
 ]
@@ -198,9 +200,14 @@ def failures(recipes: Iterable[tuple[str, str]]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "name"), enumerate(MODIFIERS))
-def test_what_the_check_finds_clean_trains(place: int, name: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe_engine", "name"),
+    engines_of({name: f"!{name}" for name in MODIFIERS}),
+    indirect=["recipe_engine"],
+)
+def test_what_the_check_finds_clean_trains(name: str) -> None:
     """Of each modifier, the recipe as it should be and a sample of the odd ones."""
     whole, *odd = odd_recipes(name)
+    place = list(MODIFIERS).index(name)
     assert is_clean(whole[1])
     assert failures([whole, *odd[7 * place % SAMPLED :: SAMPLED]]) == []

@@ -19,6 +19,7 @@ from yolact.model.channels import channel_groups, width_of
 from yolact.model.weights import is_quantized
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
+from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.check.forecast import count_macs
 from yolact.sparsify.native.thinning import ChannelThinningModifier
 from yolact.sparsify.recipe import load_recipe
@@ -27,6 +28,7 @@ from yolact.training.loop import train
 from yolact.training.settings import SaveSettings, StartSettings
 
 pytestmark = [
+    pytest.mark.usefixtures("recipe_engine"),
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
     pytest.mark.filterwarnings("ignore:.*reduce_range"),
 ]
@@ -72,7 +74,9 @@ def test_without_an_end_all_channels_go_at_the_start() -> None:
 
 
 @pytest.fixture(scope="module")
-def thinned(tiny_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def thinned(
+    recipe_engine: EngineName, tiny_shapes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("thinned")
     train(tiny_settings(tiny_shapes, out, recipe=QUANTIZING))
     return out / "weights"

@@ -33,6 +33,7 @@ from yolact.model.weights import is_quantized
 from yolact.predict.evaluate import evaluate
 from yolact.predict.pipeline import Selection
 from yolact.restore import CLASS_LAYERS, build_model
+from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import entries, parse
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.report import report, report_path
@@ -43,6 +44,7 @@ from yolact.training.settings import SaveSettings, StartSettings
 from yolact.training.start import make_plan, prepare
 
 pytestmark = [
+    pytest.mark.usefixtures("recipe_engine"),
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
     pytest.mark.filterwarnings("ignore:.*reduce_range"),
 ]
@@ -104,7 +106,10 @@ def mine(tiny_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=list(FIRST))
 def first(
-    request: pytest.FixtureRequest, tiny_shapes: Path, tmp_path_factory: pytest.TempPathFactory
+    recipe_engine: EngineName,
+    request: pytest.FixtureRequest,
+    tiny_shapes: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> TrainResult:
     out = tmp_path_factory.mktemp("first")
     return train(tiny_settings(tiny_shapes, out, recipe=FIRST[request.param]))
@@ -277,7 +282,9 @@ def test_a_recipe_that_only_made_the_forgotten_leaves_nothing() -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(
+    recipe_engine: EngineName, tiny_shapes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Three epochs of three steps, quantized from step 6 on, ranges fixed from step 8.1 on."""
     out = tmp_path_factory.mktemp("whole")
     train(tiny_settings(tiny_shapes, out, recipe=RECIPE))

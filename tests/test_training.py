@@ -124,7 +124,8 @@ def test_an_image_that_cannot_be_read_is_named_and_the_run_can_go_on(
     order = list(EpochBatches(IMAGES, 2, seed=0))
     broken = data / "images" / f"train_{order[2][0][1]:06}.jpg"  # in the third batch
     whole = broken.read_bytes()
-    noise = np.random.default_rng(0).integers(0, 256, cv2.imread(str(broken)).shape, np.uint8)
+    shape = np.asarray(cv2.imread(str(broken))).shape
+    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     content = bytearray(cv2.imencode(".png", noise)[1].tobytes())
     content[len(content) // 2] ^= 0xFF  # seen only when it is decoded
     broken.write_bytes(content)

@@ -50,7 +50,7 @@ class Arrays:
 
     def __init__(self) -> None:
         """Start with none."""
-        self.stored: dict[str, Array] = {}
+        self.stored: dict[str, Any] = {}
 
     def put(self, key: str, value: Any) -> None:
         """Store all of an array."""

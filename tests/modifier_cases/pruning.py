@@ -27,7 +27,6 @@ from yolact.checkpoint import load_checkpoint
 from yolact.errors import RecipeError
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
-from yolact.sparsify.sparseml import get_mask_creator_default, quiet_loggers
 from yolact.training.settings import StartSettings
 from yolact.training.start import Run
 
@@ -248,6 +247,8 @@ def removes_a_block(text: str) -> None:
 
 def blocks_are_others(text: str) -> None:
     """The four weights with one score are not those with one mask."""
+    from yolact.sparsify.sparseml import get_mask_creator_default
+
     creator = get_mask_creator_default("block4")
     score = torch.arange(8.0 * 4 * 9).div(4, rounding_mode="floor").reshape(8, 4, 3, 3)
     mask = creator.create_sparsity_masks([score], [0.5])[0]
@@ -287,6 +288,8 @@ HEAD = {
 
 def thins_but_cannot_be_rebuilt(text: str) -> None:
     """Follows residual sums and the shared head, but no recipe leads to the same shapes again."""
+    from yolact.sparsify.sparseml import quiet_loggers
+
     thinning = modifier_class("LayerThinningModifier")
     torch.manual_seed(0)
     model = Yolact(tiny_config().model).eval()
@@ -318,6 +321,8 @@ def removes_channels(text: str) -> None:
 
 def renames(text: str) -> None:
     """In the middle of its window, a checkpoint has names that no network has; and it prints."""
+    from yolact.sparsify.sparseml import quiet_loggers
+
     model = nn.Sequential(nn.Conv2d(1, 1, 1))
     modifier = modifier_class("PowerpropagationModifier")(0, 2, ["0.weight"], alpha=1.5)
     modifier.initialize(model, 0, quiet_loggers())

@@ -350,7 +350,7 @@ def _to_bytes(path: Path, pixels: NDArray[Any], bits: int | None) -> NDArray[np.
         return pixels
     if pixels.dtype == np.uint16:
         narrow = pixels >> ((bits or _depth(pixels)) - 8)  # as OpenCV makes 8 bits of 16
-        return np.minimum(narrow, 255).astype(np.uint8)
+        return np.asarray(np.minimum(narrow, 255), np.uint8)
     least, most = float(pixels.min()), float(pixels.max())
     if np.issubdtype(pixels.dtype, np.integer) and least >= 0 and most < 1 << 16:
         return _to_bytes(path, pixels.astype(np.uint16), bits)
@@ -385,7 +385,4 @@ def _bands(tiff: bytes) -> int:
 def silence_opencv() -> None:
     """Stop it and its FFmpeg from writing to stderr what an error of ours will say."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    if hasattr(cv2, "setLogLevel"):
-        cv2.setLogLevel(0)
-    else:  # OpenCV 5
-        cv2.utils.logging.setLogLevel(0)
+    getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # its place in OpenCV 5, or in 4

@@ -122,7 +122,7 @@ def _somewhere(rng: Rng, things: Sequence[Thing], height: int, width: int) -> Th
     radius = side * np.exp(rng.uniform(np.log(0.13), np.log(0.32)))
     center = rng.uniform(0.15, 0.85, 2) * (width, height)
     if things and rng.random() < 0.5:
-        other = things[rng.integers(len(things))].shapes[0]
+        other = things[int(rng.integers(len(things)))].shapes[0]
         angle = rng.uniform(0, 2 * np.pi)
         distance = (radius + other.radius) * rng.uniform(0.5, 0.95)
         center = np.array(other.center) + distance * np.array([np.cos(angle), np.sin(angle)])
@@ -209,7 +209,7 @@ def _coverage(shape: Shape, height: int, width: int) -> Floats:
     ]
     cv2.fillPoly(fine, corners, (255,), shift=_SUBPIXEL_BITS)
     coarse = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
-    return np.asarray(coarse, np.float32) / 255
+    return np.asarray(coarse, np.float32) / np.float32(255)
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def _background(rng: Rng, height: int, width: int) -> Floats:
     share = np.clip(0.5 + 0.45 * _surface(rng, height, width), 0, 1)[..., None]
     picture = np.asarray(first * share + second * (1 - share), np.float32)
     for _ in range(rng.integers(0, 4)):
-        patch = np.clip(6 * (_noise(rng, height, width, cells=rng.integers(3, 7)) - 1.1), 0, 1)
+        patch = np.clip(6 * (_noise(rng, height, width, cells=int(rng.integers(3, 7))) - 1.1), 0, 1)
         picture += 0.7 * patch[..., None] * (_rgb(rng.random(), 0.4, rng.random()) - picture)
     for _ in range(rng.integers(0, 7)):
         _stroke(rng, picture)

@@ -196,7 +196,7 @@ def _write_sample(
     shape = [dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim]
     images = sample_images(image, (shape[2], shape[3]), shape[0] or 1)
     outputs = run_graph(folder / MODEL, images)
-    arrays = {graph.graph.input[0].name: images.numpy(), **outputs}
+    arrays: dict[str, Any] = {graph.graph.input[0].name: images.numpy(), **outputs}
     np.savez_compressed(folder / SAMPLE, **arrays)
     return outputs
 

@@ -285,10 +285,10 @@ def _calibration(job: ExportJob, config: YolactConfig) -> CalibrationImages | No
 
 
 def _load_recipe(named: tuple[str, str | None]) -> Recipe:
-    from yolact.sparsify.recipe import load_recipe  # loads sparseml: seconds, so only when needed
+    from yolact.sparsify.check.examine import read_draft  # takes a moment: only when needed
 
     source, label = named
-    return load_recipe(source, label=label, engine="native")
+    return read_draft(source, label=label, engine="native").recipe
 
 
 def _apply_at_once(

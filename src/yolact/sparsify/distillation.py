@@ -137,7 +137,9 @@ def _outputs(modifier: Any, label: str) -> OutputDistillation:
             "but the network has one, the images",
             hint="leave the field out",
         )
-    keys = modifier.distill_output_keys or ["loc", "conf", "mask"]
+    keys = modifier.distill_output_keys
+    _require(owner, "distill_output_keys", keys, "a list", keys is None or isinstance(keys, list))
+    keys = keys or ["loc", "conf", "mask"]
     terms = dict.fromkeys(_term(key, owner) for key in keys)
     return OutputDistillation(hardness=hardness, temperature=temperature, terms=tuple(terms))
 

@@ -180,7 +180,8 @@ def quantize_linear(x: Array, scale: Array, zero_point: Array, axis: int = 1) ->
         scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
     limits = np.iinfo(zero_point.dtype)
     rounded = np.rint(x / scale) + zero_point.astype(np.float32)
-    return np.clip(rounded, limits.min, limits.max).astype(zero_point.dtype).reshape(x.shape)
+    clipped = np.clip(rounded, limits.min, limits.max)
+    return np.asarray(clipped, zero_point.dtype).reshape(x.shape)
 
 
 def _strip(graph: Graph) -> None:

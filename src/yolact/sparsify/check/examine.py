@@ -11,7 +11,7 @@ from torch import nn
 from yolact.config import OptimConfig, YolactConfig
 from yolact.errors import RecipeError
 from yolact.sizes import ImageSize
-from yolact.sparsify.catalog import EngineName
+from yolact.sparsify.catalog import EngineName, facts_of
 from yolact.sparsify.check.curves import Curves, trace_curves
 from yolact.sparsify.check.forecast import Forecast, forecast
 from yolact.sparsify.check.parameters import (
@@ -110,7 +110,9 @@ def examine(recipe: Recipe, model: nn.Module, run: PlannedRun | None) -> RecipeR
     end = run_end(rows, run.epochs if run else None)
     problems += [p for row in rows for p in _alone(row, parameters, model)]
     if run is None:
-        problems += [_needs_training(row) for row in rows if _learns(row)]
+        learning = {n: e.name for n, e in enumerate(recipe.entries, 1) if _learns(e)}
+        problems = [problem for problem in problems if problem.number not in learning]
+        problems += [_needs_training(number, name) for number, name in learning.items()]
     else:
         problems += [
             _no_calibration(row) for row in rows if row.fields.get("num_calibration_steps")
@@ -251,15 +253,18 @@ def _sparsities(row: ModifierRow) -> Iterator[tuple[str, float]]:
         yield from ((name, float(v)) for v in values if isinstance(v, int | float))
 
 
-def _learns(row: ModifierRow) -> bool:
-    return row.kind in ("pruning", "constant", "thinning") and not row.facts.at_once
+def _learns(entry: Any) -> bool:
+    facts = facts_of(getattr(entry, "name", ""))
+    return facts.kind in ("pruning", "constant", "thinning") and not facts.at_once
 
 
-def _needs_training(row: ModifierRow) -> Problem:
-    return row.problem(
+def _needs_training(number: int, name: str) -> Problem:
+    return Problem(
         "error",
-        f"!{row.name} learns from training what to prune, and there is none in one shot",
+        f"!{name} learns from training what to prune, and there is none in one shot",
         "use !GMPruningModifier, or train with sparseml.yolact.train --recipe",
+        name,
+        number,
     )
 
 

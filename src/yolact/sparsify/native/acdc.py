@@ -33,8 +33,6 @@ class ACDCPruningModifier(MagnitudePruning):
                 raise ValueError(f"{name} is {value!r}; phases are whole epochs")
         if self.end_epoch < self.start_epoch:
             raise ValueError("end_epoch is missing: the last phase needs one")
-        if not 0 <= self.compression_sparsity <= 1:
-            raise ValueError(f"compression_sparsity is {self.compression_sparsity!r}; give 0 to 1")
         self._grows = False
 
     def levels(self, epoch: float) -> list[float]:

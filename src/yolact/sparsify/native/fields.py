@@ -36,7 +36,7 @@ def require_names(field: str, value: Any) -> list[str]:
     """
     names = list(_flat(value)) if isinstance(value, list | tuple) else [_token(value)]
     if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{field} is {value!r}; give a list of names, or __ALL__")
+        raise ValueError(f"{field} is {value!r}; give a list of names")
     return names
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from yolact.sparsify.document import matches
 from yolact.sparsify.native.fields import is_true, require_length, require_names, require_order
+from yolact.sparsify.native.matching import ALL, matching
 from yolact.sparsify.native.modifier import Modifier, RepeatedModifier
 
 _CURVES = ("linear", "cubic", "inverse_cubic")
@@ -173,28 +172,6 @@ def _found(model: nn.Module, patterns: list[str], *, strict: bool) -> list[nn.Pa
     Raises:
         ValueError: A pattern stands for none, and ``strict``.
     """
-    everything = "__ALL__" in patterns
-    found, matched = [], set()
-    for names, parameter in _named(model):
-        mine = {pattern for pattern in patterns if any(_matches(pattern, n) for n in names)}
-        matched |= mine
-        if everything or mine:
-            found.append(parameter)
-    missing = [pattern for pattern in patterns if pattern not in matched]
-    if missing and strict and not everything:
-        raise ValueError(f"no parameter of the model matches {missing[0]!r}")
-    return found
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return pattern != "__ALL_PRUNABLE__" and matches(pattern, name)  # which only pruning knows
-
-
-def _named(model: nn.Module) -> Iterator[tuple[list[str], nn.Parameter]]:
-    """Every parameter with its name, and with that without the wrapper of a quantized layer."""
-    for path, module in model.named_modules():
-        outer, _, last = path.rpartition(".")
-        wrapped = last == "module" and type(model.get_submodule(outer)).__name__ == "QuantWrapper"
-        places = [path, outer] if wrapped else [path]
-        for name, parameter in module.named_parameters(recurse=False):
-            yield [f"{place}.{name}" for place in places], parameter
+    if ALL in patterns:
+        return list(model.parameters())
+    return list(matching(model, patterns, strict=strict).values())

@@ -8,7 +8,6 @@ replace layers meanwhile, as long as it keeps the parameters.
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from yolact.sparsify.native.fields import is_number, require_order
 from yolact.sparsify.native.masks import Pattern, pattern_of
 from yolact.sparsify.native.matching import ALL, PRUNABLE, matching, parameters_of, prunable
-from yolact.sparsify.native.modifier import MaskingModifier
+from yolact.sparsify.native.modifier import MaskingModifier, first_step
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,7 @@ class PruningModifier(MaskingModifier):
         Raises:
             ValueError: One has a value that cannot be.
         """
-        if self.end_epoch != -1 and self.end_epoch < self.start_epoch:
-            raise ValueError(
-                f"ends at epoch {self.end_epoch:g}, before it starts, at {self.start_epoch:g}"
-            )
+        require_order(self)
         self.names = _flat_names(self.params)
         self._weights: dict[str, nn.Parameter] = {}
         self._masks: list[Tensor] = []
@@ -72,6 +69,7 @@ class PruningModifier(MaskingModifier):
 
     def attach(self, model: nn.Module, epoch: float) -> None:
         """Find the parameters; see :meth:`Modifier.attach`."""
+        _require_names(self.names, self.params)
         self._weights = self.find(model)
         if not self._weights:
             raise ValueError("names no parameter of the model")
@@ -127,7 +125,7 @@ class PruningModifier(MaskingModifier):
         self, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
     ) -> None:
         """Find masks in the weights; see :meth:`Modifier.resume`."""
-        for step in range(max(0, math.floor(self.start_epoch * steps_per_epoch)), steps):
+        for step in range(first_step(self.start_epoch, steps_per_epoch), steps):
             if self.ended:
                 break
             if self.due(step / steps_per_epoch):
@@ -192,7 +190,12 @@ class MagnitudePruning(PruningModifier):
     def __post_init__(self) -> None:
         """Check the fields; see :class:`PruningModifier`."""
         super().__post_init__()
+        self._pattern = Pattern()
+
+    def attach(self, model: nn.Module, epoch: float) -> None:
+        """Find the parameters; see :meth:`Modifier.attach`."""
         self._pattern = pattern_of(self.mask_type)
+        super().attach(model, epoch)
 
     @abstractmethod
     def levels(self, epoch: float) -> list[float]:
@@ -236,10 +239,11 @@ class MagnitudePruningModifier(MagnitudePruning):
             self.names = [PRUNABLE]
         if self.inter_func not in CURVES:
             raise ValueError(f"inter_func is {self.inter_func!r}; there are {', '.join(CURVES)}")
-        if self.init_sparsity != FROM_PARAM and not _within(self.init_sparsity, 0.0, 1.0):
+        first: Any = self.init_sparsity
+        if first != FROM_PARAM and not (is_number(first) and 0 <= first <= 1):
             raise ValueError(f"init_sparsity is {self.init_sparsity!r}; give a number, 0 to 1")
         for value in final if isinstance(final, dict) else [final]:
-            if not (_within(value, 0.0, 1.0) and 0 < value < 1):
+            if not (is_number(value) and 0 < value < 1):
                 raise ValueError(
                     f"final_sparsity is {value!r}; give a number between 0 and 1, such as 0.9"
                 )
@@ -366,21 +370,14 @@ def _sparsity(weight: Tensor) -> float:
     return float((weight == 0).sum().float() / float(weight.numel()))
 
 
-def _within(value: Any, least: float, most: float) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and least <= value <= most
+def _flat_names(params: Any) -> list[Any]:
+    return [params.upper()] if isinstance(params, str) else list(_flat(params))
 
 
-def _flat_names(params: Any) -> list[str]:
-    if isinstance(params, str):
-        names = [params.upper()]
-        known = params.upper() in (ALL, PRUNABLE)
-    else:
-        names = list(_flat(params))
-        known = all(isinstance(name, str) for name in names)
-    if not known:
+def _require_names(names: Sequence[Any], params: Any) -> None:
+    token = isinstance(params, str)
+    if not all(name in (ALL, PRUNABLE) if token else isinstance(name, str) for name in names):
         raise ValueError(f"params is {params!r}; give a list of names, {ALL} or {PRUNABLE}")
-    return names
 
 
 def _flat(value: Any) -> Iterator[Any]:

@@ -81,7 +81,6 @@ with warnings.catch_warnings(), not_importable("openvino"), shims():
         QuantizationArgs,
         QuantizationScheme,
     )
-    from sparseml.pytorch.sparsification.training.modifier_lr import CONSTRUCTORS as LR_SCHEDULERS
     from sparseml.pytorch.utils import LambdaLogger, LoggerManager
     from sparseml.sparsification import SparsificationTypes
 
@@ -94,7 +93,6 @@ logging.getLogger("sparseml.pytorch.sparsification.distillation").setLevel(loggi
 warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`", module="sparseml")
 
 __all__ = [
-    "LR_SCHEDULERS",
     "ACDCPruningModifier",
     "BasePruningModifier",
     "ConstantPruningModifier",

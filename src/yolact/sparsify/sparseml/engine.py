@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
 from torch.optim import Optimizer
@@ -18,8 +17,8 @@ from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import Entry, dump
 from yolact.sparsify.engine import GradientSamples
 from yolact.sparsify.native.layers import forget_removed
+from yolact.sparsify.native.rates import LearningRateModifier
 from yolact.sparsify.sparseml import (
-    LR_SCHEDULERS,
     BasePruningModifier,
     ConstantPruningModifier,
     LayerPruningModifier,
@@ -52,6 +51,9 @@ class SparsemlEngine:
             TypeError: A field is missing.
             ValueError: A field has a value that cannot be.
         """
+        if entry.name == LearningRateModifier.__name__:
+            # Which looks at lr_kwargs now, not when their epoch comes.
+            LearningRateModifier(**{k: v for k, v in entry.fields.items() if k != "log_types"})
         # The tag of sparseml's own constructors; each picks among classes of one name by their
         # fields.
         text = dump({"modifier": Entry(f"pytorch.{entry.name}", entry.fields)})
@@ -62,8 +64,6 @@ class SparsemlEngine:
             yaml.YAMLError,  # a modifier inside a modifier
         ) as error:
             raise ValueError(str(error)) from error
-        if hasattr(modifier, "corrected_lr_info"):
-            _try_scheduler(modifier)
         return modifier
 
     def manager(self, stages: Mapping[str, Sequence[Any]]) -> SparsemlManager:
@@ -198,16 +198,6 @@ def _subclasses(kind: Any) -> Iterator[Any]:
     for child in kind.__subclasses__():
         yield child
         yield from _subclasses(child)
-
-
-def _try_scheduler(modifier: Any) -> None:
-    """Build the scheduler for a throwaway optimizer: sparseml builds it when its epoch comes."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=modifier.init_lr)
-    try:
-        kind, options = modifier.corrected_lr_info(1000, modifier.start_epoch, modifier.end_epoch)
-        LR_SCHEDULERS[kind](optimizer, **options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"lr_kwargs {modifier.lr_kwargs}: {error}") from error
 
 
 def _run(
