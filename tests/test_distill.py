@@ -39,6 +39,7 @@ from yolact.distill.objective import Distillation, feature_layers, watched
 from yolact.distill.teacher import Teacher, copy_as_teacher, load_teacher
 from yolact.errors import YolactError
 from yolact.loss.criterion import YolactLoss
+from yolact.model.fake_quantize import fake_quantizers
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model
 from yolact.sparsify.distillation import DistillationSchedule, OutputDistillation
@@ -208,7 +209,8 @@ def test_features_are_the_same_layers_before_and_after_fusing() -> None:
     names = feature_layers(model.config, None)
     fused = copy.deepcopy(model)
     apply_structure(fused, load_recipe(LENGTH + "- !QuantizationModifier {start_epoch: 0}\n"))
-    fused.apply(torch.ao.quantization.disable_fake_quant)
+    for quantizer in fake_quantizers(fused):
+        quantizer.disable_fake_quant()
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad(), watched(model.eval(), names) as one, watched(fused.eval(), names) as two:
         model(images)

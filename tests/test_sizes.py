@@ -142,7 +142,7 @@ def test_trained_weights_meet_priors_of_as_many_pixels(
     assert after.input_size == ModelConfig(image_size=wanted).input_size
     assert after.pixels_per_scale == pytest.approx(before.pixels_per_scale, rel=1e-9)
     assert after.for_weights(after) == after
-    assert before.for_weights(before).prior_base_size == base
+    assert before.for_weights(before).prior_base_size == pytest.approx(base, rel=1e-9)
     assert before.for_weights(before, wanted, 200).prior_base_size == 200
 
 

@@ -9,18 +9,42 @@ import pytest
 import yaml
 
 from modifier_cases import Case
-from modifier_cases.table import PATH, cases, render
+from modifier_cases.practice import practice, run_by
+from modifier_cases.table import PATH, cases, native_verdict, render
 from recipe_engines import needs_sparseml
-from yolact.sparsify.recipe import packaged_recipes
+from yolact.errors import RecipeError
+from yolact.sparsify.catalog import facts_of
+from yolact.sparsify.recipe import load_recipe, packaged_recipes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 
 
-@needs_sparseml
+BY_NATIVE = [case for case in cases() if native_verdict(case) != "sparseml only"]
+
+
 @pytest.mark.slow
+@needs_sparseml
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_a_modifier_does_to_the_network_what_its_row_says(case: Case) -> None:
-    case.check(case.recipe)
+    with run_by("sparseml"):
+        case.check(case.recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BY_NATIVE, ids=str)
+def test_the_native_engine_does_what_the_row_says(case: Case) -> None:
+    with run_by("native"):
+        if facts_of(case.modifier).refused:
+            with pytest.raises(RecipeError):
+                practice(case.recipe)
+        else:
+            case.check(case.recipe)
+
+
+@pytest.mark.parametrize("case", [case for case in cases() if case not in BY_NATIVE], ids=str)
+def test_what_only_sparseml_does_the_native_engine_refuses(case: Case) -> None:
+    with pytest.raises(RecipeError, match=f"{case.modifier} is a modifier that only sparseml has"):
+        load_recipe(case.recipe, engine="native")
 
 
 @needs_sparseml

@@ -27,6 +27,8 @@ from yolact.checkpoint import load_checkpoint
 from yolact.data.loader import make_loader
 from yolact.errors import TargetMissedError
 from yolact.loss.criterion import Losses
+from yolact.model.fake_quantize import FakeQuantize, RangeObserver
+from yolact.model.quantized_layers import ConvBn2d
 from yolact.model.weights import is_quantized
 from yolact.restore import build_model
 from yolact.sparsify.sparsity import layer_sparsity
@@ -202,11 +204,8 @@ def normed() -> nn.Sequential:
 
 def fused() -> nn.Sequential:
     """The same, prepared for quantization-aware training: batch norms inside the convolutions."""
-    from torch.ao.nn.intrinsic.qat import ConvBn2d
-    from torch.ao.quantization import get_default_qat_qconfig
-
-    config = get_default_qat_qconfig("fbgemm")  # type: ignore[no-untyped-call]
-    layers = [ConvBn2d(i, 4, 1, qconfig=config) for i in (3, 4)]  # type: ignore[no-untyped-call]
+    pairs = [(nn.Conv2d(inputs, 4, 1), nn.BatchNorm2d(4)) for inputs in (3, 4)]
+    layers = [ConvBn2d(conv, norm, FakeQuantize(RangeObserver())) for conv, norm in pairs]
     return nn.Sequential(*layers)
 
 
@@ -220,7 +219,6 @@ def moved(model: nn.Module, *, every: bool) -> list[bool]:
     return [not torch.equal(one, other) for one, other in zip(before, means, strict=True)]
 
 
-@pytest.mark.filterwarnings("ignore:.*reduce_range")
 @pytest.mark.parametrize("build", [normed, fused])
 def test_batch_norms_keep_their_statistics_where_they_are_frozen(
     build: Callable[[], nn.Sequential],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from training import make_shapes, tiny_settings
 from yolact.errors import RecipeError
+from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.recipe import load_recipe
 from yolact.training.logs import Record, StepRecord, TrainLog
@@ -24,6 +27,24 @@ from yolact.training.stop import GracefulStop
 
 STEPS = 3
 """Of an epoch, with the seven images of the tiny data set in batches of two."""
+
+
+_ENGINE: ContextVar[EngineName | None] = ContextVar("engine", default=None)
+
+
+@contextmanager
+def run_by(engine: EngineName) -> Iterator[None]:
+    """Inside, that engine runs recipes."""
+    token = _ENGINE.set(engine)
+    try:
+        yield
+    finally:
+        _ENGINE.reset(token)
+
+
+def engine_in_use() -> EngineName | None:
+    """That of :func:`run_by`; None for the default one."""
+    return _ENGINE.get()
 
 
 def recipe(*modifiers: str, epochs: float = 2) -> str:
@@ -81,6 +102,7 @@ def practice(text: str, watch: Callable[[Run], Any] = lambda run: None, **change
     """
     home = Path(_home().name)
     out = Path(tempfile.mkdtemp(dir=home))
+    changes = {"recipe_engine": engine_in_use(), **changes}
     settings = tiny_settings(home / "shapes", out, recipe=text, **changes)
     run = prepare(replace(settings, save=replace(settings.save, interval=10**6)))
     first = {name: value.clone() for name, value in run.model.state_dict().items()}
@@ -135,9 +157,10 @@ def refused(message: str, hint: str, *, exactly: bool = True) -> Callable[[str],
 
     def check(text: str) -> None:
         with pytest.raises(RecipeError) as caught:
-            RecipeDriver(load_recipe(text))
+            RecipeDriver(load_recipe(text, engine=engine_in_use()))
         begins = str(caught.value).startswith(f"the recipe: {message}")
-        assert begins if not exactly else str(caught.value) == f"the recipe: {message}"
+        assert begins, str(caught.value)
+        assert not exactly or str(caught.value) == f"the recipe: {message}"
         assert caught.value.hint == hint
 
     return check

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.ao.nn.intrinsic import qat
-from torch.ao.quantization import FakeQuantize, QuantWrapper
 
 from modifier_cases import Case, Verdict
-from modifier_cases.practice import in_turn, practice, recipe
+from modifier_cases.practice import engine_in_use, in_turn, practice, recipe
 from training import differences, make_shapes, resume, tiny_settings
 from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.errors import RecipeError
 from yolact.exporter.export import export
+from yolact.model.fake_quantize import FakeQuantize, is_fake_quantize
+from yolact.model.quantized_layers import is_quant_wrapper
 from yolact.model.weights import is_quantized
 from yolact.restore import build_model
 from yolact.training.loop import train
@@ -57,7 +57,7 @@ NOTHING = Seen(Counter(), Counter(), frozenset(), outputs=Counter(), fused=0)
 
 def look(model: nn.Module) -> Seen:
     """What there is now."""
-    wrappers = [m for m in model.modules() if isinstance(m, QuantWrapper)]
+    wrappers = [m for m in model.modules() if is_quant_wrapper(m)]
     convs = [w for w in wrappers if isinstance(w.module, nn.Conv2d)]
     seen_from_inside = {id(w.quant) for w in wrappers}
     return Seen(
@@ -67,16 +67,16 @@ def look(model: nn.Module) -> Seen:
         outputs=_count(
             getattr(m, "activation_post_process", None)
             for m in model.modules()
-            if id(m) not in seen_from_inside and not isinstance(m, FakeQuantize)
+            if id(m) not in seen_from_inside and not is_fake_quantize(m)
         ),
-        fused=sum(isinstance(m, qat.ConvBn2d) for m in model.modules()),
+        fused=sum(hasattr(m, "weight_fake_quant") and hasattr(m, "bn") for m in model.modules()),
     )
 
 
 def _count(found: object) -> Counter[tuple[int, str, str]]:
     counts: Counter[tuple[int, str, str]] = Counter()
     for module in found:  # type: ignore[attr-defined]
-        if isinstance(module, FakeQuantize):
+        if is_fake_quantize(module):
             bits = (module.quant_max - module.quant_min + 1).bit_length() - 1
             scheme = str(module.qscheme)
             symmetry = "symmetric" if "symmetric" in scheme else "asymmetric"
@@ -115,14 +115,15 @@ def resumes(text: str) -> None:
     """Checkpoints before, at the beginning of and during quantization go on bit by bit."""
     with tempfile.TemporaryDirectory() as name:
         data, out = make_shapes(Path(name) / "data"), Path(name) / "whole"
-        whole = train(tiny_settings(data, out, recipe=text))
+        whole = train(tiny_settings(data, out, recipe=text, recipe_engine=engine_in_use()))
         assert whole.checkpoint is not None
         for step in (3, 5):
             (path,) = (out / "weights").glob(f"tiny_*_{step}.pth")
             checkpoint = load_checkpoint(path)
             assert checkpoint.quantized == is_quantized(build_model(checkpoint)) == (step > 3)
             folder = Path(name) / str(step)
-            settings = tiny_settings(data, folder, recipe=text, **resume(path))
+            begin = {"recipe_engine": engine_in_use(), **resume(path)}
+            settings = tiny_settings(data, folder, recipe=text, **begin)
             save = SaveSettings(folder=folder / "weights", interval=1000)
             result = train(replace(settings, save=save))
             assert result.checkpoint is not None
@@ -130,7 +131,7 @@ def resumes(text: str) -> None:
 
 
 def quantizers(run: Run) -> list[FakeQuantize]:
-    return [m for m in run.model.modules() if isinstance(m, FakeQuantize)]
+    return [m for m in run.model.modules() if is_fake_quantize(m)]
 
 
 def stop_watching(text: str) -> None:

@@ -80,7 +80,7 @@ def logs(text: str) -> None:
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("yolact.sparsify.driver")
+    logger = logging.getLogger("yolact.sparsify")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -89,14 +89,11 @@ def logs(text: str) -> None:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-    assert (
-        lines
-        == [
-            "SparsificationSummaries/QuantizedOperations/percent 0.0",
-            "SparsificationSummaries/PrunedParameters/percent 0.0",
-        ]
-        * 2
-    )
+    totals = [
+        "SparsificationSummaries/QuantizedOperations/percent 0.0",
+        "SparsificationSummaries/PrunedParameters/percent 0.0",
+    ]
+    assert [line for line in lines if line.startswith("Sparsification")] == totals * 2
 
 
 def has_no_tag(text: str) -> None:
@@ -174,9 +171,9 @@ CASES = (
         "cannot",
         "sparseml raises ValueError when epoch 1 comes; refused before training",
         refused(
-            "LearningRateModifier: ",
-            "check lr_kwargs, now {'gamma': 0.5, 'milestones': [1]}",
-            exactly=False,
+            "LearningRateModifier: lr_kwargs {'gamma': 0.5, 'milestones': [1]}: "
+            "milestones have to be after epoch 1",
+            "check its fields; it has start_epoch 1, which may follow from the recipe's variables",
         ),
     ),
     Case(

@@ -16,9 +16,10 @@ Layout = Literal["qdq", "openvino", "deepsparse"]
 """How a quantized graph is written.
 
 qdq: QuantizeLinear / DequantizeLinear around every node, the form that all engines read, and that
-ONNX Runtime runs in integers throughout. openvino: the same without a pair between convolution and
-LeakyReLU, which OpenVINO runs in one kernel. deepsparse: ConvInteger, as SparseML's exporter wrote;
-quantizers are where training has put them, and calibration images have no use.
+ONNX Runtime runs in integers, all but resizing, softmax and tanh. openvino: the same without a pair
+between convolution and LeakyReLU, which OpenVINO runs in one kernel. deepsparse: ConvInteger, as
+SparseML's exporter wrote; quantizers are where training has put them, and calibration images have
+no use.
 """
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 OPSETS = range(11, 20)

@@ -46,8 +46,8 @@ def trace(network: nn.Module, images: Tensor, *, opset: int, static: bool) -> on
     batched = [_INPUT, *(name for name in OUTPUTS if name != "priors")]
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        # The TorchScript exporter: the newer one rewrites the Q/DQ pairs that INT8 rests on, and
-        # wants an onnx release that sparseml cannot live with.
+        # The TorchScript exporter: the newer one refuses quantizers and opsets before 18. Only this
+        # call knows which of the two there is; DECISIONS.md says what changing it takes.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         torch.onnx.export(
             _Traced(network).eval(),

@@ -36,13 +36,18 @@ class RangeObserver(nn.Module):
     max_val: Tensor
 
     def __init__(
-        self, *, ch_axis: int | None = None, averaging_constant: float = 0.01, eps: float = EPS
+        self,
+        *,
+        ch_axis: int | None = None,
+        averaging_constant: float | None = 0.01,
+        eps: float = EPS,
     ) -> None:
         """Begin without a range.
 
         Args:
             ch_axis: The axis of channels that each have a range; None for one of all.
             averaging_constant: Weight of each new tensor, 0..1; the first counts as a whole.
+                None keeps the smallest and largest of all tensors instead.
             eps: The smallest step between two values of the grid.
         """
         super().__init__()
@@ -57,14 +62,17 @@ class RangeObserver(nn.Module):
         """Learn from ``x``, of any shape, and return it."""
         if torch.is_grad_enabled() and x.numel():
             low, high = self._extremes(x.detach().to(self.min_val.dtype))
-            if self.ch_axis is not None and not self.min_val.numel():
+            weight = self.averaging_constant
+            if not self.min_val.numel():
                 self.min_val.resize_(low.shape).copy_(low)
                 self.max_val.resize_(high.shape).copy_(high)
+            elif weight is None:
+                self.min_val.copy_(torch.min(self.min_val, low))
+                self.max_val.copy_(torch.max(self.max_val, high))
             else:
                 unseen = self.min_val > self.max_val
                 for mean, now in ((self.min_val, low), (self.max_val, high)):
-                    moved = mean + self.averaging_constant * (now - mean)
-                    mean.copy_(torch.where(unseen, now, moved))
+                    mean.copy_(torch.where(unseen, now, mean + weight * (now - mean)))
         return x
 
     def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -284,7 +284,7 @@ class _Rewriter:
         quantizer = self._known[value]
         scale = np.float32(quantizer.scale)
         return (
-            self._graph.add_constant(f"scale_{scale!r}", np.array(scale)),
+            self._graph.add_constant(f"scale_{scale!s}", np.array(scale)),
             self._graph.add_constant(f"zero_{quantizer.zero}", np.array(quantizer.zero, np.uint8)),
         )
 

@@ -94,7 +94,8 @@ def _integer_nodes(graph: Graph, conv: onnx.NodeProto) -> list[onnx.NodeProto]:
     stored = graph.constant(weights.input[0])
     if input_scale is None or weight_scale is None or stored is None:
         return [conv]
-    scale = _over_channels(input_scale.astype(np.float64) * weight_scale)
+    # All in float64, whatever numpy makes of a single float64 among float32: numpy 1 and 2 differ.
+    scale = _over_channels(input_scale.astype(np.float64) * weight_scale.astype(np.float64))
     value = conv.output[0]
     parts = [f"{value}_{part}" for part in ("integers", "sum", "cast")]
     shifted = (stored.astype(np.int16) + int(_MIDDLE)).astype(np.uint8)
@@ -106,7 +107,7 @@ def _integer_nodes(graph: Graph, conv: onnx.NodeProto) -> list[onnx.NodeProto]:
     nodes = [convolution]
     bias = graph.constant(conv.input[2]) if len(conv.input) > 2 else None
     if bias is not None:
-        addend = np.rint(_over_channels(bias) / scale).astype(np.int32)
+        addend = np.rint(_over_channels(bias.astype(np.float64)) / scale).astype(np.int32)
         name = graph.add_constant(_name(conv.input[2], addend), addend)
         nodes.append(helper.make_node("Add", [parts[0], name], [parts[1]], parts[1]))
     last = nodes[-1].output[0]

@@ -200,16 +200,14 @@ def _quantized_names(model: nn.Module, rows: Sequence[ModifierRow]) -> set[str]:
     """The convolutions whose weights the run leaves in 8 bits."""
     quantization = [row for row in rows if row.kind == "quantization"]
     after = _restructured(model, quantization) if quantization else model
-    return {
-        name for name, conv in convolutions(after).items() if hasattr(conv, "weight_fake_quant")
-    }
+    return {name for name, conv in convolutions(after).items() if _rounds_weights(conv)}
 
 
 def _look(meta: nn.Module, image_size: ImageSize) -> dict[str, _Look]:
     """Every convolution of a network without weights; its fake quantizers are lost."""
     found = convolutions(meta)
     names = {conv: name for name, conv in found.items()}
-    quantized = {name for name, conv in found.items() if hasattr(conv, "weight_fake_quant")}
+    quantized = {name for name, conv in found.items() if _rounds_weights(conv)}
     macs = dict.fromkeys(found, 0)
 
     def count(conv: nn.Module, _: Any, output: Tensor) -> None:
@@ -230,6 +228,10 @@ def _look(meta: nn.Module, image_size: ImageSize) -> dict[str, _Look]:
         name: _Look(tuple(conv.weight.shape), macs[name], name in quantized)
         for name, conv in found.items()
     }
+
+
+def _rounds_weights(conv: nn.Conv2d) -> bool:
+    return is_fake_quantize(getattr(conv, "weight_fake_quant", None))
 
 
 def _layer(name: str, look: _Look, fate: _Fate, weight: Tensor) -> LayerForecast:

@@ -20,7 +20,7 @@ from yolact.sparsify.native.distillation import (
     PerLayerDistillationModifier,
 )
 from yolact.sparsify.native.layers import LayerPruningModifier
-from yolact.sparsify.native.modifier import MaskingModifier, Modifier
+from yolact.sparsify.native.modifier import MaskingModifier, Modifier, first_step
 from yolact.sparsify.native.parameters import (
     GradualParamModifier,
     SetParamModifier,
@@ -132,6 +132,7 @@ class NativeManager:
         for modifier in self.modifiers:
             modifier.attach(model, clock)
         if steps > 0:
+            self._freeze_again(model, optimizer, steps)
             for modifier in self.modifiers:
                 modifier.resume(model, optimizer, steps, steps_per_epoch)
 
@@ -164,6 +165,16 @@ class NativeManager:
                 modifier.update(model, None, epoch, self._steps_per_epoch)
         for attached in self.modifiers:
             attached.detach(model)
+
+    def _freeze_again(self, model: nn.Module, optimizer: Optimizer, steps: int) -> None:
+        """Freeze parameters in the order of a run: each modifier gives back what it found."""
+        freezing = [m for m in self.modifiers if facts_of(type(m).__name__).freezes]
+        epochs = [epoch for m in freezing for epoch in (m.start_epoch, m.end_epoch)]
+        for step in sorted({first_step(epoch, self._steps_per_epoch) for epoch in epochs}):
+            epoch = step / self._steps_per_epoch
+            for modifier in freezing:
+                if step < steps and modifier.due(epoch):
+                    modifier.update(model, optimizer, epoch, self._steps_per_epoch)
 
     def _masking(self) -> list[MaskingModifier]:
         return [m for m in self.modifiers if isinstance(m, MaskingModifier)]

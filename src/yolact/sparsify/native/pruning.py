@@ -8,7 +8,6 @@ replace layers meanwhile, as long as it keeps the parameters.
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from yolact.sparsify.native.fields import is_number, require_order
 from yolact.sparsify.native.masks import Pattern, pattern_of
 from yolact.sparsify.native.matching import ALL, PRUNABLE, matching, parameters_of, prunable
-from yolact.sparsify.native.modifier import MaskingModifier
+from yolact.sparsify.native.modifier import MaskingModifier, first_step
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,7 @@ class PruningModifier(MaskingModifier):
         Raises:
             ValueError: One has a value that cannot be.
         """
-        if self.end_epoch != -1 and self.end_epoch < self.start_epoch:
-            raise ValueError(
-                f"ends at epoch {self.end_epoch:g}, before it starts, at {self.start_epoch:g}"
-            )
+        require_order(self)
         self.names = _flat_names(self.params)
         self._weights: dict[str, nn.Parameter] = {}
         self._masks: list[Tensor] = []
@@ -128,7 +125,7 @@ class PruningModifier(MaskingModifier):
         self, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
     ) -> None:
         """Find masks in the weights; see :meth:`Modifier.resume`."""
-        for step in range(max(0, math.floor(self.start_epoch * steps_per_epoch)), steps):
+        for step in range(first_step(self.start_epoch, steps_per_epoch), steps):
             if self.ended:
                 break
             if self.due(step / steps_per_epoch):
@@ -242,10 +239,11 @@ class MagnitudePruningModifier(MagnitudePruning):
             self.names = [PRUNABLE]
         if self.inter_func not in CURVES:
             raise ValueError(f"inter_func is {self.inter_func!r}; there are {', '.join(CURVES)}")
-        if self.init_sparsity != FROM_PARAM and not _within(self.init_sparsity, 0.0, 1.0):
+        first: Any = self.init_sparsity
+        if first != FROM_PARAM and not (is_number(first) and 0 <= first <= 1):
             raise ValueError(f"init_sparsity is {self.init_sparsity!r}; give a number, 0 to 1")
         for value in final if isinstance(final, dict) else [final]:
-            if not (_within(value, 0.0, 1.0) and 0 < value < 1):
+            if not (is_number(value) and 0 < value < 1):
                 raise ValueError(
                     f"final_sparsity is {value!r}; give a number between 0 and 1, such as 0.9"
                 )
@@ -370,11 +368,6 @@ def course(
 
 def _sparsity(weight: Tensor) -> float:
     return float((weight == 0).sum().float() / float(weight.numel()))
-
-
-def _within(value: Any, least: float, most: float) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and least <= value <= most
 
 
 def _flat_names(params: Any) -> list[Any]:

@@ -18,8 +18,19 @@ from yolact.sparsify.native.fields import is_number
 _NOTHING = (None, "null", "None")
 """What stands for not rounding at all."""
 
-_OBSERVER = ("averaging_constant", "eps", "reduce_range", "quant_min", "quant_max", "ch_axis")
+_OBSERVER = (
+    "averaging_constant",
+    "eps",
+    "reduce_range",
+    "quant_min",
+    "quant_max",
+    "ch_axis",
+    "observer",
+)
 """What ``kwargs`` may have."""
+
+_MIN_MAX = "minmaxobserver"
+"""The one ``observer`` that sparseml has a name for: the range of all tensors, not their mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +64,9 @@ class QuantizationArgs:
             value = self.kwargs.get(name, EPS)
             if not is_number(value) or not value > 0:
                 raise ValueError(f"{name} is {value!r}: give a number above 0")
+        observer = self.kwargs.get("observer", _MIN_MAX)
+        if observer != _MIN_MAX:
+            raise ValueError(f"observer is {observer!r}: give {_MIN_MAX}, or leave it out")
         axis = self.kwargs.get("ch_axis", 0)
         if not _is_whole(axis) or axis < 0 or (axis and self.strategy == "tensor"):
             raise ValueError(f"ch_axis is {axis!r}: it is for strategy channel, 0 or more")
@@ -97,9 +111,10 @@ class QuantizationArgs:
                 otherwise: ``quant_min``, ``quant_max`` and ``reduce_range``, which halves both.
         """
         low, high = self.limits(signed=signed)
+        whole = self.kwargs.get("observer") == _MIN_MAX
         observer = RangeObserver(
             ch_axis=int(self.kwargs.get("ch_axis", 0)) if self.strategy == "channel" else None,
-            averaging_constant=self.kwargs.get("averaging_constant", 0.01),
+            averaging_constant=None if whole else self.kwargs.get("averaging_constant", 0.01),
             eps=self.kwargs.get("eps", EPS),
         )
         return FakeQuantize(

@@ -239,7 +239,8 @@ class LearningRateModifier(MemorylessModifier):
         if not isinstance(milestones, list) or not all(map(is_number, milestones)):
             yield "milestones have to be a list of epochs"
         elif not all(self.start_epoch < milestone < end for milestone in milestones):
-            yield f"milestones have to be after epoch {self.start_epoch:g} and before {end:g}"
+            before = f" and before {end:g}" if end < math.inf else ""
+            yield f"milestones have to be after epoch {self.start_epoch:g}{before}"
 
 
 def _require_rate(name: str, value: Any, *, zero: bool = False) -> None:
