@@ -141,7 +141,9 @@ def test_trained_weights_meet_priors_of_as_many_pixels(
     after = ModelConfig().for_weights(before, wanted)
     assert after.input_size == ModelConfig(image_size=wanted).input_size
     assert after.pixels_per_scale == pytest.approx(before.pixels_per_scale, rel=1e-9)
-    assert after.for_weights(after) == after
+    again = after.for_weights(after)
+    assert again.prior_base_size == pytest.approx(after.prior_base_size, rel=1e-9)
+    assert replace(again, prior_base_size=after.prior_base_size) == after
     assert before.for_weights(before).prior_base_size == pytest.approx(base, rel=1e-9)
     assert before.for_weights(before, wanted, 200).prior_base_size == 200
 

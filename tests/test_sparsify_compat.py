@@ -128,6 +128,7 @@ def test_torch_observers_still_learn_during_evaluation() -> None:
     assert observer.min_val == -1
 
 
+@needs_sparseml
 def test_sparseml_still_steps_its_scheduler_before_the_optimizer() -> None:
     recipe = load_recipe(
         "- !LearningRateModifier {start_epoch: 0, lr_class: ExponentialLR, "
