@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from recipe_engines import needs_sparseml
 from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.report import report, report_path, save_report, table, to_json
-from yolact.sparsify.sparseml import get_mask_creator_default
 from yolact.sparsify.sparsity import (
     LayerSparsity,
     Mask,
@@ -181,8 +181,11 @@ def test_masks_without_a_pattern_cannot_lose_it() -> None:
     assert broken_groups(weight((0, 1)), "unstructured") is None
 
 
+@needs_sparseml
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_masks_of_sparseml_have_the_pattern_that_is_looked_for(seed: int, sparsity: float) -> None:
+    from yolact.sparsify.sparseml import get_mask_creator_default
+
     values = torch.rand(4, 8, 3, 3, generator=torch.Generator().manual_seed(seed)) + 0.1
     (mask,) = get_mask_creator_default([1, 4]).create_sparsity_masks([values], sparsity)
     assert broken_groups(values * mask, (1, 4)) == 0
