@@ -219,7 +219,7 @@ class Quickstart:
     def benchmark(self) -> dict[str, Any]:
         """Median ``speed`` in images per second of every variant, measured in turns, and sizes."""
         found: dict[str, list[Any]] = {variant.name: [] for variant in VARIANTS}
-        for turn in range(ROUNDS):
+        for turn in range(1 if self.steps else ROUNDS):
             for variant in VARIANTS:
                 onnx = self.onnx(variant)
                 report = self.folder / f"benchmark_{variant.folder}.json"
