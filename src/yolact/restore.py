@@ -22,6 +22,8 @@ from yolact.model.weights import load_weights
 from yolact.model.yolact import Yolact
 from yolact.sizes import ImageSize, size_words
 from yolact.sparsify.catalog import EngineName
+from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.structure import apply_structure
 
 log = logging.getLogger(__name__)
 
@@ -169,9 +171,6 @@ def restore_structure(model: Yolact, checkpoint: Checkpoint, engine: EngineName 
     else:
         text = checkpoint.recipe if _smaller(checkpoint.model_state, model) else None
     if text:
-        from yolact.sparsify.recipe import Recipe  # loads sparseml: seconds, so only here
-        from yolact.sparsify.structure import apply_structure
-
         recipe = Recipe.of_text(text, "the stored recipe")
         apply_structure(model, recipe, checkpoint.clock, engine)
 

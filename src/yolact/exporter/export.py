@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx
 import torch
@@ -35,10 +34,9 @@ from yolact.files import (
 from yolact.model.weights import is_quantized, parameter_count, require_quantized
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model, config_for
-
-if TYPE_CHECKING:
-    from yolact.sparsify.one_shot import OneShot
-    from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.check.examine import read_draft
+from yolact.sparsify.one_shot import OneShot, apply_at_once
+from yolact.sparsify.recipe import Recipe
 
 DEFAULTS = ExportOptions()
 
@@ -285,8 +283,6 @@ def _calibration(job: ExportJob, config: YolactConfig) -> CalibrationImages | No
 
 
 def _load_recipe(named: tuple[str, str | None]) -> Recipe:
-    from yolact.sparsify.check.examine import read_draft  # takes a moment: only when needed
-
     source, label = named
     return read_draft(source, label=label, engine="native").recipe
 
@@ -294,8 +290,5 @@ def _load_recipe(named: tuple[str, str | None]) -> Recipe:
 def _apply_at_once(
     model: Yolact, recipe: Recipe, images: CalibrationImages | None, earlier: str | None
 ) -> OneShot:
-    from yolact.sparsify.one_shot import apply_at_once  # loads sparseml too
-    from yolact.sparsify.recipe import Recipe
-
     stored = None if earlier is None else Recipe.of_text(earlier, "the checkpoint's recipe")
     return apply_at_once(model, recipe, images, stored)

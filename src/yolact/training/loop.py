@@ -35,6 +35,8 @@ from yolact.errors import DataError, StorageError
 from yolact.files import require_space, require_writable
 from yolact.predict.evaluate import Evaluation, evaluate
 from yolact.predict.pipeline import Selection
+from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.report import ModelReport
 from yolact.training.logs import StepRecord, TrainLog, ValidationRecord, step_line
 from yolact.training.memory import QuantizationMemory
 from yolact.training.retention import CheckpointKeeper
@@ -51,9 +53,6 @@ from yolact.types import Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Never
-
-    from yolact.sparsify.recipe import Recipe
-    from yolact.sparsify.report import ModelReport
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,7 @@
 The start options and the checkpoint that they name decide together. The run that wrote the
 checkpoint goes on exactly, with its recipe (``--resume``); or a new run begins, with the weights of
 a checkpoint (``--ckpt``, or ``--resume`` with another recipe), with those of an ImageNet backbone,
-or with random ones. What needs sparseml, whose import takes seconds, is imported where there is a
-recipe, so that runs without one are spared it.
+or with random ones.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -27,11 +26,11 @@ from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.restore import CLASS_LAYERS, class_layers, known_rows, restore_structure
 from yolact.sizes import size_words
+from yolact.sparsify.catalog import EngineName
+from yolact.sparsify.recipe import Recipe, load_recipe
+from yolact.sparsify.stages import forget_layers, learn_ranges, until
+from yolact.sparsify.structure import recipe_names
 from yolact.training.settings import StartSettings, TrainSettings
-
-if TYPE_CHECKING:
-    from yolact.sparsify.catalog import EngineName
-    from yolact.sparsify.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +80,6 @@ def find_origin(settings: TrainSettings) -> Origin:
     """
     start, given = settings.start, None
     if settings.recipe is not None:
-        from yolact.sparsify.recipe import load_recipe  # loads sparseml
-
         given = load_recipe(
             settings.recipe, settings.recipe_args, settings.recipe_label, settings.recipe_engine
         )
@@ -148,8 +145,6 @@ def build_network(origin: Origin, config: YolactConfig, classes: Classes) -> tup
     other = {k: v for k, v in checkpoint.model_state.items() if not k.startswith(CLASS_LAYERS)}
     load_weights(model, other | class_layers(model, checkpoint, rows))
     if checkpoint.quantized:
-        from yolact.sparsify.stages import learn_ranges  # loads sparseml
-
         learn_ranges(model, CLASS_LAYERS)
     _say_other_spellings(start.checkpoint, classes_of(checkpoint), classes, rows)
     return model, f"{words}, {_say_rows(classes_of(checkpoint), classes, rows)}"
@@ -159,9 +154,6 @@ def forget_class_layers(origin: Origin, model: Yolact, classes: Classes) -> Orig
     """The same origin, whose earlier recipe never pruned class layers if they change."""
     if origin.earlier_recipe is None or not origin.changes_class_layers(classes):
         return origin
-    from yolact.sparsify.stages import forget_layers
-    from yolact.sparsify.structure import recipe_names  # both load sparseml
-
     names = list(recipe_names(model).values())
     return replace(origin, earlier_recipe=forget_layers(origin.earlier_recipe, names, CLASS_LAYERS))
 
@@ -254,8 +246,6 @@ def _stored(
     """A recipe that a checkpoint holds."""
     if not text:
         return None
-    from yolact.sparsify.recipe import Recipe  # loads sparseml
-
     return Recipe.of_text(text, label, engine)
 
 
@@ -265,8 +255,6 @@ def _recipe_so_far(checkpoint: Checkpoint) -> Recipe | None:
     recipe = _stored(checkpoint.recipe)
     if recipe is None or state is None or state.stage_recipe is None or steps is None:
         return recipe
-    from yolact.sparsify.stages import until  # loads sparseml
-
     return until(recipe, steps, state.steps_per_epoch)
 
 

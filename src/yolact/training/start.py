@@ -1,8 +1,7 @@
 """How a run begins: data, network, recipe, plan, and the step to start from.
 
 Everything that can go wrong before the first step goes wrong here. What the weights and the recipe
-of the run are is found out in :mod:`yolact.training.origin`. sparseml, whose import takes seconds,
-is imported only where there is a recipe.
+of the run are is found out in :mod:`yolact.training.origin`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from yolact.config import OptimConfig, YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
 from yolact.data.loader import EpochBatches, make_loader
+from yolact.distill.objective import Distillation
 from yolact.distill.teacher import SELF, Teacher, check_wish, copy_as_teacher, load_teacher
 from yolact.errors import ConfigError
 from yolact.host import resolve_device
@@ -31,6 +30,9 @@ from yolact.model.weights import parameter_count
 from yolact.model.yolact import Yolact
 from yolact.restore import config_to_train
 from yolact.sizes import size_words
+from yolact.sparsify.driver import RecipeDriver
+from yolact.sparsify.engine import GradientSamples
+from yolact.sparsify.recipe import Recipe
 from yolact.training.datasets import amounts, open_datasets
 from yolact.training.origin import (
     Origin,
@@ -43,11 +45,6 @@ from yolact.training.origin import (
 from yolact.training.settings import TrainSettings
 from yolact.training.step import on_device
 from yolact.types import Batch
-
-if TYPE_CHECKING:
-    from yolact.sparsify.driver import RecipeDriver
-    from yolact.sparsify.engine import GradientSamples
-    from yolact.sparsify.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,8 +237,6 @@ def _check_allocation(settings: TrainSettings, device: torch.device) -> None:
 def _driver(origin: Origin) -> RecipeDriver | NoRecipe:
     if origin.recipe is None:
         return NoRecipe(origin.earlier_recipe)
-    from yolact.sparsify.driver import RecipeDriver  # loads sparseml
-
     return RecipeDriver(origin.recipe, origin.earlier_recipe)
 
 
@@ -288,8 +283,6 @@ def _objective(
             f"but --batch_alloc names {len(settings.batch_alloc)}",
             hint="leave --batch_alloc out, or use !DistillationModifier",
         )
-    from yolact.distill.objective import Distillation  # loads sparseml
-
     teacher = _teacher(str(wish), settings.config, origin, model, classes)
     return Distillation(criterion, teacher, schedule, model)
 
@@ -336,8 +329,6 @@ def _start_recipe(run: Run) -> None:
 
 def _gradient_samples(run: Run) -> GradientSamples:
     """Batches of the run's own data and their loss, in float32 and in this process."""
-    from yolact.sparsify.engine import GradientSamples
-
     criterion = YolactLoss(run.config.loss)
 
     def batches(size: int | None) -> Iterator[Batch]:
