@@ -141,6 +141,13 @@ def test_honest_sets_are_not_commented(
     assert lines(caplog, changed(HONEST[name], every)) == []
 
 
+def test_masks_as_rle_may_be_many(caplog: pytest.LogCaptureFixture) -> None:
+    data = honest(300)
+    for annotation in data["annotations"]:
+        as_rle(annotation, data["images"][annotation["image_id"]])
+    assert lines(caplog, data) == []
+
+
 @pytest.mark.parametrize(
     "name",
     ["coco-tiny/annotations/instances_val2017.json", "fruits/coco/all.json"],

@@ -374,11 +374,11 @@ def _extents(records: Sequence[Record], images: Sequence[Record]) -> tuple[Float
     if drawn.any():
         sizes = [(one["height"], one["width"]) for one in images]
         encoded = [to_rle(shapes[i], *sizes[i]) for i in np.flatnonzero(drawn)]
-        masks[drawn], areas[drawn] = rle.toBbox(encoded), rle.area(encoded)
+        # One by one, since pycocotools cannot count 256 at once with numpy 2.
+        masks[drawn], areas[drawn] = rle.toBbox(encoded), [rle.area(mask) for mask in encoded]
         masks[drawn, 2:] += masks[drawn, :2]
     if not drawn.all():
-        polygons = [shape for shape in shapes if isinstance(shape, list)]
-        masks[~drawn], areas[~drawn] = _polygon_extents(polygons)
+        masks[~drawn], areas[~drawn] = _polygon_extents([s for s in shapes if isinstance(s, list)])
     return masks, areas
 
 
