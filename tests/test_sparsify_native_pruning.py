@@ -293,8 +293,8 @@ def test_a_run_may_stop_after_any_step(text: str, sparsity: float) -> None:
 @pytest.mark.parametrize(("text", "sparsity"), KNOWN)
 def test_a_run_may_go_on_with_the_other_engine(text: str, sparsity: float) -> None:
     theirs = Practice(text, "sparseml", model=network(sparsity)).run()
-    assert_goes_on(text, theirs, "native", (1, 2, 4, 6, 9))
-    assert_goes_on(text, theirs, "sparseml", (2, 4, 7))  # which are also those of native
+    assert_goes_on(text, theirs, "native", (2, 5, 9))
+    assert_goes_on(text, theirs, "sparseml", (4,))  # which are also those of native
 
 
 moments = st.floats(0, 4).map(lambda epoch: round(epoch, 2))

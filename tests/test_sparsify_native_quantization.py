@@ -241,7 +241,7 @@ OLDER: dict[str, Fields] = {
     "custom": {"custom_quantizable_module_types": ["LeakyReLU", "PredictionHead"]},
     "settings": {
         "weight_qconfig_kwargs": {"averaging_constant": 0.3},
-        "activation_qconfig_kwargs": {"reduce_range": True, "averaging_constant": 0.7},
+        "activation_qconfig_kwargs": {"quant_min": 0, "quant_max": 200, "averaging_constant": 0.7},
     },
     "tensorrt": {"tensorrt": True},
     "tensorrt, fused": {"tensorrt": True, "model_fuse_fn_name": "conv_bn_relus"},
@@ -470,6 +470,7 @@ REFUSED: tuple[tuple[Fields, str], ...] = (
     ({"ignore": "proto_net"}, "'proto_net'"),
     ({"submodules": [3]}, "[3]"),
     ({"weight_bits": 9}, "num_bits is 9"),
+    ({"activation_qconfig_kwargs": {"quant_min": -8, "quant_max": 7}}, "from -8 to 7"),
     ({"weight_bits": 8, "scheme": "default"}, "older fields"),
     ({"model_fuse_fn_kwargs": {"deep": True}}, "'deep'"),
     ({"model_fuse_fn_name": "fuse_model"}, "'fuse_model'"),

@@ -115,7 +115,9 @@ class QuantizationModifier(Modifier):
             newer = (self.scheme, self.scheme_overrides, self.ignore)
             if any(value is not None for value in newer):
                 raise ValueError("scheme, scheme_overrides and ignore do not go with older fields")
-            self._older_fields()
+            how = self._older_fields()
+            how.weights.limits()
+            how.activations.limits(signed=how.signed_activations)
             return
         self.scheme = QuantizationScheme.load(self.scheme)
         overrides = self.scheme_overrides or {}

@@ -70,7 +70,6 @@ class QuantizationArgs:
         axis = self.kwargs.get("ch_axis", 0)
         if not _is_whole(axis) or axis < 0 or (axis and self.strategy == "tensor"):
             raise ValueError(f"ch_axis is {axis!r}: it is for strategy channel, 0 or more")
-        self.limits()
 
     @classmethod
     def load(cls, value: Any) -> Self | None:
@@ -81,7 +80,9 @@ class QuantizationArgs:
         """
         if value in _NOTHING or isinstance(value, cls):
             return value if isinstance(value, cls) else None
-        return cls(**_known(value, cls))
+        found = cls(**_known(value, cls))
+        found.limits()
+        return found
 
     def limits(self, *, signed: bool = True) -> tuple[int, int]:
         """The smallest and the largest integer.

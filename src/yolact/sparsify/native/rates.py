@@ -128,9 +128,13 @@ class LearningRateFunctionModifier(MemorylessModifier):
             return self._cyclic(epoch, steps_per_epoch)
         start = max(self.start_epoch, 0.0)
         passed = (min(epoch, self.end_epoch) - start) / (self.end_epoch - start)
-        if self.lr_func == "cosine":
-            passed = (1 - math.cos(math.pi * passed)) / 2
-        return self.init_lr + passed * (self.final_lr - self.init_lr)
+        span = self.final_lr - self.init_lr
+        if self.lr_func == "linear":
+            return self.init_lr + passed * span
+        # In the order of sparseml's sums and products: weights shall be the same to the bit.
+        height, turned = abs(span), math.pi if span >= 0 else 0.0
+        lowest = min(self.init_lr, self.final_lr)
+        return math.cos(passed * math.pi + turned) * height / 2 + height / 2 + lowest
 
     def _cyclic(self, epoch: float, steps_per_epoch: int) -> float:
         """From ``init_lr`` in a cycle's first step to ``final_lr`` in its last."""

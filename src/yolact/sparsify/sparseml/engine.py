@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 from torch.optim import Optimizer
@@ -104,7 +105,8 @@ class SparsemlManager:
         """Give ``model`` the channels, layers and quantizers that it has by ``epoch``."""
         for modifier in sorted(self._manager.structured_modifiers, key=lambda m: m.start_epoch):
             if not (modifier in self._manager.quantization_modifiers and is_quantized(model)):
-                modifier.initialize(model, epoch, loggers=quiet_loggers())
+                with _kept_generator():
+                    modifier.initialize(model, epoch, loggers=quiet_loggers())
 
     def start(
         self,
@@ -121,7 +123,8 @@ class SparsemlManager:
         if is_quantized(model):
             adopt_structure(self._manager, model, fresh=steps == 0)
         more = {} if samples is None else {"grad_sampler": _grad_sampler(samples)}
-        self._manager.initialize(model, clock, loggers=quiet_loggers(), **more)
+        with _kept_generator():
+            self._manager.initialize(model, clock, loggers=quiet_loggers(), **more)
         for modifier in self.modifiers:
             if isinstance(modifier, SparsificationLoggingModifier):
                 modifier.initialize_loggers(log_loggers(logger))
@@ -134,8 +137,9 @@ class SparsemlManager:
         ``manager.update`` would compute masks at this moment too, before there are gradients.
         """
         for modifier in self.modifiers:
-            if not isinstance(modifier, BasePruningModifier):
-                self._update(modifier, model, optimizer, epoch)
+            if not isinstance(modifier, BasePruningModifier) and self._due(modifier, epoch):
+                with _kept_generator():
+                    self._update(modifier, model, optimizer, epoch)
 
     def before_step(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Compute due masks; the gradients are there, the optimizer has not stepped."""
@@ -180,6 +184,11 @@ class SparsemlManager:
             # sparseml computes constant masks anew in every step, which takes seconds.
             return bool(modifier.end_pending(epoch, self._steps_per_epoch))
         return bool(modifier.enabled and modifier.update_ready(epoch, self._steps_per_epoch))
+
+
+def _kept_generator() -> Any:
+    """Random numbers inside leave no trace: torch.ao draws weights for layers that it replaces."""
+    return torch.random.fork_rng(devices=[])
 
 
 @cache
