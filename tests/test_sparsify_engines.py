@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from recipe_engines import needs_sparseml
 from training import differences, resume, tiny_config, tiny_settings
 from yolact.checkpoint import load_checkpoint
-from yolact.config import YolactConfig, yolact_darknet_small
+from yolact.config import ModelConfig, YolactConfig, yolact_darknet_small
 from yolact.sparsify.catalog import EngineName
-from yolact.sparsify.recipe import packaged_recipes, read_document
+from yolact.sparsify.recipe import packaged_recipes, read_document, read_source
 from yolact.training.loop import train
+from yolact.training.settings import SaveSettings
 
 TRAINING = [name for name in packaged_recipes() if name != "yolact.one_shot_int8"]
-LENGTH = {"num_epochs": 2, "num_quantization_epochs": 0.67}
-"""Six steps, of which the last two are quantized where a recipe does that."""
+LENGTH = {"num_epochs": 2, "num_quantization_epochs": 1.1, "quantization_start_target": 0.5}
+"""Six steps, of which the last three are quantized where a recipe does that."""
 
 
 def network(recipe: str) -> YolactConfig:
-    """Few channels, but layers of all the names that the recipe has."""
-    small = yolact_darknet_small().model
+    """Few channels and few layers, but those of all the names that the recipe has."""
     narrow = tiny_config()
-    blocks = small.stage_blocks if "small" in recipe else (1, 2, 8, 8, 4)
+    names_all = "backbone.layers.3.8." in read_source(recipe)[0]
+    blocks = (ModelConfig() if names_all else yolact_darknet_small().model).stage_blocks
     channels = (8, 8, 8, 16, 16)  # half of them is a whole block of four
     return replace(
         narrow,
@@ -33,8 +35,23 @@ def network(recipe: str) -> YolactConfig:
     )
 
 
-def run(name: str, engine: EngineName, data: Path, out: Path, **more: Any) -> Path:
-    """Train by a packaged recipe; the folder of the checkpoints of every step."""
+Runs = Callable[[str, EngineName], Path]
+"""From a recipe and an engine to the checkpoints of a run: three on the way, one at the end."""
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Each run happens once, whichever tests look at it."""
+
+    @cache
+    def weights(name: str, engine: EngineName) -> Path:
+        return run(name, engine, tiny_shapes, tmp_path_factory.mktemp(name) / engine)
+
+    return weights
+
+
+def run(name: str, engine: EngineName, data: Path, out: Path) -> Path:
+    """Train by a packaged recipe; the folder of the checkpoints."""
     variables = read_document(name)[0]
     settings = tiny_settings(
         *(data, out),
@@ -42,10 +59,15 @@ def run(name: str, engine: EngineName, data: Path, out: Path, **more: Any) -> Pa
         recipe=name,
         recipe_args={key: value for key, value in LENGTH.items() if key in variables},
         recipe_engine=engine,
-        **more,
+        save=every(2, out),
     )
     train(settings)
     return out / "weights"
+
+
+def every(steps: int, out: Path) -> SaveSettings:
+    """A checkpoint after as many steps, again and again."""
+    return SaveSettings(folder=out / "weights", interval=steps)
 
 
 def at_step(weights: Path, step: int) -> Path:
@@ -56,34 +78,43 @@ def at_step(weights: Path, step: int) -> Path:
 @needs_sparseml
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINING)
-def test_both_engines_leave_the_same_checkpoints(
-    name: str, tiny_shapes: Path, tmp_path: Path
-) -> None:
-    ours, theirs = (
-        run(name, engine, tiny_shapes, tmp_path / engine) for engine in ("native", "sparseml")
-    )
-    for step in range(1, 7):
-        assert differences(at_step(ours, step), at_step(theirs, step)) == [], step
+def test_both_engines_leave_the_same_checkpoints(name: str, runs: Runs) -> None:
+    for step in (2, 4, 6):
+        ours, theirs = (at_step(runs(name, engine), step) for engine in ("native", "sparseml"))
+        assert differences(ours, theirs) == [], step
 
 
 @needs_sparseml
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["native", "sparseml"])
-@pytest.mark.parametrize("name", ["yolact.pruned_quant", "yolact_small.thinned_quant"])
+@pytest.mark.parametrize("step", [2, 4], ids=["before quantization", "quantized"])
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("yolact.transfer_quant", "native", "sparseml"),
+        ("yolact_small.pruned_quant", "sparseml", "native"),
+        ("yolact_small.thinned_quant", "native", "sparseml"),
+        ("yolact_small.thinned_quant", "sparseml", "native"),
+    ],
+)
 def test_a_run_that_one_engine_began_goes_on_with_the_other(
-    name: str, first: EngineName, tiny_shapes: Path, tmp_path: Path
+    name: str,
+    first: EngineName,
+    second: EngineName,
+    step: int,
+    runs: Runs,
+    tiny_shapes: Path,
+    tmp_path: Path,
 ) -> None:
-    whole = run(name, first, tiny_shapes, tmp_path / "whole")
-    second: EngineName = "sparseml" if first == "native" else "native"
-    for step in (2, 5):  # before quantization begins, and after
-        out = tmp_path / f"from {step}"
-        train(
-            tiny_settings(
-                *(tiny_shapes, out),
-                config=network(name),
-                recipe_engine=second,
-                epochs=None,
-                **resume(at_step(whole, step)),
-            )
+    whole = runs(name, first)
+    assert load_checkpoint(at_step(whole, step)).quantized == (step == 4)
+    train(
+        tiny_settings(
+            *(tiny_shapes, tmp_path),
+            config=network(name),
+            recipe_engine=second,
+            epochs=None,
+            save=every(6, tmp_path),
+            **resume(at_step(whole, step)),
         )
-        assert differences(at_step(out / "weights", 6), at_step(whole, 6)) == [], step
+    )
+    assert differences(at_step(tmp_path / "weights", 6), at_step(whole, 6)) == []

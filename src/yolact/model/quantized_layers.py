@@ -233,7 +233,7 @@ def is_quant_wrapper(module: nn.Module) -> TypeGuard[QuantWrapper]:
     return type(module).__name__ == QuantWrapper.__name__
 
 
-def freezable_batch_norms(model: nn.Module) -> Iterator[ConvBn2d]:
-    """What has ``freeze_bn_stats`` and ``update_bn_stats`` in ``model``, of whichever kind."""
+def freezable_batch_norms(model: nn.Module) -> Iterator[ConvBn2d | BatchNormWrapper]:
+    """Modules of ``model`` with batch norms that can be frozen: of this file or of torch.ao."""
     found: Iterator[Any] = (m for m in model.modules() if hasattr(m, "freeze_bn_stats"))
     return found

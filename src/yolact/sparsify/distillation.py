@@ -17,7 +17,7 @@ from typing import Any
 
 from yolact.errors import RecipeError
 from yolact.sparsify.catalog import facts_of
-from yolact.sparsify.document import Entry
+from yolact.sparsify.document import Entry, is_number
 from yolact.types import TERMS
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _name_idle_fields(entries: Iterable[Entry], label: str) -> None:
 def _outputs(modifier: Any, label: str) -> OutputDistillation:
     owner = f"{label}: DistillationModifier"
     hardness, temperature = modifier.hardness, modifier.temperature
-    _require(owner, "hardness", hardness, "0 to 1", _is_number(hardness) and 0 <= hardness <= 1)
+    _require(owner, "hardness", hardness, "0 to 1", _is_finite(hardness) and 0 <= hardness <= 1)
     _require(owner, "temperature", temperature, "a number above 0", _is_positive(temperature))
     if modifier.teacher_input_keys:
         raise RecipeError(
@@ -179,9 +179,9 @@ def _require(owner: str, name: str, value: Any, wanted: str, fits: bool) -> None
         raise RecipeError(f"{owner}: {name} is {value!r}", hint=f"give {wanted}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
 
 
 def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+    return _is_finite(value) and value > 0

@@ -2,7 +2,7 @@
 
 A document is a dict. Lists under keys that contain ``modifiers`` hold :class:`Entry` records; a
 staged document nests such lists one level deeper, one dict per stage, in the order of the stages.
-:func:`matches` and :func:`nm_of` read what the fields of a record say.
+:func:`matches`, :func:`nm_of` and :func:`is_number` read what the fields of a record say.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ import yaml
 from yolact.errors import RecipeError
 
 Document = dict[str, Any]
+
+FROM_PARAM = "__FROM_PARAM__"
+"""The ``init_sparsity`` that stands for what each parameter has at the start."""
+
+NM_TOLERANCE = 0.01
+"""How far a sparsity may be from that of N:M masks, as in sparseml."""
 
 logger = logging.getLogger(__name__)
 
@@ -197,3 +203,8 @@ def nm_of(mask_type: Any) -> tuple[int, int] | None:
         return 2, 4
     found = re.fullmatch(r"(\d+):(\d+)", str(mask_type))
     return (int(found[1]), int(found[2])) if found else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether the value of a field is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from textwrap import shorten
 from typing import Any
@@ -11,10 +11,18 @@ from typing import Any
 from yolact.errors import RecipeError
 from yolact.sparsify.catalog import CATALOG, facts_of
 from yolact.sparsify.distillation import what_it_distils
-from yolact.sparsify.document import Document, Entry, entry_lists, nm_of, stages
+from yolact.sparsify.document import (
+    FROM_PARAM,
+    NM_TOLERANCE,
+    Document,
+    Entry,
+    entry_lists,
+    is_number,
+    nm_of,
+    stages,
+)
 from yolact.sparsify.engine import Engine, Manager
 from yolact.sparsify.recipe_engines import how_to_use_sparseml
-from yolact.sparsify.thinning import require_alone
 
 _LONGEST = 100_000
 """Epochs; no run has more."""
@@ -24,11 +32,6 @@ _LATER = ("disable_quantization_observer_epoch", "freeze_bn_stats_epoch")
 _AMOUNTS = ("init_lr", "final_lr", "learning_rate", "weight_decay", "active_weight_decay")
 
 _COUNTS = ("fisher_block_size", "num_pages", "num_recomputations")
-
-_FROM_PARAM = "__FROM_PARAM__"
-
-_TOLERANCE = 0.01
-"""Of sparseml, between a sparsity and that of N:M masks."""
 
 _SCHEME = frozenset({"input_activations", "weights", "output_activations", "target_hardware"})
 """Keys of a quantization scheme."""
@@ -59,7 +62,7 @@ def build_manager(document: Document, label: str, engine: Engine) -> Manager:
             hint="list !Modifier entries under keys like training_modifiers, pruning_modifiers",
         )
     for modifiers in built.values():
-        require_alone(modifiers, label)
+        _require_alone(modifiers, label)
     return engine.manager(built)
 
 
@@ -94,6 +97,33 @@ def build_modifier(item: Any, label: str, engine: Engine) -> Any:
     _refuse_values(modifier, label)
     what_it_distils(modifier, label)
     return modifier
+
+
+def _require_alone(modifiers: Sequence[Any], label: str) -> None:
+    """Refuse stages in which other modifiers need a network that keeps its channels.
+
+    Args:
+        modifiers: Of one stage, of either engine.
+        label: What to call the recipe in errors.
+
+    Raises:
+        RecipeError: Weights are pruned in the same stage, or quantized before thinning ends.
+    """
+    facts = [(facts_of(type(modifier).__name__), modifier) for modifier in modifiers]
+    ends = [m.end_epoch for f, m in facts if f.kind == "thinning" and not f.removes_layers]
+    if not ends:
+        return
+    if any(f.kind in ("pruning", "constant") for f, _ in facts):
+        raise RecipeError(
+            f"{label} prunes weights and removes channels in one stage",
+            hint="remove channels in a first run, and prune its checkpoint in a second",
+        )
+    end = max(ends)
+    if any(f.kind == "quantization" and modifier.start_epoch < end for f, modifier in facts):
+        raise RecipeError(
+            f"{label} quantizes before the last channels are removed, at epoch {end:g}",
+            hint="let the QuantizationModifier start when the ChannelThinningModifier has ended",
+        )
 
 
 def _check(item: Entry, label: str, engine: Engine) -> None:
@@ -144,7 +174,7 @@ def _check_numbers(fields: Mapping[str, Any], owner: str) -> None:
         value = fields.get(name, 0)
         if value is None and name in _LATER:
             continue
-        if not _is_number(value) or not abs(value) <= _LONGEST:
+        if not is_number(value) or not abs(value) <= _LONGEST:
             unquoted = ", without quotes" if isinstance(value, str) else ""
             raise RecipeError(
                 f"{owner}: {name} is {value!r}", hint=f"give a number up to {_LONGEST}{unquoted}"
@@ -164,7 +194,7 @@ def _check_counts(fields: Mapping[str, Any], owner: str) -> None:
             )
     for name in ("damp", "init_update_fraction"):
         value = fields.get(name, 1.0)
-        if not _is_number(value) or not value > 0:
+        if not is_number(value) or not value > 0:
             raise RecipeError(f"{owner}: {name} is {value!r}", hint="give a number above 0")
     devices = fields.get("available_devices") or ["cpu"]
     known = isinstance(devices, list) and all(
@@ -183,18 +213,14 @@ def _check_sparsities(item: Entry, owner: str) -> None:
     for name in facts.sparsities:
         value = item.fields.get(name, 0.0)
         by_layer = isinstance(value, dict) and name == "final_sparsity" and value
-        if by_layer and all(map(_is_number, value)) and all(map(_are_names, value.values())):
+        if by_layer and all(map(is_number, value)) and all(map(_are_names, value.values())):
             continue
-        if not _is_number(value) and not (name == "init_sparsity" and value == _FROM_PARAM):
+        if not is_number(value) and not (name == "init_sparsity" and value == FROM_PARAM):
             raise RecipeError(
                 f"{owner}: {name} is {value!r}",
                 hint="give a fraction such as 0.9"
                 + (", or {0.9: [names of parameters]}" if name == "final_sparsity" else ""),
             )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _are_names(value: Any) -> bool:
@@ -252,7 +278,7 @@ def _nm(modifier: Any, nm: tuple[int, int] | None) -> _Finding:
     sparsity = 1 - kept / group
     for field in facts_of(type(modifier).__name__).sparsities:
         for value in _numbers(getattr(modifier, field, None)):
-            if abs(value - sparsity) > _TOLERANCE:
+            if abs(value - sparsity) > NM_TOLERANCE:
                 return (
                     f"{field} {value:g} does not go with {kept}:{group} masks",
                     f"they are always {sparsity:g} sparse: give {sparsity:g} everywhere",
@@ -272,9 +298,9 @@ def _global(modifier: Any) -> _Finding:
         return _FINE
     if len(set(_numbers(getattr(modifier, "final_sparsity", None)))) > 1:
         return "one global sparsity cannot be several", "give one number as final_sparsity"
-    if getattr(modifier, "init_sparsity", None) == _FROM_PARAM:
+    if getattr(modifier, "init_sparsity", None) == FROM_PARAM:
         return (
-            "init_sparsity __FROM_PARAM__ has a value for each layer, not a global one",
+            f"init_sparsity {FROM_PARAM} has a value for each layer, not a global one",
             "give a number as init_sparsity",
         )
     return _FINE

@@ -1,6 +1,6 @@
 """Recipes without training: all masks at once, and the ranges of INT8 from a few images.
 
-What sparseml puts into a model follows ranges by a moving average that gives each batch a weight
+Quantizers that learn in training follow ranges by a moving average that gives each batch a weight
 of 0.01: right for thousands of training steps, far off after a hundred images. Here every image
 counts the same. Activations go into histograms, and the range of each is the one that loses least
 when values are rounded to it: rare extreme values are cut off where that makes all others finer.

@@ -15,6 +15,7 @@ from torch import nn
 from yolact.model.fake_quantize import is_fake_quantize
 from yolact.sparsify.catalog import CONSTANT, facts_of
 from yolact.sparsify.document import Document, Entry, entries, entry_lists, matches
+from yolact.sparsify.native.engine import NativeEngine
 from yolact.sparsify.native.thinning import ChannelThinningModifier
 from yolact.sparsify.recipe import Recipe
 
@@ -81,10 +82,10 @@ def _last_epoch(items: Iterable[Entry]) -> float:
 def _ended_at(entry: Entry, epoch: float) -> Entry:
     """What a modifier did if its run stopped at ``epoch``, before its end."""
     fields = {**entry.fields, "end_epoch": epoch}
-    if entry.name == ChannelThinningModifier.__name__:
-        given = {name: value for name, value in entry.fields.items() if name != "log_types"}
-        width = ChannelThinningModifier(**given).fraction_at(epoch)
-        return Entry(entry.name, {**fields, "final_width": width})
+    thins = entry.name == ChannelThinningModifier.__name__
+    modifier = NativeEngine().build(entry) if thins else None
+    if isinstance(modifier, ChannelThinningModifier):
+        return Entry(entry.name, {**fields, "final_width": modifier.fraction_at(epoch)})
     final = fields.get("final_sparsity")
     if final is None:
         return Entry(entry.name, fields)

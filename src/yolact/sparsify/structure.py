@@ -60,9 +60,8 @@ def rehearse(model: nn.Module, recipe: Recipe) -> None:
     removes = any(facts_of(entry.name).removes_layers for entry in recipe.entries)
     if not removes and all(facts_of(e.name).kind != "quantization" for e in recipe.entries):
         return
-    with torch.random.fork_rng(devices=[]):  # torch draws weights for the layers it replaces
-        trial = copy.deepcopy(model)
-        apply_structure(trial, recipe)
+    trial = copy.deepcopy(model)
+    apply_structure(trial, recipe)
     if removes:
         _require_running(trial)
 
@@ -103,7 +102,7 @@ def training_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fit_errors() -> Iterator[None]:
-    """Turn what sparseml raises when a recipe does not fit a model into a RecipeError."""
+    """Turn what an engine raises when a recipe does not fit a model into a RecipeError."""
     try:
         yield
     except (

@@ -3,10 +3,10 @@
 The loop owns the clock: step i of a run with n steps an epoch is at epoch i / n, and that number
 drives the recipe, so that loop and recipe never drift apart and a resumed run continues exactly.
 
-sparseml's ``ScheduledModifierManager`` of the recipe is in ``run.driver``, a
+The recipe's manager, of either engine, is in ``run.driver``, a
 :class:`yolact.sparsify.driver.RecipeDriver`. :func:`yolact.training.start.prepare` has made and
-initialized it; :meth:`Trainer._step` asks it before the forward pass, before and after the
-optimizer's step; :meth:`Trainer.train` lets it finalize.
+started it; :meth:`Trainer._step` asks it before the forward pass, before and after the optimizer's
+step; :meth:`Trainer.train` lets it finish.
 """
 
 from __future__ import annotations

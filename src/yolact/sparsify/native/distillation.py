@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from yolact.sparsify.native.fields import require_order
-from yolact.sparsify.native.modifier import Modifier
+from yolact.sparsify.native.modifier import Modifier, require_order
 
 
 @dataclass(kw_only=True, eq=False)

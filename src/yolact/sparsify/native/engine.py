@@ -19,7 +19,6 @@ from yolact.sparsify.native.distillation import (
     DistillationModifier,
     PerLayerDistillationModifier,
 )
-from yolact.sparsify.native.layers import LayerPruningModifier
 from yolact.sparsify.native.modifier import MaskingModifier, Modifier, first_step
 from yolact.sparsify.native.parameters import (
     GradualParamModifier,
@@ -41,7 +40,7 @@ from yolact.sparsify.native.rates import (
     SetLearningRateModifier,
     SetWeightDecayModifier,
 )
-from yolact.sparsify.native.thinning import ChannelThinningModifier
+from yolact.sparsify.native.thinning import ChannelThinningModifier, LayerPruningModifier
 from yolact.sparsify.native.totals import SparsificationLoggingModifier
 
 _CLASSES: tuple[type[Modifier], ...] = (
@@ -57,7 +56,7 @@ MODIFIERS = {kind.__name__: kind for kind in _CLASSES}
 """Every modifier by the name that recipes use."""
 
 _FOR_LOGS = frozenset({"log_types"})
-"""Fields that sparseml's modifiers take, and that say nothing of what is to be done."""
+"""Fields that sparseml's modifiers take, and that change nothing in the network."""
 
 
 class NativeEngine:

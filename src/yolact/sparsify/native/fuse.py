@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from yolact.model import fused_layers, quantized_layers
+from yolact.model.fake_quantize import fake_quantizers
 from yolact.model.fused_layers import is_fused
 from yolact.model.quantized_layers import BatchNormWrapper
 
@@ -84,6 +85,14 @@ def with_rounded_weights(
             return None
     move_hooks([layer], new)
     return new
+
+
+def to_device(model: nn.Module) -> None:
+    """Move new quantizers to where the parameters are."""
+    parameter = next(model.parameters(), None)
+    if parameter is not None:
+        for quantizer in fake_quantizers(model):
+            quantizer.to(parameter.device)
 
 
 def move_hooks(parts: Collection[nn.Module], to: nn.Module) -> None:

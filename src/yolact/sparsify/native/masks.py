@@ -15,13 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from yolact.sparsify.document import nm_of
+from yolact.sparsify.document import NM_TOLERANCE, nm_of
 
 _SEED = 42
 """Of the drawing, as sparseml has it."""
-
-_NM_TOLERANCE = 0.01
-"""Between a sparsity that is asked for and that of N:M masks."""
 
 
 class Pattern:
@@ -140,7 +137,7 @@ class NMPattern(Pattern):
         if not any(sparsities):
             return [torch.ones_like(score) for score in scores]
         own = 1 - self.kept / self.size
-        others = [sparsity for sparsity in sparsities if abs(sparsity - own) > _NM_TOLERANCE]
+        others = [sparsity for sparsity in sparsities if abs(sparsity - own) > NM_TOLERANCE]
         if others:
             raise ValueError(f"{self.kept}:{self.size} masks are {own:g} sparse, not {others[0]:g}")
         return [self._mask(score) for score in scores]

@@ -1,4 +1,4 @@
-"""What all modifiers of the native engine have in common: fields, and a clock.
+"""What modifiers of the native engine have in common: a clock, and the meaning of fields.
 
 A modifier's fields are those of its dataclass: what a recipe may say, with the same defaults. Its
 state begins with :meth:`Modifier.attach` and follows from the recipe, the weights and the steps
@@ -10,10 +10,18 @@ Epochs are floats: steps taken / ``steps_per_epoch``.
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+CURVES = ("linear", "cubic", "inverse_cubic")
+"""What ``inter_func`` may be; see :func:`between`."""
+
+_Value = TypeVar("_Value", float, Tensor)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -156,3 +164,91 @@ def first_step(epoch: float, steps_per_epoch: int) -> int:
     while step / steps_per_epoch < epoch:
         step += 1
     return step
+
+
+def between(modifier: Modifier, epoch: float, first: _Value, last: _Value, curve: str) -> _Value:
+    """What a modifier takes from ``first`` at its start to ``last`` at its end, at ``epoch``.
+
+    Args:
+        modifier: It ends after it starts.
+        epoch: Before the start, the value is ``first``; after the end, ``last``.
+        first: A number or a tensor.
+        last: The same; of the same shape.
+        curve: One of :data:`CURVES`.
+    """
+    inside = min(max(epoch, modifier.start_epoch), modifier.end_epoch)
+    passed = (inside - modifier.start_epoch) / (modifier.end_epoch - modifier.start_epoch)
+    if curve != "linear":
+        passed = 1 - (1 - passed) ** (3 if curve == "cubic" else 1 / 3)
+    if passed <= sys.float_info.epsilon:
+        return first
+    if passed >= 1.0 - sys.float_info.epsilon:
+        return last
+    return passed * (last - first) + first
+
+
+def require_curve(curve: str) -> None:
+    """Refuse an ``inter_func`` that there is not.
+
+    Raises:
+        ValueError: It is none of :data:`CURVES`.
+    """
+    if curve not in CURVES:
+        raise ValueError(f"inter_func is {curve!r}; there are {', '.join(CURVES)}")
+
+
+def require_order(modifier: Modifier) -> None:
+    """Refuse an end before the start; the same moment, and no end, are fine.
+
+    Raises:
+        ValueError: It ends before it starts.
+    """
+    if modifier.end_epoch != -1 and modifier.end_epoch < modifier.start_epoch:
+        raise ValueError(_order(modifier, "before it starts"))
+
+
+def require_length(modifier: Modifier) -> None:
+    """Refuse what has no length: its values are between those of its start and its end.
+
+    Raises:
+        ValueError: It does not end, or not after it starts.
+    """
+    if modifier.end_epoch <= max(modifier.start_epoch, 0.0):
+        raise ValueError(_order(modifier, "not after it starts"))
+
+
+def require_names(field: str, value: Any) -> list[str]:
+    """The names in a field that takes a list of them, possibly nested, or a token such as __ALL__.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    names = list(flat(value)) if isinstance(value, list | tuple) else [_token(value)]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{field} is {value!r}; give a list of names")
+    return names
+
+
+def is_true(value: Any) -> bool:
+    """A switch as sparseml reads it: of texts, those with an f or a 0 in them are off."""
+    if isinstance(value, str):
+        return bool(value) and not set("f0") & set(value.lower())
+    return bool(value)
+
+
+def _order(modifier: Modifier, how: str) -> str:
+    return f"ends at epoch {modifier.end_epoch:g}, {how}, at {modifier.start_epoch:g}"
+
+
+def _token(value: Any) -> Any:
+    known = isinstance(value, str) and value.upper() in ("__ALL__", "__ALL_PRUNABLE__")
+    return value.upper() if known else None
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """What is in a list, and in the lists inside of it; of anything else, itself."""
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from flat(inner)
+    else:
+        yield value

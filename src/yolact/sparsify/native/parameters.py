@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from yolact.sparsify.native.fields import is_true, require_length, require_names, require_order
 from yolact.sparsify.native.matching import ALL, matching
-from yolact.sparsify.native.modifier import Modifier, RepeatedModifier
-
-_CURVES = ("linear", "cubic", "inverse_cubic")
+from yolact.sparsify.native.modifier import (
+    Modifier,
+    RepeatedModifier,
+    between,
+    is_true,
+    require_curve,
+    require_length,
+    require_names,
+    require_order,
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -52,8 +57,22 @@ class TrainableParamsModifier(Modifier):
                 _train(parameter, trainable)
 
 
+class _ValuesModifier(Modifier):
+    """Gives parameters values; in between, they are trained."""
+
+    _parameters: list[nn.Parameter]
+
+    def resume(
+        self, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
+    ) -> None:
+        """Remember what was done, but leave the values: they have been trained since."""
+        held, self._parameters = self._parameters, []
+        super().resume(model, optimizer, steps, steps_per_epoch)
+        self._parameters = held
+
+
 @dataclass(kw_only=True, eq=False)
-class SetParamModifier(Modifier):
+class SetParamModifier(_ValuesModifier):
     """Gives parameters a value once; then they are trained on."""
 
     params: list[str] = field()
@@ -67,7 +86,7 @@ class SetParamModifier(Modifier):
     def __post_init__(self) -> None:
         """Check the fields."""
         self.params = require_names("params", self.params)
-        self._parameters: list[nn.Parameter] = []
+        self._parameters = []
 
     def attach(self, model: nn.Module, epoch: float) -> None:
         """Find the parameters; see :meth:`Modifier.attach`."""
@@ -82,17 +101,9 @@ class SetParamModifier(Modifier):
             for parameter in self._parameters:
                 parameter.data.copy_(parameter.data.new_tensor(self.val))
 
-    def resume(
-        self, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
-    ) -> None:
-        """Remember what was done, but leave the values: they have been trained since."""
-        held, self._parameters = self._parameters, []
-        super().resume(model, optimizer, steps, steps_per_epoch)
-        self._parameters = held
-
 
 @dataclass(kw_only=True, eq=False)
-class GradualParamModifier(RepeatedModifier):
+class GradualParamModifier(_ValuesModifier, RepeatedModifier):
     """Takes the values of parameters from one to another."""
 
     params: list[str] = field()
@@ -111,10 +122,9 @@ class GradualParamModifier(RepeatedModifier):
     def __post_init__(self) -> None:
         """Check the fields."""
         self.params = require_names("params", self.params)
-        if self.inter_func not in _CURVES:
-            raise ValueError(f"inter_func is {self.inter_func!r}; there are {', '.join(_CURVES)}")
+        require_curve(self.inter_func)
         require_length(self)
-        self._parameters: list[nn.Parameter] = []
+        self._parameters = []
 
     def attach(self, model: nn.Module, epoch: float) -> None:
         """Find the parameters; see :meth:`Modifier.attach`."""
@@ -127,27 +137,9 @@ class GradualParamModifier(RepeatedModifier):
         self, model: nn.Module, optimizer: Optimizer | None, epoch: float, steps_per_epoch: int
     ) -> None:
         """Set the values of this epoch."""
+        value = between(self, epoch, self._first, self._last, self.inter_func)
         for parameter in self._parameters:
-            parameter.data.copy_(self._value_at(epoch))
-
-    def resume(
-        self, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
-    ) -> None:
-        """Remember when values were set last, but leave them as they are."""
-        held, self._parameters = self._parameters, []
-        super().resume(model, optimizer, steps, steps_per_epoch)
-        self._parameters = held
-
-    def _value_at(self, epoch: float) -> Tensor:
-        passed = min(epoch, self.end_epoch) - self.start_epoch
-        passed /= self.end_epoch - self.start_epoch
-        if self.inter_func != "linear":
-            passed = 1 - (1 - passed) ** (3 if self.inter_func == "cubic" else 1 / 3)
-        if passed <= sys.float_info.epsilon:
-            return self._first
-        if passed >= 1.0 - sys.float_info.epsilon:
-            return self._last
-        return passed * (self._last - self._first) + self._first
+            parameter.data.copy_(value)
 
 
 def _train(parameter: nn.Parameter, trainable: bool) -> None:

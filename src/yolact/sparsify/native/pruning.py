@@ -8,9 +8,8 @@ replace layers meanwhile, as long as it keeps the parameters.
 from __future__ import annotations
 
 import logging
-import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +18,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from yolact.sparsify.native.fields import is_number, require_order
+from yolact.sparsify.document import FROM_PARAM, is_number
 from yolact.sparsify.native.masks import Pattern, pattern_of
 from yolact.sparsify.native.matching import ALL, PRUNABLE, matching, parameters_of, prunable
-from yolact.sparsify.native.modifier import MaskingModifier, first_step
+from yolact.sparsify.native.modifier import (
+    MaskingModifier,
+    between,
+    first_step,
+    flat,
+    require_curve,
+    require_order,
+)
 
 logger = logging.getLogger(__name__)
-
-FROM_PARAM = "__FROM_PARAM__"
-CURVES = ("linear", "cubic", "inverse_cubic")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -237,8 +240,7 @@ class MagnitudePruningModifier(MagnitudePruning):
         super().__post_init__()
         if not several and not self.names:
             self.names = [PRUNABLE]
-        if self.inter_func not in CURVES:
-            raise ValueError(f"inter_func is {self.inter_func!r}; there are {', '.join(CURVES)}")
+        require_curve(self.inter_func)
         first: Any = self.init_sparsity
         if first != FROM_PARAM and not (is_number(first) and 0 <= first <= 1):
             raise ValueError(f"init_sparsity is {self.init_sparsity!r}; give a number, 0 to 1")
@@ -301,15 +303,7 @@ class MagnitudePruningModifier(MagnitudePruning):
             ]
 
     def _between(self, epoch: float, first: float, last: float) -> float:
-        inside = min(max(epoch, self.start_epoch), self.end_epoch)
-        passed = (inside - self.start_epoch) / (self.end_epoch - self.start_epoch)
-        if self.inter_func != "linear":
-            passed = 1 - (1 - passed) ** (3 if self.inter_func == "cubic" else 1 / 3)
-        if passed <= sys.float_info.epsilon:
-            return first
-        if passed >= 1.0 - sys.float_info.epsilon:
-            return last
-        return passed * (last - first) + first
+        return between(self, epoch, first, last, self.inter_func)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -371,18 +365,10 @@ def _sparsity(weight: Tensor) -> float:
 
 
 def _flat_names(params: Any) -> list[Any]:
-    return [params.upper()] if isinstance(params, str) else list(_flat(params))
+    return [params.upper()] if isinstance(params, str) else list(flat(params))
 
 
 def _require_names(names: Sequence[Any], params: Any) -> None:
     token = isinstance(params, str)
     if not all(name in (ALL, PRUNABLE) if token else isinstance(name, str) for name in names):
         raise ValueError(f"params is {params!r}; give a list of names, {ALL} or {PRUNABLE}")
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | tuple):
-        for inner in value:
-            yield from _flat(inner)
-    else:
-        yield value

@@ -13,7 +13,7 @@ import torch
 from typing_extensions import Self
 
 from yolact.model.fake_quantize import EPS, FakeQuantize, RangeObserver
-from yolact.sparsify.native.fields import is_number
+from yolact.sparsify.document import is_number
 
 _NOTHING = (None, "null", "None")
 """What stands for not rounding at all."""

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from yolact.model.fake_quantize import fake_quantizers
 from yolact.model.fused_layers import is_fused
 from yolact.model.quantized_layers import QuantWrapper, round_output
-from yolact.sparsify.native.fuse import fuse, with_rounded_weights, wrap_batch_norms
+from yolact.sparsify.native.fuse import fuse, to_device, with_rounded_weights, wrap_batch_norms
 from yolact.sparsify.native.quantization_scheme import QuantizationScheme
 
 _NO_LAYERS = frozenset(
@@ -69,14 +68,6 @@ def match(name: str, kind: str, names_or_kinds: Collection[str]) -> str | None:
     if beginnings:
         return max(beginnings, key=len)
     return kind if kind in names_or_kinds else None
-
-
-def to_device(model: nn.Module) -> None:
-    """Move new quantizers to where the parameters are."""
-    parameter = next(model.parameters(), None)
-    if parameter is not None:
-        for quantizer in fake_quantizers(model):
-            quantizer.to(parameter.device)
 
 
 def _require_layers(model: nn.Module, schemes: Schemes) -> None:

@@ -12,9 +12,8 @@ from torch import nn
 
 from yolact.model.fused_layers import is_fused
 from yolact.model.quantized_layers import QuantWrapper, round_output
-from yolact.sparsify.native.fuse import fuse, with_rounded_weights, wrap_batch_norms
+from yolact.sparsify.native.fuse import fuse, to_device, with_rounded_weights, wrap_batch_norms
 from yolact.sparsify.native.quantization_scheme import QuantizationArgs
-from yolact.sparsify.native.quantize import to_device
 
 LINEAR = frozenset({"Linear", "LinearReLU"})
 CONVOLUTIONS = frozenset(

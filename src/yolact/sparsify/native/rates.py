@@ -15,8 +15,14 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from yolact.sparsify.native.fields import is_number, require_length, require_order
-from yolact.sparsify.native.modifier import MemorylessModifier, Modifier, first_step
+from yolact.sparsify.document import is_number
+from yolact.sparsify.native.modifier import (
+    MemorylessModifier,
+    Modifier,
+    first_step,
+    require_length,
+    require_order,
+)
 
 _KEYS = {
     "StepLR": {"gamma", "step_size"},

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.optim import Optimizer
 
-from yolact.sparsify.native.fields import require_order
-from yolact.sparsify.native.modifier import RepeatedModifier
+from yolact.sparsify.native.modifier import RepeatedModifier, require_order
 
 logger = logging.getLogger(__name__)
 

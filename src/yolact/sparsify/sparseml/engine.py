@@ -17,8 +17,9 @@ from yolact.model.weights import is_quantized
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import Entry, dump
 from yolact.sparsify.engine import GradientSamples
-from yolact.sparsify.native.layers import forget_removed
+from yolact.sparsify.native.engine import NativeEngine
 from yolact.sparsify.native.rates import LearningRateModifier
+from yolact.sparsify.native.thinning import forget_removed
 from yolact.sparsify.sparseml import (
     BasePruningModifier,
     ConstantPruningModifier,
@@ -53,8 +54,7 @@ class SparsemlEngine:
             ValueError: A field has a value that cannot be.
         """
         if entry.name == LearningRateModifier.__name__:
-            # Which looks at lr_kwargs now, not when their epoch comes.
-            LearningRateModifier(**{k: v for k, v in entry.fields.items() if k != "log_types"})
+            NativeEngine().build(entry)  # looks at lr_kwargs now, not when their epoch comes
         # The tag of sparseml's own constructors; each picks among classes of one name by their
         # fields.
         text = dump({"modifier": Entry(f"pytorch.{entry.name}", entry.fields)})

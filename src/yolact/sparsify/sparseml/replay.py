@@ -16,6 +16,7 @@ from torch.ao.quantization import enable_observer
 from torch.optim import Optimizer
 
 from yolact.sparsify.catalog import facts_of
+from yolact.sparsify.document import FROM_PARAM
 from yolact.sparsify.sparseml import (
     ACDCPruningModifier,
     BasePruningModifier,
@@ -102,7 +103,7 @@ def _replay(
 def _restore_masks(
     modifier: Any, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
 ) -> None:
-    from_param = getattr(modifier, "init_sparsity", None) == "__FROM_PARAM__"
+    from_param = getattr(modifier, "init_sparsity", None) == FROM_PARAM
     if facts_of(type(modifier).__name__).remembers or from_param:
         logger.warning(
             "%s keeps state that is not saved: "
