@@ -219,6 +219,35 @@ def test_a_quantized_checkpoint_without_recipe_takes_the_one_given(tmp_path: Pat
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.parametrize(
+    ("option", "recipe", "message"),
+    [
+        ("--recipe", "- !QuantizationModifer\n    start_epoch: 1.0", "unknown modifier"),
+        ("--recipe", "- !QuantizationModifier\n    scheme: int8", "scheme is 'int8'"),
+        ("--recipe", "- quantize", "'quantize' in a list of modifiers is not one"),
+        ("--recipe", "- !LayerThinningModifier\n    strategy: x", "LayerThinningModifier"),
+        ("--one-shot", "- quantize", "'quantize' in a list of modifiers is not one"),
+        ("--one-shot", "[]", "contains no modifiers"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(
+    option: str, recipe: str, message: str, checkpoint: Path
+) -> None:
+    result = invoke("--checkpoint", checkpoint, option, f"modifiers:\n  {recipe}\n")
+    assert result.exit_code == RecipeError.exit_code, result.output
+    assert message in result.stderr
+    assert not checkpoint.with_suffix(".onnx").exists()
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_weights_may_have_what_only_sparseml_can_do(checkpoint: Path) -> None:
+    recipe = "modifiers:\n  - !RigLPruningModifier\n    final_sparsity: 0.5\n"
+    result = invoke("--checkpoint", checkpoint, "--recipe", recipe)
+    assert result.exit_code == 0, result.output
+    graph = onnx.load(str(checkpoint.with_suffix(".onnx")))
+    assert "RigLPruningModifier" in {p.key: p.value for p in graph.metadata_props}["recipe"]
+
+
 PRUNING = """
 pruning_modifiers:
   - !GMPruningModifier

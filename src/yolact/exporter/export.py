@@ -34,9 +34,11 @@ from yolact.files import (
 from yolact.model.weights import is_quantized, parameter_count, require_quantized
 from yolact.model.yolact import Yolact
 from yolact.restore import build_model, config_for
-from yolact.sparsify.check.examine import read_draft
+from yolact.sparsify.catalog import CATALOG
 from yolact.sparsify.one_shot import OneShot, apply_at_once
-from yolact.sparsify.recipe import Recipe
+from yolact.sparsify.recipe import Recipe, read_document
+from yolact.sparsify.recipe_engines import recipe_engine
+from yolact.sparsify.variables import resolve
 
 DEFAULTS = ExportOptions()
 
@@ -283,8 +285,19 @@ def _calibration(job: ExportJob, config: YolactConfig) -> CalibrationImages | No
 
 
 def _load_recipe(named: tuple[str, str | None]) -> Recipe:
-    source, label = named
-    return read_draft(source, label=label, engine="native").recipe
+    """A recipe of which everything is right but, perhaps, what only sparseml has.
+
+    That may have made the weights; whether it can do without training is for one shot to say.
+    """
+    source, given = named
+    document, label = read_document(source, given)
+    recipe = Recipe(resolve(document, label), label, engine="native")
+    known = recipe_engine("native").fields()
+    foreign = {name for name, f in CATALOG.items() if name not in known and not f.refused}
+    own = [e for e in recipe.entries if getattr(e, "name", None) not in foreign]
+    if own or not recipe.entries:
+        recipe.of(own).manager()
+    return recipe
 
 
 def _apply_at_once(

@@ -1,9 +1,9 @@
 """Ranges of values to be rounded to integers, found on images that all count the same.
 
 :class:`Extremes` keeps every value inside the range. :class:`Histogram` searches for the range that
-rounding loses least in: rare extreme values are cut off where that makes all others finer. To the
-last bit its ranges are those of torch's HistogramObserver, whose search goes back to Caffe2's norm
-minimization.
+rounding loses least in: rare extreme values are cut off where that makes all others finer. For 8
+bits its ranges are to the last bit those of torch's HistogramObserver, whose search goes back to
+Caffe2's norm minimization; for fewer bits torch searches as if there were 256 integers.
 """
 
 from __future__ import annotations
