@@ -96,6 +96,48 @@ def test_pythons_that_do_not_fit_are_named_with_the_reason(checkout: Path) -> No
     assert f"found: {old} is 3.9.2\n" in done.stderr
 
 
+def test_a_python_that_is_none_is_not_looked_for_elsewhere(checkout: Path) -> None:
+    add_python(checkout, PYENV.format("3.12.1", "python"), "3.12.1")
+    done = run(checkout, "quickstart", PYTHON="./python")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: no Python from 3.10 to 3.14 found: ./python is no Python\n"
+    )
+
+
+@pytest.mark.parametrize("version", ["", "3.9.2"])
+def test_an_environment_that_cannot_be_used_is_named(checkout: Path, version: str) -> None:
+    add_python(checkout, "bin/python3", "3.12.1")
+    if version:
+        add_python(checkout, ".venv/bin/python", version)
+    else:
+        (checkout / ".venv" / "bin").mkdir(parents=True)
+        (checkout / ".venv" / "bin" / "python").symlink_to("/gone/python3.12")
+    done = run(checkout, "quickstart")
+    but = f", but {version}" if version else ""
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: .venv has no Python from 3.10 to 3.14 with pip{but}\n"
+        "hint: remove it to have it made anew: rm -r .venv\n",
+    )
+
+
+def test_an_environment_of_another_python_than_the_named_one_is_said(checkout: Path) -> None:
+    add_python(checkout, ".venv/bin/python", "3.11.7")
+    wanted = add_python(checkout, "bin/python3.12", "3.12.1")
+    done = run(checkout, "quickstart", PYTHON=str(wanted))
+    note = f"note: .venv has Python 3.11.7 and is taken; remove it to use {wanted}\n"
+    assert (done.returncode, done.stderr) == (0, note)
+    assert run(checkout, "quickstart").stderr == ""
+
+
+@pytest.mark.parametrize("words", [["--nonsense"], ["-h"]])
+def test_an_option_that_is_none_is_no_python_to_test_on(checkout: Path, words: list[str]) -> None:
+    done = run(checkout, "test-pythons", *words)
+    usage = "usage: scripts/test-pythons [--newest | PYTHON...]\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", usage)
+
+
 def test_the_fast_tests_run_on_each_python_with_a_line_of_result(checkout: Path) -> None:
     for name, version in {
         "python3.10": "3.10.13",

@@ -51,6 +51,6 @@ def why_no_sparseml() -> str | None:
     """Why sparseml cannot be imported, in a line; None when it can."""
     try:
         import_module("yolact.sparsify.sparseml.engine")
-    except (ImportError, AttributeError) as error:  # of a torch that lacks what it needs
-        return str(error).splitlines()[0]
+    except Exception as error:  # of any kind: versions of other packages do not fit it, too
+        return (str(error).splitlines() or [type(error).__name__])[0]
     return None
