@@ -112,7 +112,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_shapes: Path) -> None
 def test_a_dry_run_checks_recipe_and_data(tiny_shapes: Path) -> None:
     result = call(tiny_shapes, "--dry-run", "--recipe", RECIPE)
     assert "lr          set by the recipe" in result.stdout
-    assert "recipe      yes, checked against the network" in result.stdout
+    assert "recipe      yes, checked against the network; " in result.stdout
     misfit = RECIPE.replace("proto_net.0.weight", "proto_net.1.weight")
     result = call(tiny_shapes, "--dry-run", "--recipe", misfit)
     assert result.exit_code == 5 and "proto_net.1.weight" in result.stderr

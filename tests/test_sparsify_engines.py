@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from importlib.abc import MetaPathFinder
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -18,7 +15,6 @@ from yolact.checkpoint import load_checkpoint
 from yolact.config import ModelConfig, YolactConfig, yolact_darknet_small
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.recipe import packaged_recipes, read_document, read_source
-from yolact.sparsify.recipe_engines import default_engine, why_no_sparseml
 from yolact.training.loop import train
 from yolact.training.settings import SaveSettings
 
@@ -122,37 +118,3 @@ def test_a_run_that_one_engine_began_goes_on_with_the_other(
         )
     )
     assert differences(at_step(tmp_path / "weights", 6), at_step(whole, 6)) == []
-
-
-class Broken(MetaPathFinder):
-    """Lets the import of sparseml end with an error, as packages that do not fit it do."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> None:
-        if name == "yolact.sparsify.sparseml":
-            raise self.error
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (ImportError("no scipy\nmore"), "no scipy"),
-        (ValueError("numpy.dtype size changed"), "numpy.dtype size changed"),
-        (TypeError(), "TypeError"),
-    ],
-)
-def test_a_sparseml_that_fails_in_its_import_leaves_the_native_engine(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
-) -> None:
-    for name in ("yolact.sparsify.sparseml", "yolact.sparsify.sparseml.engine"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Broken(error), *sys.meta_path])
-    why_no_sparseml.cache_clear()
-    try:
-        assert (default_engine(), why_no_sparseml()) == ("native", reason)
-    finally:
-        why_no_sparseml.cache_clear()

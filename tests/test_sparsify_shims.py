@@ -19,6 +19,8 @@ from PIL import Image
 
 from conftest import ROOT
 from recipe_engines import needs_sparseml
+from yolact.errors import RecipeError
+from yolact.sparsify import recipe_engines
 
 FILE = ROOT / "src" / "yolact" / "sparsify" / "sparseml" / "shims.py"
 NAMES = ("pkg_resources", "imghdr", "onnx.mapping")
@@ -80,3 +82,27 @@ def test_nobody_else_sees_them(shims: Callable[[], AbstractContextManager[None]]
     for name in set(NAMES) - real:
         with pytest.raises(ImportError):
             import_module(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("module compiled for another numpy\nmore"), "compiled for another numpy"),
+        (SystemExit(3), "SystemExit: 3"),
+        (ImportError(), "ImportError"),
+        (TypeError("no such argument"), "TypeError: no such argument"),
+    ],
+)
+def test_an_import_that_fails_in_any_way_leaves_recipes_to_the_native_engine(
+    error: BaseException, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(recipe_engines, "import_module", failing)
+    for cached in (recipe_engines.why_no_sparseml, recipe_engines.default_engine):
+        monkeypatch.setattr(recipe_engines, cached.__name__, cached.__wrapped__)
+    assert recipe_engines.default_engine() == "native"
+    with pytest.raises(RecipeError, match=reason) as caught:
+        recipe_engines.recipe_engine("sparseml")
+    assert "\n" not in str(caught.value)

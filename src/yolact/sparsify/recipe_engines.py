@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 
 from yolact.errors import RecipeError
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.engine import Engine
 from yolact.sparsify.native.engine import NativeEngine
+
+logger = logging.getLogger(__name__)
 
 INSTALL_SPARSEML = (
     "pip install --no-deps --ignore-requires-python sparseml==1.8.0 sparsezoo==1.8.1 && "
@@ -17,9 +21,17 @@ INSTALL_SPARSEML = (
 """What installs sparseml on Pythons that it does not know, and what its import needs besides."""
 
 
+@cache
 def default_engine() -> EngineName:
-    """Sparseml's where it can be imported, which takes seconds the first time, else our own."""
-    return "native" if why_no_sparseml() else "sparseml"
+    """Sparseml's where it can be imported, which takes seconds the first time, else our own.
+
+    That sparseml is not there is nothing to talk about; that it is there and broken, is.
+    """
+    reason = why_no_sparseml()
+    if reason and find_spec("sparseml") is not None:
+        logger.warning("sparseml is installed and cannot be imported: %s", reason)
+        logger.warning("the native engine runs the recipe; --recipe_engine native is silent")
+    return "native" if reason else "sparseml"
 
 
 def recipe_engine(name: EngineName) -> Engine:
@@ -51,6 +63,12 @@ def why_no_sparseml() -> str | None:
     """Why sparseml cannot be imported, in a line; None when it can."""
     try:
         import_module("yolact.sparsify.sparseml.engine")
-    except Exception as error:  # of any kind: versions of other packages do not fit it, too
-        return (str(error).splitlines() or [type(error).__name__])[0]
+    except ModuleNotFoundError as error:  # the usual: it is not installed
+        return _first_line(error)
+    except (Exception, SystemExit) as error:  # its import runs much, on versions it never saw
+        return ": ".join(filter(None, [type(error).__name__, _first_line(error)]))
     return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")

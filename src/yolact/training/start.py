@@ -207,6 +207,7 @@ def describe(run: Run) -> str:
     parameters = parameter_count(run.model)
     batch = f"{settings.batch_size}" + f" x {plan.accumulate}" * (plan.accumulate > 1)
     lr = "set by the recipe" if run.driver.controls_lr else f"{optim.lr:g}"
+    recipe = run.driver.recipe
     lines = [
         f"network     {run.config.name}, {size_words(run.config.model.image_size)} px, "
         f"{parameters / 1e6:.1f} M parameters, on {run.device}",
@@ -215,7 +216,8 @@ def describe(run: Run) -> str:
         f"length      {plan.total_steps} steps of batch {batch}: {plan.steps_per_epoch} steps an "
         f"epoch, {plan.epochs} epochs, beginning at step {run.iteration}",
         f"lr          {lr}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}",
-        f"recipe      {'yes, checked against the network' if run.driver.recipe else 'none'}",
+        "recipe      "
+        + (f"yes, checked against the network; {recipe.engine_name} runs it" if recipe else "none"),
         *([f"teacher     {teacher}"] if teacher else []),
         f"checkpoints {settings.save.folder}, every {settings.save.interval} steps",
     ]

@@ -28,6 +28,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,9 +46,21 @@ from yolact.host import not_importable
 from yolact.sparsify.sparseml.shims import shims
 
 os.environ["NM_DISABLE_ANALYTICS"] = "1"
-_compile = torch.compile
-_main_handlers = list(logging.getLogger("__main__").handlers)
-with warnings.catch_warnings(), not_importable("openvino"), shims():
+
+
+@contextmanager
+def _without_traces() -> Iterator[None]:
+    """Undo what the import does to others, also when it fails: then our own engine goes on."""
+    compiles, main = torch.compile, logging.getLogger("__main__")
+    handlers = list(main.handlers)
+    try:
+        yield
+    finally:
+        torch.compile, main.handlers = compiles, handlers
+        logging.getLogger("sparseml").handlers = []
+
+
+with warnings.catch_warnings(), not_importable("openvino"), shims(), _without_traces():
     warnings.simplefilter("ignore")  # deprecations in sparseml's own imports
     from sparseml.pytorch.optim import ScheduledModifierManager
     from sparseml.pytorch.sparsification import (
@@ -85,9 +99,6 @@ with warnings.catch_warnings(), not_importable("openvino"), shims():
     from sparseml.sparsification import SparsificationTypes
 
     from yolact.sparsify.sparseml.patches import lift_masks
-torch.compile = _compile
-logging.getLogger("__main__").handlers = _main_handlers
-logging.getLogger("sparseml").handlers = []
 logging.getLogger("sparseml").setLevel(logging.WARNING)
 logging.getLogger("sparseml.pytorch.sparsification.distillation").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`", module="sparseml")
