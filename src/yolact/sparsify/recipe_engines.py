@@ -15,10 +15,16 @@ from yolact.sparsify.native.engine import NativeEngine
 logger = logging.getLogger(__name__)
 
 INSTALL_SPARSEML = (
-    "pip install --no-deps --ignore-requires-python sparseml==1.8.0 sparsezoo==1.8.1 && "
+    "pip install --no-deps --ignore-requires-python --target "
+    '"$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" '
+    "sparseml==1.8.0 sparsezoo==1.8.1 && "
     "pip install geocoder GPUtil pandas psutil py-machineid pydantic scipy toposort"
 )
-"""What installs sparseml on Pythons that it does not know, and what its import needs besides."""
+"""What installs sparseml on Pythons that it does not know, and what its import needs besides.
+
+With ``--target``, its ``sparseml.yolact.train``, ``.validation`` and ``.export_onnx`` do not
+replace the ones of this package: they fail, and know nothing of what keeps sparseml from reporting.
+"""
 
 
 @cache
