@@ -176,7 +176,9 @@ def test_a_run_killed_right_after_its_last_step_is_finished(
 def test_another_number_of_steps_is_another_run(script: ModuleType, commands: Commands) -> None:
     run(script, commands, 40)
     rows, after = run(script, commands, 30)
-    assert after[0] == "train base from random" and len(rows) == 3 and len(after) == STAGES
+    measured_once = STAGES - 6
+    assert after[0] == "train base from random"
+    assert len(rows) == 3 and len(after) == measured_once
     assert after[1] == "train pruned from yolact_darknet_small_1_30.pth"
 
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recipe_engines import engines_of
 from training import tiny_config
 from yolact.config import OptimConfig, YolactConfig, named_config
 from yolact.data.labels import Classes
@@ -665,20 +666,19 @@ def test_without_learning_rates_in_the_recipe_the_configurations_are_drawn() -> 
     assert at(curves.epochs, curves.lr, 5.1) == pytest.approx(0.001)
 
 
+OTHERS = {
+    "phases": "- !ACDCPruningModifier {params: [proto_net.0.weight], start_epoch: 0, end_epoch: 8,"
+    "\n    update_frequency: 2, compression_sparsity: 0.7, momentum_buffer_reset: true}\n",
+    "from the weights": PRUNE.replace("0.2", "__FROM_PARAM__", 1).replace("0.8", "0.7"),
+    "together": PRUNE.replace("GMPruning", "GlobalMagnitudePruning").replace("0.8", "0.7"),
+    "movement": PRUNE.replace("GMPruning", "MovementPruning").replace("0.8", "0.7"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "text",
-    [
-        "- !ACDCPruningModifier {params: [proto_net.0.weight], start_epoch: 0, end_epoch: 8,\n"
-        "    update_frequency: 2, compression_sparsity: 0.7, momentum_buffer_reset: true}\n",
-        PRUNE.replace("0.2", "__FROM_PARAM__", 1).replace("0.8", "0.7"),
-        PRUNE.replace("GMPruning", "GlobalMagnitudePruning").replace("0.8", "0.7"),
-        "- !MovementPruningModifier {params: [proto_net.0.weight], start_epoch: 0, end_epoch: 4,\n"
-        "    init_sparsity: 0.2, final_sparsity: 0.7, update_frequency: 0.5}\n",
-    ],
-)
-def test_other_pruning_ends_at_its_target_too(text: str) -> None:
-    (group,) = outlook_of(LENGTH + text, tiny_config()).curves.groups
+@pytest.mark.parametrize(("recipe_engine", "name"), engines_of(OTHERS), indirect=["recipe_engine"])
+def test_other_pruning_ends_at_its_target_too(name: str) -> None:
+    (group,) = outlook_of(LENGTH + OTHERS[name], tiny_config()).curves.groups
     assert group.final == pytest.approx(0.7)
 
 

@@ -365,10 +365,16 @@ def _sparsity(weight: Tensor) -> float:
 
 
 def _flat_names(params: Any) -> list[Any]:
+    if not isinstance(params, str | list | tuple | None):
+        raise _no_names(params)
     return [params.upper()] if isinstance(params, str) else list(flat(params))
 
 
 def _require_names(names: Sequence[Any], params: Any) -> None:
     token = isinstance(params, str)
     if not all(name in (ALL, PRUNABLE) if token else isinstance(name, str) for name in names):
-        raise ValueError(f"params is {params!r}; give a list of names, {ALL} or {PRUNABLE}")
+        raise _no_names(params)
+
+
+def _no_names(params: Any) -> ValueError:
+    return ValueError(f"params is {params!r}; give a list of names, {ALL} or {PRUNABLE}")
