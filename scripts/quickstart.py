@@ -117,12 +117,13 @@ class Quickstart:
         """Work in ``folder``; ``steps`` is the length of each run, for a first look."""
         self.folder = folder
         self.steps = steps
+        self.images = min(IMAGES, (steps or IMAGES) * BATCH)
         self.data = folder / "data"
         self.stages = Stages(folder / "stages")
 
     def run(self) -> list[Row]:
         """Everything, in order."""
-        call("download", "--dataset", "shapes", "--data_dir", self.data, "--train_size", IMAGES)
+        call("download", "--dataset", "shapes", "--data_dir", self.data, "--train_size", self.images)
         trained: dict[str, Any] = {}
         for variant in VARIANTS:
             trained[variant.folder] = self.train(variant, trained)
@@ -160,7 +161,7 @@ class Quickstart:
             base = trained[VARIANTS[0].folder]["checkpoint"]
             arguments += ["--recipe", variant.recipe]
             if self.steps:
-                arguments += ["--recipe_args", f"num_epochs={self.steps * BATCH / IMAGES:g}"]
+                arguments += ["--recipe_args", f"num_epochs={self.steps * BATCH / self.images:g}"]
             start, wish = ["--resume", base], [hashed(Path(base))]
         elif self.steps:
             arguments += ["--max_iter", self.steps]
