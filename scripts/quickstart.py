@@ -123,7 +123,9 @@ class Quickstart:
 
     def run(self) -> list[Row]:
         """Everything, in order."""
-        call("download", "--dataset", "shapes", "--data_dir", self.data, "--train_size", self.images)
+        call(
+            "download", "--dataset", "shapes", "--data_dir", self.data, "--train_size", self.images
+        )
         trained: dict[str, Any] = {}
         for variant in VARIANTS:
             trained[variant.folder] = self.train(variant, trained)
