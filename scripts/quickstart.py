@@ -222,13 +222,14 @@ class Quickstart:
     def benchmark(self) -> dict[str, Any]:
         """Median ``speed`` in images per second of every variant, measured in turns, and sizes."""
         found: dict[str, list[Any]] = {variant.name: [] for variant in VARIANTS}
-        for turn in range(1 if self.steps else ROUNDS):
+        rounds, seconds = (1, 1) if self.steps else (ROUNDS, 4)
+        for turn in range(rounds):
             for variant in VARIANTS:
                 onnx = self.onnx(variant)
                 report = self.folder / f"benchmark_{variant.folder}.json"
 
                 def work(_: object, onnx: Path = onnx, report: Path = report) -> Any:
-                    call("benchmark", onnx, "-t", 4, "-w", 1, "-q", "-x", report)
+                    call("benchmark", onnx, "-t", seconds, "-w", 1, "-q", "-x", report)
                     return json.loads(report.read_text())
 
                 name = f"benchmark_{variant.folder}_{turn}"
