@@ -127,7 +127,8 @@ class NativeManager:
         # An uninterrupted run last looked at the clock before its last step.
         clock = max(steps - 1, 0) / steps_per_epoch
         if is_quantized(model):
-            adopt(model, self.modifiers, fresh=steps == 0)
+            quantizes = any(_kind(modifier) == "quantization" for modifier in self.modifiers)
+            adopt(model, quantizes=quantizes, fresh=steps == 0)
         for modifier in self.modifiers:
             modifier.attach(model, clock)
         if steps > 0:

@@ -101,11 +101,19 @@ class Modifier:
             steps: Optimizer steps done.
             steps_per_epoch: Optimizer steps of one epoch.
         """
-        for step in range(max(0, math.floor(self.start_epoch * steps_per_epoch)), steps):
+        for epoch in self.moments(steps, steps_per_epoch):
+            self.update(model, optimizer, epoch, steps_per_epoch)
+
+    def moments(self, steps: int, steps_per_epoch: int) -> Iterator[float]:
+        """Epochs of the first ``steps`` steps at which something was due.
+
+        Each has to be counted as done (:meth:`passed`) before the next is asked for.
+        """
+        for step in range(first_step(self.start_epoch, steps_per_epoch), steps):
             if self.ended:
                 return
             if self.due(step / steps_per_epoch):
-                self.update(model, optimizer, step / steps_per_epoch, steps_per_epoch)
+                yield step / steps_per_epoch
 
 
 @dataclass(kw_only=True, eq=False)

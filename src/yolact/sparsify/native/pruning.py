@@ -24,7 +24,6 @@ from yolact.sparsify.native.matching import ALL, PRUNABLE, matching, parameters_
 from yolact.sparsify.native.modifier import (
     MaskingModifier,
     between,
-    first_step,
     flat,
     require_curve,
     require_order,
@@ -128,11 +127,8 @@ class PruningModifier(MaskingModifier):
         self, model: nn.Module, optimizer: Optimizer, steps: int, steps_per_epoch: int
     ) -> None:
         """Find masks in the weights; see :meth:`Modifier.resume`."""
-        for step in range(first_step(self.start_epoch, steps_per_epoch), steps):
-            if self.ended:
-                break
-            if self.due(step / steps_per_epoch):
-                self.passed(step / steps_per_epoch)
+        for epoch in self.moments(steps, steps_per_epoch):
+            self.passed(epoch)
         if self.holds:
             self._masks = self.masks_before()
             self._mask_gradients()

@@ -6,7 +6,7 @@ only it has stands for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -239,15 +239,16 @@ class QuantizationModifier(Modifier):
                 raise ValueError(f"{name} is {given!r}: give a list of names")
 
 
-def adopt(model: nn.Module, modifiers: Iterable[Modifier], *, fresh: bool) -> None:
+def adopt(model: nn.Module, *, quantizes: bool, fresh: bool) -> None:
     """Prepare a model that is quantized already for a run, before modifiers are attached to it.
 
     Args:
-        model: Quantized by this run before it was interrupted, or by an earlier one.
-        modifiers: Of the run. If none quantizes, batch norms stay as they are.
+        model: Quantized by this run before it was interrupted, or by an earlier one; its layers
+            may be those of either engine.
+        quantizes: Whether a modifier of the run does. If none does, batch norms stay as they are.
         fresh: Whether the run begins: ranges of earlier ones are a beginning, not the end.
     """
-    if any(isinstance(modifier, QuantizationModifier) for modifier in modifiers):
+    if quantizes:
         _learn_again(model, ranges=fresh)
         return
     for norm in freezable_batch_norms(model):

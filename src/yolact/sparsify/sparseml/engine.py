@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -137,9 +138,8 @@ class SparsemlManager:
         ``manager.update`` would compute masks at this moment too, before there are gradients.
         """
         for modifier in self.modifiers:
-            if not isinstance(modifier, BasePruningModifier) and self._due(modifier, epoch):
-                with _kept_generator():
-                    self._update(modifier, model, optimizer, epoch)
+            if not isinstance(modifier, BasePruningModifier):
+                self._update(modifier, model, optimizer, epoch)
 
     def before_step(self, model: nn.Module, optimizer: Optimizer, epoch: float) -> None:
         """Compute due masks; the gradients are there, the optimizer has not stepped."""
@@ -168,7 +168,8 @@ class SparsemlManager:
         prunes = isinstance(modifier, BasePruningModifier)
         # OBS and M-FAC do nothing when there is one step an epoch: to them that is a one-shot run.
         steps_per_epoch = max(self._steps_per_epoch, 2) if prunes else self._steps_per_epoch
-        modifier.scheduled_update(model, optimizer, epoch, steps_per_epoch)
+        with nullcontext() if prunes else _kept_generator():
+            modifier.scheduled_update(model, optimizer, epoch, steps_per_epoch)
         if modifier.ended and prunes:
             # Top-KAST would let momentum move masked weights between its end and the run's.
             modifier._allow_reintroduction = False

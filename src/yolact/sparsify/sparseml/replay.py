@@ -12,11 +12,11 @@ import math
 from typing import Any
 
 from torch import Tensor, nn
-from torch.ao.quantization import enable_observer
 from torch.optim import Optimizer
 
 from yolact.sparsify.catalog import facts_of
 from yolact.sparsify.document import FROM_PARAM
+from yolact.sparsify.native.quantization import adopt
 from yolact.sparsify.sparseml import (
     ACDCPruningModifier,
     BasePruningModifier,
@@ -42,12 +42,8 @@ def adopt_structure(manager: ScheduledModifierManager, model: nn.Module, *, fres
     modifiers = manager.quantization_modifiers
     for modifier in modifiers:
         modifier._qat_enabled = True
-    if not modifiers:
-        _for_batch_norms(model, "freeze_bn_stats")
-        return
-    _for_batch_norms(model, "update_bn_stats")  # initialize() freezes them again when that is due
-    if fresh:
-        model.apply(enable_observer)
+    # initialize() freezes batch norms again when that is due
+    adopt(model, quantizes=bool(modifiers), fresh=fresh)
 
 
 def replay(
@@ -79,13 +75,6 @@ def replay(
             modifier._module_params = held
         elif not isinstance(modifier, SparsificationLoggingModifier):
             _replay(modifier, model, optimizer, steps, steps_per_epoch)
-
-
-def _for_batch_norms(model: nn.Module, method: str) -> None:
-    """Call a method of the modules that stand for batch norms in a quantized model."""
-    for module in model.modules():
-        if hasattr(module, method):
-            getattr(module, method)()
 
 
 def _replay(
