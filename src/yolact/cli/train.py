@@ -12,8 +12,9 @@ import click
 from yolact.cli.base import Command, setup_logging
 from yolact.cli.inputs import LAYOUTS, USUAL, model_path, recipe_source
 from yolact.cli.options import changes, options, options_of, read
-from yolact.config import AugmentConfig, ModelConfig, OptimConfig, YolactConfig, named_config
+from yolact.config import AugmentConfig, ModelConfig, OptimConfig, YolactConfig
 from yolact.errors import INTERRUPTED, ConfigError, TargetMissedError
+from yolact.presets import named_config
 from yolact.training.settings import (
     DataSettings,
     LogSettings,

@@ -1,0 +1,113 @@
+"""Configurations by name: what ``--config`` accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from yolact.config import (
+    AugmentConfig,
+    BackboneConfig,
+    ModelConfig,
+    OptimConfig,
+    YolactConfig,
+)
+from yolact.errors import ConfigError
+
+
+def yolact_darknet53() -> YolactConfig:
+    """The published configuration."""
+    return YolactConfig()
+
+
+def yolact_darknet_small() -> YolactConfig:
+    """A network of the same classes that trains in minutes on two CPU cores."""
+    return YolactConfig(
+        name="yolact_darknet_small",
+        model=ModelConfig(
+            image_size=128,
+            backbone=BackboneConfig(
+                stem_channels=8,
+                stage_channels=(16, 32, 64, 128, 192),
+                stage_blocks=(1, 1, 2, 2, 2),
+            ),
+            fpn_channels=64,
+            proto_channels=64,
+            head_channels=64,
+            num_prototypes=16,
+            prior_scales=(14, 24, 40, 64, 100),
+            prior_base_size=128,
+        ),
+        # A run of minutes sees each picture a dozen times: too few for strong augmentation.
+        augment=AugmentConfig(photometric=False, expand=False, crop=False),
+        # Without ImageNet weights the first gradients are enormous; clipped, they allow this lr.
+        optim=OptimConfig(
+            lr=8e-3,
+            max_iter=3_000,
+            lr_steps=(2_100, 2_700),
+            warmup_init=4e-4,
+            warmup_until=100,
+            max_grad_norm=10.0,
+        ),
+    )
+
+
+def yolact_lite0() -> YolactConfig:
+    """A network on EfficientNet-Lite0, for CPUs: 320 px, 2.7 GMACs with 80 classes."""
+    return _lite("yolact_lite0", (16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1))
+
+
+def yolact_lite2() -> YolactConfig:
+    """The same on EfficientNet-Lite2, which is wider and deeper."""
+    return _lite("yolact_lite2", (16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1))
+
+
+def _lite(name: str, channels: tuple[int, ...], blocks: tuple[int, ...]) -> YolactConfig:
+    return YolactConfig(
+        name=name,
+        model=ModelConfig(
+            image_size=320,
+            backbone=BackboneConfig(
+                name="efficientnet_lite",
+                stem_channels=32,
+                stage_channels=channels,
+                stage_blocks=blocks,
+                mean=(127 / 255, 127 / 255, 127 / 255),
+                std=(128 / 255, 128 / 255, 128 / 255),
+                negative_slope=0,
+            ),
+            fpn_channels=96,
+            proto_channels=96,
+            head_channels=96,
+        ),
+        optim=OptimConfig(
+            lr=8e-3,
+            max_iter=3_000,
+            lr_steps=(2_100, 2_700),
+            warmup_init=4e-4,
+            warmup_until=100,
+            max_grad_norm=10.0,
+        ),
+    )
+
+
+CONFIGS: dict[str, Callable[[], YolactConfig]] = {
+    "yolact_darknet53_config": yolact_darknet53,
+    "yolact_darknet_small_config": yolact_darknet_small,
+    "yolact_lite0_config": yolact_lite0,
+    "yolact_lite2_config": yolact_lite2,
+}
+"""Names that ``--config`` accepts."""
+
+
+def named_config(name: str) -> YolactConfig:
+    """The configuration called ``name``, with or without the ``_config`` ending.
+
+    Raises:
+        ConfigError: There is none; the hint lists the nearest names.
+    """
+    full = name if name.endswith("_config") else f"{name}_config"
+    if full not in CONFIGS:
+        near = get_close_matches(full, CONFIGS, n=1) or list(CONFIGS)
+        raise ConfigError(f"unknown config {name!r}", hint=f"try: {', '.join(near)}")
+    return CONFIGS[full]()
