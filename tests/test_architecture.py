@@ -27,6 +27,7 @@ ENTRY_POINTS = ("train", "eval", "export")
 DOORS = {
     "sparsify/sparseml/": ("sparseml", "torch.ao", "torch.quantization"),
     "engines/onnxruntime.py": ("onnxruntime",),
+    "model/backbones/timm.py": ("timm",),
     "engines/openvino.py": ("openvino",),
 }
 """The packages that only one place may import, by that place."""

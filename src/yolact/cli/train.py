@@ -14,7 +14,7 @@ from yolact.cli.inputs import LAYOUTS, USUAL, model_path, recipe_source
 from yolact.cli.options import changes, options, options_of, read
 from yolact.config import AugmentConfig, ModelConfig, OptimConfig, YolactConfig
 from yolact.errors import INTERRUPTED, ConfigError, TargetMissedError
-from yolact.presets import named_config
+from yolact.presets import BACKBONE_FILES, named_config
 from yolact.training.settings import (
     DataSettings,
     LogSettings,
@@ -37,7 +37,7 @@ DATA_SETS = tuple(name for name, layout in LAYOUTS.items() if layout.training)
         "--config",
         default="yolact_darknet53_config",
         show_default=True,
-        help="Network and schedule: yolact_darknet53_config or yolact_darknet_small_config.",
+        help="Network and schedule; sparseml.yolact.configs lists them.",
     ),
     *options_of(ModelConfig, "image_size", otherwise="config's"),
     click.option(
@@ -63,7 +63,9 @@ DATA_SETS = tuple(name for name, layout in LAYOUTS.items() if layout.training)
         is_flag=True,
         help="The file given to --resume or --ckpt holds an ImageNet backbone only.",
     ),
-    *options_of(StartSettings, "prior_base_size", "start_iter", "use_checkpoint_epoch"),
+    *options_of(
+        StartSettings, "pretrained", "prior_base_size", "start_iter", "use_checkpoint_epoch"
+    ),
     *options_of(TrainSettings, "recipe", "recipe_args", "recipe_engine", "distill_teacher"),
     *options_of(StartSettings, "continue_recipe"),
     *options_of(TrainSettings, "batch_size", "accumulate", "epochs", "max_iter"),
@@ -224,13 +226,11 @@ def _start(given: Mapping[str, Any], name: str) -> StartSettings:
     if continues and wanted is None:
         raise ConfigError("--resume True needs --ckpt", hint="give the checkpoint to continue")
     path = None if wanted is None else model_path(wanted, folder, name)
-    full = name == "yolact_darknet53"  # the network that darknet53.pth fits
-    backbone = _backbone(given, path, full=full)
-    if path is None and backbone is None and full:
-        click.echo(
-            f"warning: no {folder / 'darknet53.pth'} and no --resume: training from random weights",
-            err=True,
-        )
+    usual = folder / BACKBONE_FILES.get(name, "darknet53.pth")
+    taken = name in BACKBONE_FILES and path is None and not given["no_pretrained"]
+    backbone = _backbone(given, path, usual, unasked=taken)
+    if taken and backbone is None:
+        click.echo(f"warning: no {usual} and no --resume: training from random weights", err=True)
     return read(
         StartSettings,
         given,
@@ -240,16 +240,17 @@ def _start(given: Mapping[str, Any], name: str) -> StartSettings:
     )
 
 
-def _backbone(given: Mapping[str, Any], path: Path | None, *, full: bool) -> Path | None:
-    usual: Path = given["save_folder"] / "darknet53.pth"
-    if given["backbone"]:
-        if path is None and not usual.exists():
-            raise ConfigError(
-                f"--backbone without a file, and there is no {usual}",
-                hint="give the ImageNet weights: --resume weights/darknet53.pth --backbone",
-            )
-        return path or usual
-    return usual if path is None and full and usual.exists() else None
+def _backbone(
+    given: Mapping[str, Any], path: Path | None, usual: Path, *, unasked: bool
+) -> Path | None:
+    if not given["backbone"]:
+        return usual if unasked and usual.exists() else None
+    if path is None and not usual.exists():
+        raise ConfigError(
+            f"--backbone without a file, and there is no {usual}",
+            hint=f"give the ImageNet weights: --resume {usual} --backbone",
+        )
+    return path or usual
 
 
 def _teacher(given: Mapping[str, Any], name: str) -> str | None:
