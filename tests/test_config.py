@@ -15,13 +15,13 @@ from yolact.config import (
     DetectConfig,
     LossConfig,
     ModelConfig,
-    OptimConfig,
     YolactConfig,
     named_config,
     yolact_darknet53,
 )
 from yolact.data.labels import COCO_CLASSES
 from yolact.errors import ConfigError
+from yolact.optim_config import OptimConfig
 
 
 def test_the_network_has_the_published_shape(golden: GoldenSet) -> None:
