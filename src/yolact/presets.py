@@ -6,15 +6,9 @@ import re
 from collections.abc import Callable
 from difflib import get_close_matches
 
-from yolact.config import (
-    TIMM,
-    AugmentConfig,
-    BackboneConfig,
-    ModelConfig,
-    OptimConfig,
-    YolactConfig,
-)
+from yolact.config import TIMM, AugmentConfig, BackboneConfig, ModelConfig, YolactConfig
 from yolact.errors import ConfigError
+from yolact.optim_config import OptimConfig
 
 
 def _efficientnet_lite(channels: tuple[int, ...], blocks: tuple[int, ...]) -> BackboneConfig:

@@ -12,8 +12,9 @@ import click
 from yolact.cli.base import Command, setup_logging
 from yolact.cli.inputs import LAYOUTS, USUAL, model_path, recipe_source
 from yolact.cli.options import changes, options, options_of, read
-from yolact.config import AugmentConfig, ModelConfig, OptimConfig, YolactConfig
+from yolact.config import AugmentConfig, ModelConfig, YolactConfig
 from yolact.errors import INTERRUPTED, ConfigError, TargetMissedError
+from yolact.optim_config import OptimConfig
 from yolact.presets import BACKBONE_FILES, named_config
 from yolact.training.settings import (
     DataSettings,
@@ -69,10 +70,12 @@ DATA_SETS = tuple(name for name, layout in LAYOUTS.items() if layout.training)
     *options_of(TrainSettings, "recipe", "recipe_args", "recipe_engine", "distill_teacher"),
     *options_of(StartSettings, "continue_recipe"),
     *options_of(TrainSettings, "batch_size", "accumulate", "epochs", "max_iter"),
-    *options_of(OptimConfig, "lr", otherwise="config's"),
+    *options_of(OptimConfig, "lr", "backbone_lr", "schedule", "optimizer", otherwise="config's"),
     click.option("--no_augment", is_flag=True, help="Only resize the training images."),
     *options_of(
-        OptimConfig, "momentum", "weight_decay", "gamma", "max_grad_norm", otherwise="config's"
+        OptimConfig,
+        *("momentum", "weight_decay", "gamma", "max_grad_norm", "ema_decay"),
+        otherwise="config's",
     ),
     *options_of(TrainSettings, "autoscale", "half", "freeze_bn", "device"),
     click.option(
@@ -86,7 +89,7 @@ DATA_SETS = tuple(name for name, layout in LAYOUTS.items() if layout.training)
     *options_of(TrainSettings, "batch_alloc", "seed"),
     *options_of(DataSettings, "on_bad_image", "num_workers"),
     *options_of(SaveSettings),
-    *options_of(TrainSettings, "validation_epoch", "validation_size"),
+    *options_of(TrainSettings, "validation_epoch", "validation_size", "patience"),
     *options_of(LogSettings, "folder"),
     click.option("--no_log", is_flag=True, help="Write neither."),
     *options_of(LogSettings, "gpu", "wandb"),
@@ -171,7 +174,19 @@ def _config(given: Mapping[str, Any]) -> YolactConfig:
         off = AugmentConfig(photometric=False, expand=False, crop=False, mirror=False)
         config = replace(config, augment=off)
     config = config.with_model(**changes(ModelConfig, given))
-    return replace(config, optim=replace(config.optim, **changes(OptimConfig, given)))
+    optim = replace(config.optim, **changes(OptimConfig, given))
+    _require_effect(given, optim)
+    return replace(config, optim=optim)
+
+
+def _require_effect(given: Mapping[str, Any], optim: OptimConfig) -> None:
+    """Refuse a number of a schedule or an optimizer that this run does not have."""
+    for name, part, its in (("gamma", "schedule", "steps"), ("momentum", "optimizer", "sgd")):
+        if given[name] is not None and getattr(optim, part) != its:
+            raise ConfigError(
+                f"--{name} {given[name]:g} without effect: the {part} is {getattr(optim, part)}",
+                hint=f"leave it out, or add --{part} {its}",
+            )
 
 
 def _data(given: Mapping[str, Any]) -> DataSettings:
