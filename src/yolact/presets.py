@@ -99,11 +99,12 @@ def _lite(name: str, backbone: BackboneConfig) -> YolactConfig:
             head_channels=96,
         ),
         optim=OptimConfig(
-            lr=8e-3,
+            lr=1.6e-2,
+            backbone_lr=0.3,
+            schedule="cosine",
             max_iter=3_000,
-            lr_steps=(2_100, 2_700),
             warmup_init=4e-4,
-            warmup_until=100,
+            warmup_until=50,
             max_grad_norm=10.0,
         ),
     )
