@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from yolact.checkpoint import Checkpoint, load_checkpoint
-from yolact.config import BackboneConfig, ModelConfig, OptimConfig, YolactConfig
+from yolact.config import BackboneConfig, ModelConfig, YolactConfig
 from yolact.data.sample_set import generate_shapes
 from yolact.loss.criterion import Losses, Objective, Supervised, YolactLoss
+from yolact.optim_config import OptimConfig
 from yolact.training.loop import TrainResult, carry_out
 from yolact.training.settings import (
     DataSettings,
