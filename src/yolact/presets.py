@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 
 from yolact.config import (
     AugmentConfig,
     BackboneConfig,
+    LossConfig,
     ModelConfig,
     OptimConfig,
     YolactConfig,
@@ -91,11 +93,63 @@ def _lite(name: str, channels: tuple[int, ...], blocks: tuple[int, ...]) -> Yola
     )
 
 
+def yolact_resnet50() -> YolactConfig:
+    """The published network on ResNet-50: 550 px."""
+    return _resnet("yolact_resnet50", (3, 4, 6, 3))
+
+
+def yolact_base() -> YolactConfig:
+    """The published network on ResNet-101, the best of its paper at 550 px."""
+    return _resnet("yolact_base", RESNET101)
+
+
+def yolact_im400() -> YolactConfig:
+    """The published network on ResNet-101 for images of 400 px, with priors to match."""
+    return _resnet("yolact_im400", RESNET101, 400)
+
+
+def yolact_im700() -> YolactConfig:
+    """The published network on ResNet-101 for images of 700 px, with priors to match."""
+    config = _resnet("yolact_im700", RESNET101, 700)
+    return replace(config, loss=LossConfig(masks_to_train=300))
+
+
+RESNET101 = (3, 4, 23, 3)
+"""Blocks of each stage."""
+
+
+def _resnet(name: str, blocks: tuple[int, ...], size: int = 550) -> YolactConfig:
+    """As published, where prior scales are those of 550 px, scaled and rounded down."""
+    published = ModelConfig()
+    ratio = size / published.prior_base_size
+    return YolactConfig(
+        name=name,
+        model=ModelConfig(
+            image_size=size,
+            backbone=BackboneConfig(
+                name="resnet",
+                stem_channels=64,
+                stage_channels=(256, 512, 1024, 2048),
+                stage_blocks=blocks,
+                mean=(123.68 / 255, 116.78 / 255, 103.94 / 255),
+                std=(58.40 / 255, 57.12 / 255, 57.38 / 255),
+                negative_slope=0,
+            ),
+            prior_scales=tuple(int(scale * ratio) for scale in published.prior_scales),
+            prior_base_size=size,
+        ),
+    )
+
+
 CONFIGS: dict[str, Callable[[], YolactConfig]] = {
     "yolact_darknet53_config": yolact_darknet53,
     "yolact_darknet_small_config": yolact_darknet_small,
     "yolact_lite0_config": yolact_lite0,
     "yolact_lite2_config": yolact_lite2,
+    "yolact_resnet50_config": yolact_resnet50,
+    "yolact_base_config": yolact_base,
+    "yolact_im400_config": yolact_im400,
+    "yolact_im700_config": yolact_im700,
 }
 """Names that ``--config`` accepts."""
 
