@@ -24,7 +24,9 @@ from yolact.checkpoint import load_checkpoint
 from yolact.config import BackboneConfig
 from yolact.errors import CheckpointError
 from yolact.model.backbones.darknet import DarkNet
-from yolact.model.foreign import adapt, find_weights, other_kind_of_file, other_network
+from yolact.model.foreign import adapt, find_weights
+from yolact.model.identify import other_network
+from yolact.model.weight_file import other_kind_of_file
 from yolact.model.yolact import Yolact
 
 State = dict[str, Tensor]

@@ -14,7 +14,8 @@ from yolact.config import (
     OptimConfig,
     YolactConfig,
 )
-from yolact.errors import ConfigError
+from yolact.errors import CheckpointError, ConfigError
+from yolact.model.identify import WIDTHS, differences, words
 
 
 def yolact_darknet53() -> YolactConfig:
@@ -165,3 +166,47 @@ def named_config(name: str) -> YolactConfig:
         near = get_close_matches(full, CONFIGS, n=1) or list(CONFIGS)
         raise ConfigError(f"unknown config {name!r}", hint=f"try: {', '.join(near)}")
     return CONFIGS[full]()
+
+
+def config_of(found: ModelConfig, file: str, *, exact: bool = True) -> YolactConfig:
+    """The configuration that weights without one are taken for.
+
+    Where several have the same layers and differ by the size of the input, the file's name
+    decides, such as that of ``yolact_im700_54_800000.pth``, and else the first of them.
+
+    Args:
+        found: Their layers, as :func:`yolact.model.identify.identify` tells them.
+        file: Name of their file.
+        exact: False where a recipe may have removed channels or layers.
+
+    Returns:
+        One by name; where none has these layers, one of the same family with them.
+
+    Raises:
+        CheckpointError: Their priors cannot be known.
+    """
+    family = found.backbone.family
+    configs = [c for make in CONFIGS.values() if (c := make()).model.backbone.family == family]
+    same = [config for config in configs if not differences(found, config.model)]
+    if same or not exact:
+        near = [c for c in same or configs if c.name.removeprefix("yolact_") in file]
+        return [*near, *same, *configs][0]
+    usual = configs[0].model
+    ratios = len(usual.prior_aspect_ratios)
+    if len(found.prior_aspect_ratios) != ratios:
+        raise CheckpointError(
+            f"the weights are for {len(found.prior_aspect_ratios)} priors in each cell, not "
+            f"{ratios}, and only their training knew which",
+            hint="take a checkpoint with its configuration in it, as this tool's training saves it",
+        )
+    backbone = replace(
+        usual.backbone,
+        stem_channels=found.backbone.stem_channels,
+        stage_channels=found.backbone.stage_channels,
+        stage_blocks=found.backbone.stage_blocks,
+    )
+    widths = {name: getattr(found, name) for name in WIDTHS}
+    return YolactConfig(
+        name=f"yolact_{words(backbone).lower().replace('-', '')}",
+        model=replace(usual, backbone=backbone, **widths),
+    )
