@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
 
 from yolact.config import (
+    TIMM,
     AugmentConfig,
     BackboneConfig,
     LossConfig,
     ModelConfig,
-    OptimConfig,
     YolactConfig,
 )
 from yolact.errors import CheckpointError, ConfigError
 from yolact.model.identify import WIDTHS, differences, words
+from yolact.optim_config import OptimConfig
+
+
+def _efficientnet_lite(channels: tuple[int, ...], blocks: tuple[int, ...]) -> BackboneConfig:
+    mean, std = 127 / 255, 128 / 255
+    return BackboneConfig(
+        name="efficientnet_lite",
+        stem_channels=32,
+        stage_channels=channels,
+        stage_blocks=blocks,
+        mean=(mean, mean, mean),
+        std=(std, std, std),
+        negative_slope=0.0,
+    )
+
+
+LITE0 = _efficientnet_lite((16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1))
+"""EfficientNet-Lite0, as its ImageNet weights need it."""
+LITE2 = _efficientnet_lite((16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1))
+"""EfficientNet-Lite2, alike."""
 
 
 def yolact_darknet53() -> YolactConfig:
@@ -56,39 +77,43 @@ def yolact_darknet_small() -> YolactConfig:
 
 
 def yolact_lite0() -> YolactConfig:
-    """A network on EfficientNet-Lite0, for CPUs: 320 px, 2.7 GMACs with 80 classes."""
-    return _lite("yolact_lite0", (16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1))
+    """EfficientNet-Lite0 at 320 px, for CPUs."""
+    return _lite("yolact_lite0", LITE0)
 
 
 def yolact_lite2() -> YolactConfig:
     """The same on EfficientNet-Lite2, which is wider and deeper."""
-    return _lite("yolact_lite2", (16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1))
+    return _lite("yolact_lite2", LITE2)
 
 
-def _lite(name: str, channels: tuple[int, ...], blocks: tuple[int, ...]) -> YolactConfig:
+def yolact_timm(name: str) -> YolactConfig:
+    """A light pyramid and head on a backbone of timm.
+
+    Raises:
+        ConfigError: timm is not installed, or has no such model.
+    """
+    from yolact.model.backbones.timm import timm_config  # of no use to anybody else
+
+    return _lite(f"yolact_timm_{re.sub('[^a-zA-Z0-9]+', '_', name)}", timm_config(name))
+
+
+def _lite(name: str, backbone: BackboneConfig) -> YolactConfig:
     return YolactConfig(
         name=name,
         model=ModelConfig(
             image_size=320,
-            backbone=BackboneConfig(
-                name="efficientnet_lite",
-                stem_channels=32,
-                stage_channels=channels,
-                stage_blocks=blocks,
-                mean=(127 / 255, 127 / 255, 127 / 255),
-                std=(128 / 255, 128 / 255, 128 / 255),
-                negative_slope=0,
-            ),
+            backbone=backbone,
             fpn_channels=96,
             proto_channels=96,
             head_channels=96,
         ),
         optim=OptimConfig(
-            lr=8e-3,
+            lr=1.6e-2,
+            backbone_lr=0.3,
+            schedule="cosine",
             max_iter=3_000,
-            lr_steps=(2_100, 2_700),
             warmup_init=4e-4,
-            warmup_until=100,
+            warmup_until=50,
             max_grad_norm=10.0,
         ),
     )
@@ -154,13 +179,26 @@ CONFIGS: dict[str, Callable[[], YolactConfig]] = {
 }
 """Names that ``--config`` accepts."""
 
+BACKBONE_FILES = {
+    "yolact_darknet53": "darknet53.pth",
+    "yolact_resnet50": "resnet50-19c8e357.pth",
+    **dict.fromkeys(("yolact_base", "yolact_im400", "yolact_im700"), "resnet101_reducedfc.pth"),
+}
+"""ImageNet weights that training takes from its folder of checkpoints if they are there, by the
+name of the configuration."""
+
 
 def named_config(name: str) -> YolactConfig:
     """The configuration called ``name``, with or without the ``_config`` ending.
 
+    Args:
+        name: One of :data:`CONFIGS`, or ``timm:`` and the name of a model of timm.
+
     Raises:
         ConfigError: There is none; the hint lists the nearest names.
     """
+    if name.startswith(TIMM):
+        return yolact_timm(name.removeprefix(TIMM).removesuffix("_config"))
     full = name if name.endswith("_config") else f"{name}_config"
     if full not in CONFIGS:
         near = get_close_matches(full, CONFIGS, n=1) or list(CONFIGS)
@@ -188,9 +226,11 @@ def config_of(found: ModelConfig, file: str, *, exact: bool = True) -> YolactCon
     family = found.backbone.family
     configs = [c for make in CONFIGS.values() if (c := make()).model.backbone.family == family]
     same = [config for config in configs if not differences(found, config.model)]
-    if same or not exact:
-        near = [c for c in same or configs if c.name.removeprefix("yolact_") in file]
-        return [*near, *same, *configs][0]
+    if not same and not exact:
+        blocks = found.backbone.stage_blocks
+        same = [c for c in configs if c.model.backbone.stage_blocks == blocks] or configs
+    if same:
+        return next((c for c in same if c.name.removeprefix("yolact_") in file), same[0])
     usual = configs[0].model
     ratios = len(usual.prior_aspect_ratios)
     if len(found.prior_aspect_ratios) != ratios:

@@ -99,7 +99,7 @@ def load_backbone(model: Yolact, state_dict: Mapping[str, Tensor]) -> None:
             f"no {words(ours)} in the file; its names are {_first(state_dict)}",
             hint="it is a whole model: load it without --backbone"
             if _is_whole_model(state_dict)
-            else "give a file like darknet53.pth, with names like layers.0.0.0.weight",
+            else f"give a file with names like {next(iter(own))}",
         )
     misfit = _try_loading(copy.deepcopy(model.backbone), known)
     if misfit.differ:
