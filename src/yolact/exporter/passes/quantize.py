@@ -247,7 +247,7 @@ class _Rewriter:
             if name in self._integers:
                 node.input[index] = self._dequantized(name)
         self._nodes.append(node)
-        if output in self._found or (quantized and self._has_integer_kernel(node)):
+        if output in self._found or (quantized and self._is_integer(node)):
             self._quantize(output)
 
     def _quantize(self, value: str) -> None:
@@ -274,10 +274,18 @@ class _Rewriter:
     def _dequantized(self, value: str) -> str:
         return value if value in self._outputs else f"{value}_dequantized"
 
-    def _has_integer_kernel(self, node: onnx.NodeProto) -> bool:
+    def _is_integer(self, node: onnx.NodeProto) -> bool:
+        """Whether engines compute it in integers, and something can read these."""
         if node.op_type == "Conv":
-            return self._graph.producer(node.input[1], "DequantizeLinear") is not None
-        return node.op_type in _INTEGER
+            return self._has_integer_weights(node)
+        readers = self._graph.readers(node.output[0])
+        only_floats = readers and all(
+            reader.op_type == "Conv" and not self._has_integer_weights(reader) for reader in readers
+        )
+        return node.op_type in _INTEGER and not only_floats
+
+    def _has_integer_weights(self, conv: onnx.NodeProto) -> bool:
+        return self._graph.producer(conv.input[1], "DequantizeLinear") is not None
 
     def _parameters(self, value: str) -> tuple[str, str]:
         """Names of scale and zero point; equal ones are stored once."""
