@@ -54,8 +54,8 @@ class Layer:
     name: str
     """As recipes and state dicts spell it."""
     quantizers: frozenset[str]
-    """Names, in the model, of what rounds its weights, what it reads and what it puts out. A
-    neighbour may share one of these."""
+    """Names, in the model, of what rounds its weights, what it reads, and what it puts out where no
+    other convolution reads that."""
     macs: float
     """Share of the network's multiplications, 0..1."""
     weights: float
@@ -193,24 +193,25 @@ def _worst(pairs: Iterable[tuple[RawOutputs, RawOutputs]]) -> float:
 
 @torch.no_grad()
 def _layers(network: nn.Module, image: Tensor) -> list[Layer]:
-    """The quantized convolutions that run, with the quantizers around them.
+    """The quantized convolutions that run, with the quantizers that are theirs.
 
-    Those belong to a convolution whose result it reads, or that read its result: the same tensor,
-    before any activation function made another one of it.
+    A quantizer belongs to the convolution that reads what it rounded. One that another layer reads,
+    such as an activation function, belongs to the convolution whose very result it rounds.
     """
     names = {module: name.removeprefix(MODEL_PREFIX) for name, module in network.named_modules()}
     rounded_by, put_out_by = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
-    around: dict[nn.Module, set[str]] = defaultdict(set)
+    read: dict[nn.Module, set[str]] = defaultdict(set)
+    followed: dict[nn.Module, set[str]] = defaultdict(set)
     macs: dict[nn.Module, int] = defaultdict(int)
 
     def quantized(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if inputs[0] in put_out_by:
-            around[put_out_by[inputs[0]]].add(names[module])
+            followed[put_out_by[inputs[0]]].add(names[module])
         rounded_by[output] = names[module]
 
     def convolved(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if inputs[0] in rounded_by:
-            around[module].add(rounded_by[inputs[0]])
+            read[module].add(rounded_by[inputs[0]])
         put_out_by[output] = module
         macs[module] += output[0].numel() * module.weight[0].numel()
 
@@ -224,13 +225,13 @@ def _layers(network: nn.Module, image: Tensor) -> list[Layer]:
     finally:
         for hook in hooks:
             hook.remove()
-    for module in macs:
-        around[module] |= {names[part] for part in module.modules() if is_fake_quantize(part)}
+    inside = {m: {names[part] for part in m.modules() if is_fake_quantize(part)} for m in macs}
+    of_readers = set().union(*read.values())
     sizes: dict[nn.Module, int] = {module: module.weight.numel() for module in macs}  # type: ignore[operator]
     return [
         Layer(
             name=names[module].removesuffix(".module"),
-            quantizers=frozenset(around[module]),
+            quantizers=frozenset(inside[module] | read[module] | (followed[module] - of_readers)),
             macs=count / sum(macs.values()),
             weights=sizes[module] / sum(sizes.values()),
         )
