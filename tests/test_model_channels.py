@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from training import tiny_config
-from yolact.config import ModelConfig, yolact_darknet53, yolact_darknet_small
+from yolact.config import ModelConfig
 from yolact.model.channels import (
     ChannelGroup,
     channel_groups,
@@ -21,6 +21,7 @@ from yolact.model.channels import (
     width_of,
 )
 from yolact.model.yolact import InferenceModel, Yolact
+from yolact.presets import yolact_darknet53, yolact_darknet_small
 
 CONFIG = tiny_config().model
 GROUPS = channel_groups(CONFIG)

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from training import tiny_config
 from yolact.checkpoint import load_checkpoint
+from yolact.config import BackboneConfig
 from yolact.errors import CheckpointError
-from yolact.model.darknet import DarkNet
+from yolact.model.backbones.darknet import DarkNet
 from yolact.model.foreign import adapt, find_weights, other_kind_of_file, other_network
 from yolact.model.yolact import Yolact
 
@@ -143,7 +144,9 @@ def test_darknet53_of_another_program_computes_here_what_it_computes_there(
         "neck.conv1.conv.weight": torch.ones(6, 12, 1, 1),
     }
     adapted = adapt(dict(sorted(state.items())) if by_name else state)
-    ours = DarkNet(2, WIDTHS, BLOCKS).eval()
+    ours = DarkNet(
+        BackboneConfig(stem_channels=2, stage_channels=WIDTHS, stage_blocks=BLOCKS)
+    ).eval()
     ours.load_state_dict(adapted.state)
     images = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
@@ -349,8 +352,10 @@ def test_code_beside_good_weights_is_refused_and_never_runs(tmp_path: Path, lega
 def test_a_pickled_network_is_refused_with_its_class_and_what_to_save(
     tmp_path: Path, wrap: Callable[[nn.Module], Any]
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"objects of yolact\.model\.darknet\.") as error:
-        load_checkpoint(file_of(wrap(DarkNet(2, (2,), (1,))), tmp_path / "whole.pt"))
+    with pytest.raises(
+        CheckpointError, match=r"objects of yolact\.model\.backbones\.darknet\."
+    ) as error:
+        load_checkpoint(file_of(wrap(DarkNet(tiny_config().model.backbone)), tmp_path / "whole.pt"))
     assert error.value.hint and "state_dict" in error.value.hint
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from conftest import GoldenSet
-from yolact.config import ModelConfig, named_config
+from yolact.config import ModelConfig
 from yolact.errors import CheckpointError
 from yolact.model.weights import init_weights, load_backbone, load_weights, num_classes_of
 from yolact.model.yolact import Yolact
+from yolact.presets import named_config
 
 CONFIG = named_config("yolact_darknet_small").model
 State = dict[str, Tensor]
@@ -177,7 +178,7 @@ def test_all_kinds_of_misfit_are_counted_and_the_first_three_shown(
         "16 missing (fpn.lat_layers.0.weight, fpn.lat_layers.0.bias, fpn.lat_layers.1.weight, ...)"
         "; 1 unexpected (extra.weight)"
         "; 2 of another shape (backbone._preconv.1.running_mean [3] for "
-        f"[{CONFIG.stem_channels}], "
+        f"[{CONFIG.backbone.stem_channels}], "
         "proto_net.10.bias [99] for [16])"
     )
     assert hint == "they are of other widths or depths: use the --config they were trained with"
@@ -319,8 +320,10 @@ def test_a_file_without_a_darknet_backbone_is_refused(
 
 def test_a_backbone_of_other_widths_is_refused_and_changes_nothing(model: Yolact) -> None:
     before = copy.deepcopy(model.state_dict())
-    stem, stage = CONFIG.stem_channels, CONFIG.stage_channels[0]
-    file = Yolact(replace(CONFIG, stem_channels=24)).backbone.state_dict()
+    stem, stage = CONFIG.backbone.stem_channels, CONFIG.backbone.stage_channels[0]
+    file = Yolact(
+        replace(CONFIG, backbone=replace(CONFIG.backbone, stem_channels=24))
+    ).backbone.state_dict()
     with pytest.raises(CheckpointError) as error:
         load_backbone(model, file)
     assert str(error.value).startswith(

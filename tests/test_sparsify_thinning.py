@@ -12,12 +12,13 @@ from torch import nn
 
 from training import STEPS, differences, renamed, resume, tiny_config, tiny_settings
 from yolact.checkpoint import classes_of, load_checkpoint
-from yolact.config import YolactConfig, yolact_darknet53, yolact_darknet_small
+from yolact.config import YolactConfig
 from yolact.errors import RecipeError
 from yolact.exporter.export import export
 from yolact.model.channels import channel_groups, width_of
 from yolact.model.weights import is_quantized
 from yolact.model.yolact import Yolact
+from yolact.presets import yolact_darknet53, yolact_darknet_small
 from yolact.restore import build_model
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.check.forecast import count_macs

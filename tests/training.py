@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from yolact.checkpoint import Checkpoint, load_checkpoint
-from yolact.config import ModelConfig, OptimConfig, YolactConfig
+from yolact.config import BackboneConfig, ModelConfig, YolactConfig
 from yolact.data.sample_set import generate_shapes
 from yolact.loss.criterion import Losses, Objective, Supervised, YolactLoss
+from yolact.optim_config import OptimConfig
 from yolact.training.loop import TrainResult, carry_out
 from yolact.training.settings import (
     DataSettings,
@@ -54,9 +55,9 @@ def tiny_config(**optim: Any) -> YolactConfig:
         name="tiny",
         model=ModelConfig(
             image_size=64,
-            stem_channels=4,
-            stage_channels=(4, 8, 8, 16, 16),
-            stage_blocks=(1, 1, 1, 1, 1),
+            backbone=BackboneConfig(
+                stem_channels=4, stage_channels=(4, 8, 8, 16, 16), stage_blocks=(1, 1, 1, 1, 1)
+            ),
             fpn_channels=8,
             proto_channels=8,
             head_channels=8,

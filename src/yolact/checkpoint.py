@@ -80,6 +80,11 @@ class TrainingState:
     """Composed recipe of the stages before this run."""
     distillation: dict[str, Tensor] | None = None
     """What a run with a teacher trains besides the network; the teacher itself is not saved."""
+    average: tuple[int, dict[str, Tensor]] | None = None
+    """Where ``model_state`` is a moving average, the steps that it is over, and the weights that
+    are trained."""
+    without_better: int = 0
+    """Validations since that with the best mask mAP, as ``--patience`` counts them."""
 
     def __post_init__(self) -> None:
         """Refuse counts below 1 with a ConfigError: only damage makes them."""

@@ -7,13 +7,13 @@ Defaults are those of the published ``yolact_darknet53_config``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
-from fractions import Fraction
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from yolact.errors import ConfigError
+from yolact.optim_config import OptimConfig
 from yolact.setting import setting
 from yolact.sizes import ImageSize, checked_size, image_size_setting, sides_of
 
@@ -40,6 +40,56 @@ def strict() -> Any:
     )
 
 
+TIMM = "timm:"
+"""What the names of timm's backbones begin with."""
+STAGES = {"darknet": 5, "resnet": 4, "efficientnet_lite": 7}
+"""Families of backbones, each a file of :mod:`yolact.model.backbones`, and their stages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """What computes features at strides 8, 16 and 32. The defaults are DarkNet-53."""
+
+    name: str = "darknet"
+    """A family, or ``timm:`` and the name that a model has in the package timm."""
+    stem_channels: int = 32
+    stage_channels: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    """Output channels of each stage. These, as the other widths, do not matter to timm's."""
+    stage_blocks: tuple[int, ...] = (1, 2, 8, 8, 4)
+    """Residual blocks of each stage."""
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Taken from RGB 0..1 before the first layer."""
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """What is left is divided by it."""
+    negative_slope: float = 0.1
+    """Of leaky ReLUs below 0; other families than darknet have none."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible shapes with a ConfigError."""
+        if self.family not in (*STAGES, "timm"):
+            raise ConfigError(
+                f"no backbone is called {self.name!r}",
+                hint=f"there are {', '.join(STAGES)}, and {TIMM} with a name of timm's",
+            )
+        stages = STAGES.get(self.family)
+        if stages and {len(self.stage_channels), len(self.stage_blocks)} != {stages}:
+            raise ConfigError(
+                f"a backbone of the family {self.name} has {stages} stages, not "
+                f"{len(self.stage_channels)} widths and {len(self.stage_blocks)} depths",
+                hint="give each stage a width and a depth",
+            )
+        if min(self.std) <= 0:
+            raise ConfigError(
+                f"standard deviations {self.std} of the input are not all above 0",
+                hint="1 leaves the input as it is",
+            )
+
+    @property
+    def family(self) -> str:
+        """Which file of :mod:`yolact.model.backbones` builds it."""
+        return "timm" if self.name.startswith(TIMM) else self.name
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape of the network. The defaults are YOLACT-550 on DarkNet-53: 47.8 M parameters."""
@@ -48,11 +98,7 @@ class ModelConfig:
     """In pixels; a pair of equal sides becomes one number. See :attr:`input_size`."""
     num_classes: int = 80
     """Object classes, without the background."""
-    stem_channels: int = 32
-    stage_channels: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Output channels of the five DarkNet stages, strides 2, 4, 8, 16, 32."""
-    stage_blocks: tuple[int, ...] = (1, 2, 8, 8, 4)
-    """Residual blocks per stage."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fpn_channels: int = 256
     proto_channels: int = 256
     head_channels: int = 256
@@ -75,8 +121,6 @@ class ModelConfig:
             )
         if self.num_classes < 1:
             raise ConfigError("a model needs at least one class", hint="check the categories")
-        if len(self.stage_channels) != 5 or len(self.stage_blocks) != 5:
-            raise ConfigError("DarkNet has five stages", hint="give five channels and five depths")
         if len(self.prior_scales) != 5 or not self.prior_aspect_ratios:
             raise ConfigError(
                 "P3..P7 need one prior scale each and at least one aspect ratio",
@@ -184,85 +228,6 @@ class AugmentConfig:
     mirror: bool = True
 
 
-_OPTIM_HINT = "the published values are --lr 0.001 --momentum 0.9 --decay 0.0005 --gamma 0.1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """SGD and its learning-rate schedule, counted in iterations at batch size 8."""
-
-    lr: float = setting("--lr", "--learning_rate", default=1e-3, help="Learning rate.")
-    momentum: float = setting(default=0.9, help="Momentum of SGD.")
-    weight_decay: float = setting("--decay", "--weight_decay", default=5e-4, help="Weight decay.")
-    gamma: float = setting(default=0.1, help="Factor at each lr step.")
-    max_iter: int = 800_000
-    lr_steps: tuple[int, ...] = (280_000, 600_000, 700_000, 750_000)
-    warmup_init: float = 1e-4
-    warmup_until: int = 500
-    max_grad_norm: float | None = setting(
-        "--clip_grad", default=None, help="Largest gradient norm."
-    )
-    """Longer gradients are scaled down to this L2 norm; None, as published, leaves them."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that SGD cannot use with a ConfigError."""
-        positive = {"learning rate": self.lr, "gamma": self.gamma, "number of steps": self.max_iter}
-        if self.max_grad_norm is not None:
-            positive["largest gradient norm"] = self.max_grad_norm
-        for name, value in positive.items():
-            if not 0 < value < math.inf:  # NaN is neither
-                raise ConfigError(f"the {name} must be above 0, got {value}", hint=_OPTIM_HINT)
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(
-                f"the weight decay must be at least 0, got {self.weight_decay}", hint=_OPTIM_HINT
-            )
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(
-                f"the momentum must be at least 0 and below 1, got {self.momentum}",
-                hint=_OPTIM_HINT,
-            )
-
-    def lr_at(self, iteration: int) -> float:
-        """Learning rate of step ``iteration`` (from 0): linear warm-up, then steps of ``gamma``.
-
-        The warm-up ends at ``warmup_until`` inclusive, and lasts through a step that falls into it.
-        """
-        if self.warmup_until > 0 and iteration <= self.warmup_until:
-            done = iteration / self.warmup_until
-            return (self.lr - self.warmup_init) * done + self.warmup_init
-        passed = sum(iteration >= step for step in self.lr_steps)
-        return self.lr * self.gamma**passed
-
-    def fitted(self, max_iter: int) -> OptimConfig:
-        """The same schedule for a run of ``max_iter`` steps.
-
-        The learning-rate steps stay at the same fractions of the run, and the warm-up takes at most
-        a tenth of it. (Upstream leaves both alone, so that a short run is all warm-up.)
-        """
-        return replace(
-            self,
-            max_iter=max_iter,
-            # Rounded up: no step of the schedule comes before the first step of the run.
-            lr_steps=tuple(
-                math.ceil(Fraction(step * max_iter, self.max_iter)) for step in self.lr_steps
-            ),
-            warmup_until=min(self.warmup_until, max_iter // 10),
-        )
-
-    def autoscaled(self, batch_size: int) -> OptimConfig:
-        """The same schedule for another batch size: lr times, iterations divided by, size / 8.
-
-        Warm-up is left alone, as upstream leaves it.
-        """
-        factor = batch_size / 8
-        return replace(
-            self,
-            lr=self.lr * factor,
-            max_iter=max(1, int(self.max_iter // factor)),
-            lr_steps=tuple(int(step // factor) for step in self.lr_steps),
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class YolactConfig:
     """Everything one experiment needs besides its data."""
@@ -290,10 +255,20 @@ class YolactConfig:
         Raises:
             ConfigError: A key is unknown; the hint names the nearest known one.
         """
-        return _from_dict(cls, values)
+        return _from_dict(cls, _with_backbone(values))
 
 
 _T = TypeVar("_T")
+
+
+def _with_backbone(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings whose model has a backbone: earlier ones have DarkNet's widths in its place."""
+    model = values.get("model", {})
+    widths = {key: model[key] for key in model if key.startswith(("stem_", "stage_"))}
+    if not widths:
+        return values
+    rest = {key: value for key, value in model.items() if key not in widths}
+    return {**values, "model": {**rest, "backbone": widths}}
 
 
 def _from_dict(cls: type[_T], values: Mapping[str, Any]) -> _T:
@@ -309,58 +284,3 @@ def _from_dict(cls: type[_T], values: Mapping[str, Any]) -> _T:
         else:
             arguments[key] = tuple(value) if isinstance(value, list) else value
     return cls(**arguments)
-
-
-def yolact_darknet53() -> YolactConfig:
-    """The published configuration."""
-    return YolactConfig()
-
-
-def yolact_darknet_small() -> YolactConfig:
-    """A network of the same classes that trains in minutes on two CPU cores."""
-    return YolactConfig(
-        name="yolact_darknet_small",
-        model=ModelConfig(
-            image_size=128,
-            stem_channels=8,
-            stage_channels=(16, 32, 64, 128, 192),
-            stage_blocks=(1, 1, 2, 2, 2),
-            fpn_channels=64,
-            proto_channels=64,
-            head_channels=64,
-            num_prototypes=16,
-            prior_scales=(14, 24, 40, 64, 100),
-            prior_base_size=128,
-        ),
-        # A run of minutes sees each picture a dozen times: too few for strong augmentation.
-        augment=AugmentConfig(photometric=False, expand=False, crop=False),
-        # Without ImageNet weights the first gradients are enormous; clipped, they allow this lr.
-        optim=OptimConfig(
-            lr=8e-3,
-            max_iter=3_000,
-            lr_steps=(2_100, 2_700),
-            warmup_init=4e-4,
-            warmup_until=100,
-            max_grad_norm=10.0,
-        ),
-    )
-
-
-CONFIGS: dict[str, Callable[[], YolactConfig]] = {
-    "yolact_darknet53_config": yolact_darknet53,
-    "yolact_darknet_small_config": yolact_darknet_small,
-}
-"""Names that ``--config`` accepts."""
-
-
-def named_config(name: str) -> YolactConfig:
-    """The configuration called ``name``, with or without the ``_config`` ending.
-
-    Raises:
-        ConfigError: There is none; the hint lists the nearest names.
-    """
-    full = name if name.endswith("_config") else f"{name}_config"
-    if full not in CONFIGS:
-        near = get_close_matches(full, CONFIGS, n=1) or list(CONFIGS)
-        raise ConfigError(f"unknown config {name!r}", hint=f"try: {', '.join(near)}")
-    return CONFIGS[full]()

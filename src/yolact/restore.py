@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from yolact.checkpoint import Checkpoint, load_checkpoint
-from yolact.config import CONFIGS, ModelConfig, YolactConfig
+from yolact.config import ModelConfig, YolactConfig
 from yolact.data.labels import Classes, match_names
 from yolact.errors import CheckpointError
 from yolact.model.channels import channel_groups
 from yolact.model.weights import load_weights
 from yolact.model.yolact import Yolact
+from yolact.presets import CONFIGS
 from yolact.sizes import ImageSize, size_words
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.recipe import Recipe

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from yolact.config import YolactConfig, named_config
+from yolact.config import YolactConfig
 from yolact.errors import ConfigError
 from yolact.files import Compression
+from yolact.presets import named_config
 from yolact.setting import setting
 from yolact.sizes import ImageSize, image_size_setting, prior_base_size_setting
 

@@ -115,13 +115,14 @@ def _conv_bn(name: str) -> Writer:
 def _backbone(config: ModelConfig) -> Iterator[ChannelGroup]:
     yield ChannelGroup(
         "stem",
-        config.stem_channels,
+        config.backbone.stem_channels,
         (_conv_bn("backbone._preconv"),),
         ("backbone.layers.0.0.0",),
     )
-    last = len(config.stage_channels) - 1
+    backbone = config.backbone
+    last = len(backbone.stage_channels) - 1
     for stage, (width, blocks) in enumerate(
-        zip(config.stage_channels, config.stage_blocks, strict=True)
+        zip(backbone.stage_channels, backbone.stage_blocks, strict=True)
     ):
         prefix = f"backbone.layers.{stage}"
         inside = [f"{prefix}.{block}" for block in range(1, blocks + 1)]

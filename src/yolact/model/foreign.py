@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from yolact.config import ModelConfig
+from yolact.config import BackboneConfig
 
 State = Mapping[str, Tensor]
 
-BLOCKS = ModelConfig().stage_blocks
+BLOCKS = BackboneConfig().stage_blocks
 """Residual blocks in each stage of DarkNet-53."""
 LARGEST = 20
 """Times its size that a file may become in memory: none of real weights comes near it."""

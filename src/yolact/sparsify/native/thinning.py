@@ -188,9 +188,10 @@ class LayerPruningModifier(Modifier):
     ) -> None:
         """Remove the layers, from the optimizer too: a run that resumes has none of them there."""
         if self.starts(epoch):
+            before = set(model.parameters())
             self._remove(model)
             if optimizer is not None:
-                forget_removed(optimizer, model)
+                forget_removed(optimizer, before - set(model.parameters()))
 
     def _remove(self, model: nn.Module) -> None:
         for layer in self.layers:
@@ -198,16 +199,12 @@ class LayerPruningModifier(Modifier):
                 model.set_submodule(layer, nn.Identity())
 
 
-def forget_removed(optimizer: Optimizer, model: nn.Module) -> None:
-    """Take parameters that the model no longer has out of the optimizer's first group.
-
-    The others are of the objective.
-    """
-    network, *_ = optimizer.param_groups
-    there = set(model.parameters())
-    for parameter in set(network["params"]) - there:
+def forget_removed(optimizer: Optimizer, removed: Collection[nn.Parameter]) -> None:
+    """Take parameters that the model no longer has out of the optimizer."""
+    for parameter in removed:
         optimizer.state.pop(parameter, None)
-    network["params"] = [parameter for parameter in network["params"] if parameter in there]
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p not in set(removed)]
 
 
 def _left(group: ChannelGroup, there: Collection[str]) -> ChannelGroup:
