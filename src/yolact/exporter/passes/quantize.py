@@ -110,7 +110,7 @@ def quantize_activations(
     _strip(graph)
     known = derive(graph, found, measured or {})
     for node in graph.nodes("Relu"):
-        if _is_implied(graph, node, known):
+        if _is_implied(graph, node, known, found):
             before, after = node.input[0], node.output[0]
             graph.replace_value(after, before)
             graph.remove(node)
@@ -193,10 +193,23 @@ def _strip(graph: Graph) -> None:
         graph.remove(quantize)
 
 
-def _is_implied(graph: Graph, relu: onnx.NodeProto, known: Mapping[str, Quantizer]) -> bool:
-    after = known.get(relu.output[0])
-    alone = len(graph.readers(relu.input[0])) == 1
-    return after is not None and after.zero == 0 and alone
+def _is_implied(
+    graph: Graph, relu: onnx.NodeProto, known: Mapping[str, Quantizer], found: Collection[str]
+) -> bool:
+    """Whether a quantizer will stand in its place that limits as it does.
+
+    One that was found does. One that was derived does behind a convolution of integer weights;
+    what one of float weights puts out stays float.
+    """
+    before, after = relu.input[0], relu.output[0]
+    conv = graph.producer(before, "Conv")
+    rounded = after in found or (conv is not None and _has_integer_weights(graph, conv))
+    alone = len(graph.readers(before)) == 1
+    return rounded and after in known and known[after].zero == 0 and alone
+
+
+def _has_integer_weights(graph: Graph, conv: onnx.NodeProto) -> bool:
+    return graph.producer(conv.input[1], "DequantizeLinear") is not None
 
 
 def _leaky_relu_inputs(graph: Graph) -> set[str]:
@@ -247,7 +260,7 @@ class _Rewriter:
             if name in self._integers:
                 node.input[index] = self._dequantized(name)
         self._nodes.append(node)
-        if output in self._found or (quantized and self._has_integer_kernel(node)):
+        if output in self._found or (quantized and self._is_integer(node)):
             self._quantize(output)
 
     def _quantize(self, value: str) -> None:
@@ -274,10 +287,16 @@ class _Rewriter:
     def _dequantized(self, value: str) -> str:
         return value if value in self._outputs else f"{value}_dequantized"
 
-    def _has_integer_kernel(self, node: onnx.NodeProto) -> bool:
+    def _is_integer(self, node: onnx.NodeProto) -> bool:
+        """Whether engines compute it in integers, and something can read these."""
         if node.op_type == "Conv":
-            return self._graph.producer(node.input[1], "DequantizeLinear") is not None
-        return node.op_type in _INTEGER
+            return _has_integer_weights(self._graph, node)
+        readers = self._graph.readers(node.output[0])
+        only_floats = readers and all(
+            reader.op_type == "Conv" and not _has_integer_weights(self._graph, reader)
+            for reader in readers
+        )
+        return node.op_type in _INTEGER and not only_floats
 
     def _parameters(self, value: str) -> tuple[str, str]:
         """Names of scale and zero point; equal ones are stored once."""
