@@ -143,6 +143,7 @@ def test_extending_a_finished_run_equals_a_longer_one(tiny_shapes: Path, tmp_pat
     assert differences(long, extended) == []
 
 
+@pytest.mark.slow
 def test_batch_norms_that_are_trained_again_in_mid_epoch_go_on_exactly(
     tiny_shapes: Path, tmp_path: Path
 ) -> None:
