@@ -31,12 +31,12 @@ from older_cpu import older_cpu
 from tqdm import trange
 
 from yolact.checkpoint import Checkpoint, save_checkpoint
-from yolact.config import named_config
 from yolact.data.labels import Classes
 from yolact.engines import load_engine
 from yolact.engines.base import ReportsOperators
 from yolact.host import physical_cores
 from yolact.model.yolact import Yolact
+from yolact.presets import named_config
 
 HERE = Path(__file__).parent
 ROUNDS = 15

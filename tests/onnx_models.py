@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from conftest import golden_weight
 from yolact.checkpoint import Checkpoint, save_checkpoint
-from yolact.config import YolactConfig, named_config
+from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.model.fake_quantize import fake_quantizers
 from yolact.model.yolact import InferenceModel, Yolact
+from yolact.presets import named_config
 from yolact.types import RawOutputs
 
 SIDE = 96

@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from training import data_of, tiny_config
-from yolact import config as config_module
+from yolact import presets
 from yolact.checkpoint import Checkpoint, save_checkpoint
 from yolact.cli import command
 from yolact.data.coco import CocoInstances
@@ -57,7 +57,7 @@ def models(tiny_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(config_module.CONFIGS, "tiny_config", tiny_config)
+    monkeypatch.setitem(presets.CONFIGS, "tiny_config", tiny_config)
 
 
 @pytest.fixture

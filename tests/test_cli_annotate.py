@@ -17,7 +17,7 @@ from conftest import PUBLISHED
 from oracle import ANNOTATIONS, Oracle, write_dataset
 from videos import write_video
 from yolact.cli.annotate import JSON_NAME, annotate
-from yolact.config import YolactConfig, yolact_darknet_small
+from yolact.config import YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
 from yolact.data.video import Frame
@@ -26,6 +26,7 @@ from yolact.files import distinct_names
 from yolact.predict.media import Annotator, ObjectFiles, counts, free_folder
 from yolact.predict.pipeline import Found
 from yolact.predict.video import sampled
+from yolact.presets import yolact_darknet_small
 from yolact.types import Detections
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from onnx_models import save, small_model
 from oracle import ANNOTATIONS, write_dataset
 from training import data_of, tiny_config
-from yolact import config as config_module
+from yolact import presets
 from yolact.cli import COMMANDS, main
 from zoo import BASE, PRUNED, QUANT, RECIPE, ROOT, new_user, put
 
@@ -24,7 +24,7 @@ TRACE = f"{PRUNED}: no checkpoint in the mirror map: there is no "
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(config_module.CONFIGS, "tiny_config", tiny_config)
+    monkeypatch.setitem(presets.CONFIGS, "tiny_config", tiny_config)
     put(tmp_path / "a.jpg")
     return new_user(tmp_path, monkeypatch)
 

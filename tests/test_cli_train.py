@@ -27,9 +27,9 @@ from training import (
 )
 from yolact.checkpoint import load_checkpoint
 from yolact.cli.train import train, train_settings
-from yolact.config import CONFIGS
 from yolact.errors import ConfigError
 from yolact.model.yolact import Yolact
+from yolact.presets import CONFIGS
 from yolact.restore import build_model
 from yolact.sparsify.sparsity import overall_sparsity
 from yolact.training.settings import TrainSettings
@@ -296,8 +296,8 @@ def test_a_signal_to_the_whole_process_group_saves_and_the_run_goes_on_exactly(
         "import sys\n"
         f"sys.path.insert(0, {str(TESTS)!r})\n"
         "from training import tiny_config\n"
-        "from yolact import config\n"
-        "config.CONFIGS['tiny_config'] = tiny_config\n"
+        "from yolact import presets\n"
+        "presets.CONFIGS['tiny_config'] = tiny_config\n"
         "from yolact.train import main\n"
         "main()\n"
     )

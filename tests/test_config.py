@@ -11,17 +11,16 @@ import pytest
 
 from conftest import GoldenSet
 from yolact.config import (
-    CONFIGS,
+    BackboneConfig,
     DetectConfig,
     LossConfig,
     ModelConfig,
     YolactConfig,
-    named_config,
-    yolact_darknet53,
 )
 from yolact.data.labels import COCO_CLASSES
 from yolact.errors import ConfigError
 from yolact.optim_config import OptimConfig
+from yolact.presets import CONFIGS, named_config, yolact_darknet53, yolact_darknet_small
 
 
 def test_the_network_has_the_published_shape(golden: GoldenSet) -> None:
@@ -31,9 +30,9 @@ def test_the_network_has_the_published_shape(golden: GoldenSet) -> None:
     assert published["name"] == yolact_darknet53().name
     assert published["num_classes"] == model.num_classes + 1
     assert published["max_size"] == model.image_size == model.prior_base_size
-    assert backbone["args"][0] == constants["darknet_blocks"] == list(model.stage_blocks)
-    assert constants["darknet_channels"] == list(model.stage_channels)
-    assert constants["darknet_stem_channels"] == model.stem_channels
+    assert backbone["args"][0] == constants["darknet_blocks"] == list(model.backbone.stage_blocks)
+    assert constants["darknet_channels"] == list(model.backbone.stage_channels)
+    assert constants["darknet_stem_channels"] == model.backbone.stem_channels
     assert backbone["pred_scales"] == [[scale] for scale in model.prior_scales]
     assert backbone["pred_aspect_ratios"] == [[list(model.prior_aspect_ratios)]] * 5
     assert published["fpn"]["num_features"] == model.fpn_channels
@@ -160,7 +159,9 @@ def test_config_names_are_the_first_part_of_checkpoint_names() -> None:
     [
         (lambda: ModelConfig(image_size=32), "image size 32 is too small"),
         (lambda: ModelConfig(num_classes=0), "at least one class"),
-        (lambda: ModelConfig(stage_blocks=(1, 2)), "five stages"),
+        (lambda: BackboneConfig(stage_blocks=(1, 2)), "5 stages, not 5 widths and 2 depths"),
+        (lambda: BackboneConfig(name="vgg"), "no backbone is called 'vgg'"),
+        (lambda: BackboneConfig(std=(1, 1, 0)), "not all above 0"),
         (lambda: ModelConfig(prior_scales=(24,)), "one prior scale each"),
         (lambda: ModelConfig(prior_aspect_ratios=()), "at least one aspect ratio"),
         (lambda: LossConfig(negative_iou=0.6), "got 0.6 and 0.5"),
@@ -201,3 +202,12 @@ def test_configs_cannot_be_changed_in_place() -> None:
 
     check(YolactConfig())
     assert hash(YolactConfig()) == hash(YolactConfig(detect=DetectConfig()))
+
+
+def test_settings_stored_before_there_were_other_backbones_are_read() -> None:
+    stored = yolact_darknet_small().to_dict()
+    backbone = stored["model"].pop("backbone")
+    for key in ("stem_channels", "stage_channels", "stage_blocks"):
+        stored["model"][key] = backbone[key]
+    stored = json.loads(json.dumps(stored))
+    assert YolactConfig.from_dict(stored) == yolact_darknet_small()

@@ -24,7 +24,7 @@ from training import (
     tiny_config,
     tiny_settings,
 )
-from yolact import config as config_module
+from yolact import presets
 from yolact.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from yolact.cli.train import train as command
 from yolact.config import LossConfig
@@ -537,7 +537,7 @@ def test_the_command_shows_the_teacher_before_it_trains(
     tiny_shapes: Path, tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(config_module.CONFIGS, "tiny_config", tiny_config)
+    monkeypatch.setitem(presets.CONFIGS, "tiny_config", tiny_config)
     data = data_of(tiny_shapes)
     words = ["--config", "tiny", "--device", "cpu", "--batch_size", "2", "--num_workers", "0"]
     words += ["--train_info", str(data.train_info), "--train_images", str(data.train_images)]

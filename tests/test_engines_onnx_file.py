@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import zstandard
 
-from yolact.config import named_config
 from yolact.data.labels import Classes
 from yolact.engines.compress import FORMATS, compress_file, compressed_size, unpack
 from yolact.engines.onnx_file import ModelMetadata
 from yolact.errors import CheckpointError
 from yolact.files import Compression
+from yolact.presets import named_config
 
 
 def test_metadata_survives_the_round_trip() -> None:

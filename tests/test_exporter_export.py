@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from onnx_models import CLASSES, SIDE, outputs_of, prune, small_model, with_golden_weights
-from yolact.config import named_config
 from yolact.data.labels import Classes
 from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.errors import ConfigError, DataError, ExportError, StorageError
@@ -26,6 +25,7 @@ from yolact.exporter.options import OPSETS, ExportOptions
 from yolact.exporter.trace import compute_priors
 from yolact.exporter.verify import TOLERANCE
 from yolact.model.yolact import Yolact
+from yolact.presets import named_config
 from yolact.sizes import ImageSize, sides_of
 from yolact.types import RawOutputs
 

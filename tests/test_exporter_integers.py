@@ -24,7 +24,6 @@ from onnx_models import (
     with_golden_weights,
 )
 from test_exporter_passes import PICTURE, Array, kinds, model_of, run
-from yolact.config import named_config
 from yolact.data.labels import Classes
 from yolact.engines.onnxruntime import OrtEngine
 from yolact.errors import ConfigError
@@ -40,6 +39,7 @@ from yolact.exporter.passes.quantize import (
 from yolact.exporter.passes.ranges import Quantizer, derive, found_quantizers
 from yolact.exporter.passes.store import convolve_integers
 from yolact.model.yolact import Yolact
+from yolact.presets import named_config
 from yolact.sparsify.one_shot import calibrate
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.structure import apply_structure

@@ -69,7 +69,7 @@ def test_folding_batch_norms_changes_no_bit_of_the_quantized_weights() -> None:
 
 
 def test_a_folded_layer_equals_the_training_layer() -> None:
-    stem = frozen(quantized_model()).backbone._preconv
+    stem = frozen(quantized_model()).get_submodule("backbone._preconv")
     assert any(isinstance(module, ConvBn2d) for module in stem.modules())
     images = noise(1, seed=5)
     expected = stem(images)

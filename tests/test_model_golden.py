@@ -69,11 +69,12 @@ def check(forward: Golden, case: str, outputs: NetworkOutputs | RawOutputs) -> N
 
 
 def check_stages(forward: Golden, case: str, model: Yolact, image: Tensor) -> None:
-    """Compare the backbone's stages and the pyramid's levels."""
+    """Compare C3..C5 of the backbone's five stages, and the pyramid's levels."""
     stages = model.backbone(image)
-    for kind, values in (("backbone", stages), ("fpn", model.fpn(stages[2:]))):
-        assert len(values) == 5
-        for index, value in enumerate(values):
+    levels = model.fpn(stages)
+    assert (len(stages), len(levels)) == (3, 5)
+    for kind, first, values in (("backbone", 2, stages), ("fpn", 0, levels)):
+        for index, value in enumerate(values, first):
             forward.check(f"{case}.{kind}{index}", value, **TOLERANCE)
 
 

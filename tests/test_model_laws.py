@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor
 
-from yolact.config import ModelConfig, named_config
+from yolact.config import ModelConfig
 from yolact.model.priors import make_priors
 from yolact.model.weights import init_weights
 from yolact.model.yolact import InferenceModel, Yolact
+from yolact.presets import named_config
 from yolact.types import NetworkOutputs, RawOutputs
 
 CONFIG = named_config("yolact_darknet_small").model

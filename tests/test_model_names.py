@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from conftest import PUBLISHED, GoldenSet
-from yolact.config import ModelConfig, named_config
+from yolact.config import BackboneConfig, ModelConfig
 from yolact.model.protonet import ProtoNet
 from yolact.model.yolact import Yolact
+from yolact.presets import named_config
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +118,9 @@ def test_every_batch_norm_follows_its_convolution_in_one_sequential(model: Yolac
 def test_every_width_and_depth_of_the_config_is_honoured() -> None:
     config = ModelConfig(
         num_classes=3,
-        stem_channels=7,
-        stage_channels=(8, 10, 12, 14, 16),
-        stage_blocks=(1, 0, 2, 3, 1),
+        backbone=BackboneConfig(
+            stem_channels=7, stage_channels=(8, 10, 12, 14, 16), stage_blocks=(1, 0, 2, 3, 1)
+        ),
         fpn_channels=18,
         proto_channels=20,
         head_channels=22,
@@ -129,7 +130,10 @@ def test_every_width_and_depth_of_the_config_is_honoured() -> None:
     model = Yolact(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert shapes["backbone._preconv.0.weight"] == (7, 3, 3, 3)
-    blocks = [len(list(stage.children())) - 1 for stage in model.backbone.layers]
+    blocks = [
+        len(list(stage.children())) - 1
+        for stage in model.backbone.get_submodule("layers").children()
+    ]
     assert blocks == [1, 0, 2, 3, 1]
     assert [shapes[f"backbone.layers.{i}.0.0.weight"][0] for i in range(5)] == [8, 10, 12, 14, 16]
     assert [shapes[f"fpn.lat_layers.{i}.weight"][:2] for i in range(3)] == [

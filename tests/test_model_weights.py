@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from conftest import GoldenSet
-from yolact.config import ModelConfig, named_config
+from yolact.config import ModelConfig
 from yolact.errors import CheckpointError
 from yolact.model.weights import init_weights, load_backbone, load_weights, num_classes_of
 from yolact.model.yolact import Yolact
+from yolact.presets import named_config
 
 CONFIG = named_config("yolact_darknet_small").model
 State = dict[str, Tensor]
@@ -177,7 +178,7 @@ def test_all_kinds_of_misfit_are_counted_and_the_first_three_shown(
         "16 missing (fpn.lat_layers.0.weight, fpn.lat_layers.0.bias, fpn.lat_layers.1.weight, ...)"
         "; 1 unexpected (extra.weight)"
         "; 2 of another shape (backbone._preconv.1.running_mean [3] for "
-        f"[{CONFIG.stem_channels}], "
+        f"[{CONFIG.backbone.stem_channels}], "
         "proto_net.10.bias [99] for [16])"
     )
     assert hint == "they are of other widths or depths: use the --config they were trained with"
@@ -212,7 +213,7 @@ def test_another_network_is_recognised(model: Yolact, weights: State) -> None:
     }
     message, hint = refusal(model, resnet)
     assert re.search(r"\d+ missing \(backbone\.layers\.0\.0\.0\.weight, .+; 72 unexpected", message)
-    assert hint == "they belong to another network; only YOLACT on DarkNet-53 is supported"
+    assert hint == "they belong to another network: use the --config they were trained with"
 
 
 def test_names_that_almost_fit_are_shown_beside_those_of_the_model(
@@ -302,25 +303,23 @@ def test_a_partial_backbone_warns_of_what_it_lacks(
 @pytest.mark.parametrize(
     ("names", "hint"),
     [
-        (["conv1.weight", "fc.bias"], "give a file like darknet53.pth, with names like "),
+        (["conv1.weight", "fc.bias"], "give a file with names like layers.0.0.0.weight"),
         (["prediction_layers.0.conf_layer.weight"], "it is a whole model: load it without "),
     ],
 )
-def test_a_file_without_a_darknet_backbone_is_refused(
-    names: list[str], hint: str, model: Yolact
-) -> None:
+def test_a_file_without_the_backbone_is_refused(names: list[str], hint: str, model: Yolact) -> None:
     with pytest.raises(CheckpointError) as error:
         load_backbone(model, {name: torch.ones(1) for name in names})
-    assert str(error.value) == (
-        f"no DarkNet backbone in the file; its names are {', '.join(names)}"
-    )
+    assert str(error.value) == (f"no DarkNet-23 in the file; its names are {', '.join(names)}")
     assert (error.value.hint or "").startswith(hint)
 
 
 def test_a_backbone_of_other_widths_is_refused_and_changes_nothing(model: Yolact) -> None:
     before = copy.deepcopy(model.state_dict())
-    stem, stage = CONFIG.stem_channels, CONFIG.stage_channels[0]
-    file = Yolact(replace(CONFIG, stem_channels=24)).backbone.state_dict()
+    stem, stage = CONFIG.backbone.stem_channels, CONFIG.backbone.stage_channels[0]
+    file = Yolact(
+        replace(CONFIG, backbone=replace(CONFIG.backbone, stem_channels=24))
+    ).backbone.state_dict()
     with pytest.raises(CheckpointError) as error:
         load_backbone(model, file)
     assert str(error.value).startswith(

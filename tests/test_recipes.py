@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from conftest import PUBLISHED as FACTS
-from yolact.config import named_config
 from yolact.model.yolact import Yolact
+from yolact.presets import named_config
 from yolact.sparsify.check.examine import PlannedRun, examine
 from yolact.sparsify.document import Entry, entry_lists, parse
 from yolact.sparsify.driver import RecipeDriver

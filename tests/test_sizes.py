@@ -21,12 +21,13 @@ from training import differences, losses, resume, tiny_config, tiny_settings
 from yolact.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from yolact.cli.base import Command
 from yolact.cli.options import options, options_of
-from yolact.config import ModelConfig, YolactConfig, named_config
+from yolact.config import ModelConfig, YolactConfig
 from yolact.data.transforms import Stretch, TrainTransform, preprocess
 from yolact.engines import load_engine
 from yolact.errors import ConfigError
 from yolact.model.priors import make_priors
 from yolact.model.yolact import Yolact
+from yolact.presets import named_config
 from yolact.restore import bare_subject, config_for, config_to_train
 from yolact.sizes import ImageSize, read_image_size
 from yolact.sparsify.check.forecast import count_macs

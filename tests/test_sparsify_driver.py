@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from recipe_engines import by_sparseml, needs_sparseml
-from yolact.config import ModelConfig, yolact_darknet_small
+from yolact.config import ModelConfig
 from yolact.errors import RecipeError
 from yolact.model.fake_quantize import fake_quantizers, is_fake_quantize
 from yolact.model.quantized_layers import ConvBn2d, is_quant_wrapper
 from yolact.model.weights import is_quantized, load_weights
 from yolact.model.yolact import InferenceModel, Yolact
+from yolact.presets import yolact_darknet_small
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.engine import GradientSamples
@@ -381,7 +382,7 @@ def quantized() -> Yolact:
 
 def test_every_block_of_the_backbone_is_fused(quantized: Yolact) -> None:
     config: ModelConfig = quantized.config
-    blocks = 1 + len(config.stage_blocks) + 2 * sum(config.stage_blocks)
+    blocks = 1 + len(config.backbone.stage_blocks) + 2 * sum(config.backbone.stage_blocks)
     convolutions = [m for m in quantized.backbone.modules() if isinstance(m, nn.Conv2d)]
     assert [type(m) for m in convolutions] == [ConvBn2d] * blocks
     left = [n for n, m in quantized.named_modules() if type(m) is nn.BatchNorm2d]

@@ -12,7 +12,8 @@ import pytest
 from recipe_engines import needs_sparseml
 from training import differences, resume, tiny_config, tiny_settings
 from yolact.checkpoint import load_checkpoint
-from yolact.config import ModelConfig, YolactConfig, yolact_darknet_small
+from yolact.config import BackboneConfig, ModelConfig, YolactConfig
+from yolact.presets import yolact_darknet_small
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.recipe import packaged_recipes, read_document, read_source
 from yolact.training.loop import train
@@ -27,11 +28,14 @@ def network(recipe: str) -> YolactConfig:
     """Few channels and few layers, but those of all the names that the recipe has."""
     narrow = tiny_config()
     names_all = "backbone.layers.3.8." in read_source(recipe)[0]
-    blocks = (ModelConfig() if names_all else yolact_darknet_small().model).stage_blocks
+    blocks = (ModelConfig() if names_all else yolact_darknet_small().model).backbone.stage_blocks
     channels = (8, 8, 8, 16, 16)  # half of them is a whole block of four
     return replace(
         narrow,
-        model=replace(narrow.model, stem_channels=8, stage_blocks=blocks, stage_channels=channels),
+        model=replace(
+            narrow.model,
+            backbone=BackboneConfig(stem_channels=8, stage_blocks=blocks, stage_channels=channels),
+        ),
     )
 
 

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from recipe_engines import needs_sparseml
 from training import tiny_config
-from yolact.config import YolactConfig, yolact_darknet_small
-from yolact.model.darknet import ResidualBlock, conv_bn_leaky
+from yolact.config import YolactConfig
+from yolact.model.backbones.darknet import ResidualBlock, conv_bn_leaky
 from yolact.model.fake_quantize import fake_quantizers
 from yolact.model.heads import PredictionHead
 from yolact.model.protonet import ProtoNet
 from yolact.model.weights import is_quantized
 from yolact.model.yolact import Yolact
+from yolact.presets import yolact_darknet_small
 from yolact.sparsify.check.curves import meta_copy
 from yolact.sparsify.document import Entry, dump
 from yolact.sparsify.engine import Engine

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from onnx_models import CLASSES, QUANTIZATION, noise, outputs_of, prune, small_model
-from yolact.config import named_config
 from yolact.data.images import read_rgb
 from yolact.data.sources import calibration_images, spread
 from yolact.data.transforms import preprocess
@@ -25,6 +24,7 @@ from yolact.exporter.export import export
 from yolact.exporter.graph import conv_weights
 from yolact.model.fake_quantize import FakeQuantize, is_fake_quantize
 from yolact.model.yolact import Yolact
+from yolact.presets import named_config
 from yolact.sparsify import one_shot
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.check.examine import read_draft

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from yolact.checkpoint import Checkpoint, load_checkpoint
-from yolact.config import ModelConfig, YolactConfig
+from yolact.config import BackboneConfig, ModelConfig, YolactConfig
 from yolact.data.sample_set import generate_shapes
 from yolact.loss.criterion import Losses, Objective, Supervised, YolactLoss
 from yolact.optim_config import OptimConfig
@@ -55,9 +55,9 @@ def tiny_config(**optim: Any) -> YolactConfig:
         name="tiny",
         model=ModelConfig(
             image_size=64,
-            stem_channels=4,
-            stage_channels=(4, 8, 8, 16, 16),
-            stage_blocks=(1, 1, 1, 1, 1),
+            backbone=BackboneConfig(
+                stem_channels=4, stage_channels=(4, 8, 8, 16, 16), stage_blocks=(1, 1, 1, 1, 1)
+            ),
             fpn_channels=8,
             proto_channels=8,
             head_channels=8,
@@ -132,7 +132,7 @@ def unequal(one: Checkpoint, other: Checkpoint) -> list[str]:
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if hasattr(value, "__dataclass_fields__"):
-        value = vars(value)
+        value = {f.name: getattr(value, f.name) for f in fields(value) if f.compare}
     if isinstance(value, dict):
         for key, part in value.items():
             yield from _flat(part, f"{name}/{key}")

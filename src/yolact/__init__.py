@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from yolact.api import load as load
     from yolact.checkpoint import load_checkpoint as load_checkpoint
     from yolact.config import YolactConfig as YolactConfig
-    from yolact.config import named_config as named_config
     from yolact.data.coco import CocoInstances as CocoInstances
     from yolact.engines import load_engine as load_engine
     from yolact.errors import YolactError as YolactError
     from yolact.model.yolact import InferenceModel as InferenceModel
     from yolact.model.yolact import Yolact as Yolact
     from yolact.predict.detect import to_instances as to_instances
+    from yolact.presets import named_config as named_config
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ _LAZY = {
     "Result": "yolact.api",
     "Instance": "yolact.api",
     "YolactConfig": "yolact.config",
-    "named_config": "yolact.config",
+    "named_config": "yolact.presets",
     "YolactError": "yolact.errors",
     "Yolact": "yolact.model.yolact",
     "InferenceModel": "yolact.model.yolact",

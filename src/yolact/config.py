@@ -7,7 +7,7 @@ Defaults are those of the published ``yolact_darknet53_config``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -40,6 +40,56 @@ def strict() -> Any:
     )
 
 
+TIMM = "timm:"
+"""What the names of timm's backbones begin with."""
+STAGES = {"darknet": 5, "resnet": 4, "efficientnet_lite": 7}
+"""Families of backbones, each a file of :mod:`yolact.model.backbones`, and their stages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """What computes features at strides 8, 16 and 32. The defaults are DarkNet-53."""
+
+    name: str = "darknet"
+    """A family, or ``timm:`` and the name that a model has in the package timm."""
+    stem_channels: int = 32
+    stage_channels: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    """Output channels of each stage. These, as the other widths, do not matter to timm's."""
+    stage_blocks: tuple[int, ...] = (1, 2, 8, 8, 4)
+    """Residual blocks of each stage."""
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Taken from RGB 0..1 before the first layer."""
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """What is left is divided by it."""
+    negative_slope: float = 0.1
+    """Of leaky ReLUs below 0; other families than darknet have none."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible shapes with a ConfigError."""
+        if self.family not in (*STAGES, "timm"):
+            raise ConfigError(
+                f"no backbone is called {self.name!r}",
+                hint=f"there are {', '.join(STAGES)}, and {TIMM} with a name of timm's",
+            )
+        stages = STAGES.get(self.family)
+        if stages and {len(self.stage_channels), len(self.stage_blocks)} != {stages}:
+            raise ConfigError(
+                f"a backbone of the family {self.name} has {stages} stages, not "
+                f"{len(self.stage_channels)} widths and {len(self.stage_blocks)} depths",
+                hint="give each stage a width and a depth",
+            )
+        if min(self.std) <= 0:
+            raise ConfigError(
+                f"standard deviations {self.std} of the input are not all above 0",
+                hint="1 leaves the input as it is",
+            )
+
+    @property
+    def family(self) -> str:
+        """Which file of :mod:`yolact.model.backbones` builds it."""
+        return "timm" if self.name.startswith(TIMM) else self.name
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape of the network. The defaults are YOLACT-550 on DarkNet-53: 47.8 M parameters."""
@@ -48,11 +98,7 @@ class ModelConfig:
     """In pixels; a pair of equal sides becomes one number. See :attr:`input_size`."""
     num_classes: int = 80
     """Object classes, without the background."""
-    stem_channels: int = 32
-    stage_channels: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Output channels of the five DarkNet stages, strides 2, 4, 8, 16, 32."""
-    stage_blocks: tuple[int, ...] = (1, 2, 8, 8, 4)
-    """Residual blocks per stage."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fpn_channels: int = 256
     proto_channels: int = 256
     head_channels: int = 256
@@ -75,8 +121,6 @@ class ModelConfig:
             )
         if self.num_classes < 1:
             raise ConfigError("a model needs at least one class", hint="check the categories")
-        if len(self.stage_channels) != 5 or len(self.stage_blocks) != 5:
-            raise ConfigError("DarkNet has five stages", hint="give five channels and five depths")
         if len(self.prior_scales) != 5 or not self.prior_aspect_ratios:
             raise ConfigError(
                 "P3..P7 need one prior scale each and at least one aspect ratio",
@@ -176,12 +220,34 @@ class DetectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random transforms of the training images (SSD's, as YOLACT uses them)."""
+    """Random transforms of the training images (SSD's, as YOLACT uses them; then newer ones)."""
 
     photometric: bool = True
     expand: bool = True
     crop: bool = True
     mirror: bool = True
+    mosaic: float = setting(
+        default=0.0,
+        at_least=0,
+        at_most=1,
+        help="Probability that a training image is made of windows of four.",
+    )
+    """``expand`` and ``crop`` leave such an image alone."""
+    copy_paste: float = setting(
+        default=0.0,
+        at_least=0,
+        at_most=1,
+        help="Probability that objects of another image are pasted onto a training image.",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what is no probability with a ConfigError."""
+        for name in ("mosaic", "copy_paste"):
+            if not 0 <= getattr(self, name) <= 1:  # NaN is neither
+                raise ConfigError(
+                    f"--{name} must be in 0..1, got {getattr(self, name)}",
+                    hint="it is a probability: 0 never, 0.5 for half of the images, 1 for each",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,10 +277,20 @@ class YolactConfig:
         Raises:
             ConfigError: A key is unknown; the hint names the nearest known one.
         """
-        return _from_dict(cls, values)
+        return _from_dict(cls, _with_backbone(values))
 
 
 _T = TypeVar("_T")
+
+
+def _with_backbone(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings whose model has a backbone: earlier ones have DarkNet's widths in its place."""
+    model = values.get("model", {})
+    widths = {key: model[key] for key in model if key.startswith(("stem_", "stage_"))}
+    if not widths:
+        return values
+    rest = {key: value for key, value in model.items() if key not in widths}
+    return {**values, "model": {**rest, "backbone": widths}}
 
 
 def _from_dict(cls: type[_T], values: Mapping[str, Any]) -> _T:
@@ -230,58 +306,3 @@ def _from_dict(cls: type[_T], values: Mapping[str, Any]) -> _T:
         else:
             arguments[key] = tuple(value) if isinstance(value, list) else value
     return cls(**arguments)
-
-
-def yolact_darknet53() -> YolactConfig:
-    """The published configuration."""
-    return YolactConfig()
-
-
-def yolact_darknet_small() -> YolactConfig:
-    """A network of the same classes that trains in minutes on two CPU cores."""
-    return YolactConfig(
-        name="yolact_darknet_small",
-        model=ModelConfig(
-            image_size=128,
-            stem_channels=8,
-            stage_channels=(16, 32, 64, 128, 192),
-            stage_blocks=(1, 1, 2, 2, 2),
-            fpn_channels=64,
-            proto_channels=64,
-            head_channels=64,
-            num_prototypes=16,
-            prior_scales=(14, 24, 40, 64, 100),
-            prior_base_size=128,
-        ),
-        # A run of minutes sees each picture a dozen times: too few for strong augmentation.
-        augment=AugmentConfig(photometric=False, expand=False, crop=False),
-        # Without ImageNet weights the first gradients are enormous; clipped, they allow this lr.
-        optim=OptimConfig(
-            lr=8e-3,
-            max_iter=3_000,
-            lr_steps=(2_100, 2_700),
-            warmup_init=4e-4,
-            warmup_until=100,
-            max_grad_norm=10.0,
-        ),
-    )
-
-
-CONFIGS: dict[str, Callable[[], YolactConfig]] = {
-    "yolact_darknet53_config": yolact_darknet53,
-    "yolact_darknet_small_config": yolact_darknet_small,
-}
-"""Names that ``--config`` accepts."""
-
-
-def named_config(name: str) -> YolactConfig:
-    """The configuration called ``name``, with or without the ``_config`` ending.
-
-    Raises:
-        ConfigError: There is none; the hint lists the nearest names.
-    """
-    full = name if name.endswith("_config") else f"{name}_config"
-    if full not in CONFIGS:
-        near = get_close_matches(full, CONFIGS, n=1) or list(CONFIGS)
-        raise ConfigError(f"unknown config {name!r}", hint=f"try: {', '.join(near)}")
-    return CONFIGS[full]()

@@ -9,9 +9,10 @@ import ast
 from dataclasses import dataclass
 from typing import Literal
 
-from yolact.config import YolactConfig, named_config
+from yolact.config import YolactConfig
 from yolact.errors import ConfigError
 from yolact.host import numa_cpus, physical_cores
+from yolact.presets import named_config
 from yolact.setting import setting
 
 Scenario = Literal["async", "sync", "elastic"]

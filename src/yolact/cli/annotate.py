@@ -14,9 +14,10 @@ import click
 from yolact.cli.base import Command, setup_logging
 from yolact.cli.inputs import ENGINE_NAMES, engine_name, model_path
 from yolact.cli.options import options, options_of, read
-from yolact.config import YolactConfig, named_config
+from yolact.config import YolactConfig
 from yolact.errors import ConfigError, DataError
 from yolact.model_files import model_kinds
+from yolact.presets import named_config
 from yolact.setting import setting
 
 if TYPE_CHECKING:

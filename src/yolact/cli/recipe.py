@@ -11,9 +11,10 @@ import click
 from yolact.cli.base import FILE, Boundary, Command, setup_logging
 from yolact.cli.inputs import local_path, recipe_source
 from yolact.cli.options import changes, options, options_of
-from yolact.config import ModelConfig, YolactConfig, named_config
+from yolact.config import ModelConfig, YolactConfig
 from yolact.download.stubs import Kind
 from yolact.errors import RecipeError
+from yolact.presets import named_config
 from yolact.training.settings import TrainSettings
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact.cli.inputs import ENGINE_NAMES, DataPaths, engine_name, model_path, validation_paths
-from yolact.config import OnBadImage, YolactConfig, named_config, on_bad_image, strict
+from yolact.config import OnBadImage, YolactConfig, on_bad_image, strict
 from yolact.errors import ConfigError
 from yolact.model_files import model_kinds
+from yolact.presets import named_config
 from yolact.setting import setting
 from yolact.sizes import ImageSize, image_size_setting, prior_base_size_setting
 

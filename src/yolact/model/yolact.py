@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from yolact.config import ModelConfig
-from yolact.model.darknet import DarkNet
+from yolact.config import BackboneConfig, ModelConfig
+from yolact.model.backbones import Backbone
+from yolact.model.backbones.darknet import DarkNet
+from yolact.model.backbones.efficientnet_lite import EfficientNetLite
+from yolact.model.backbones.resnet import ResNet
+from yolact.model.backbones.timm import TimmBackbone
 from yolact.model.fpn import FeaturePyramid
 from yolact.model.heads import PredictionHead, Predictions
 from yolact.model.priors import PriorCache, grid_size
@@ -14,13 +20,36 @@ from yolact.model.protonet import ProtoNet
 from yolact.types import NetworkOutputs, RawOutputs
 
 
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """A backbone without trained weights.
+
+    Raises:
+        ConfigError: It is one of timm's, which is not installed, or has no such features.
+    """
+    families: dict[str, Callable[[BackboneConfig], Backbone]] = {
+        "darknet": DarkNet,
+        "resnet": ResNet,
+        "efficientnet_lite": EfficientNetLite,
+        "timm": TimmBackbone,
+    }
+    return families[config.family](config)
+
+
 class Yolact(nn.Module):
-    """YOLACT on DarkNet-53.
+    """YOLACT on any backbone.
 
     The names, shapes and order of its parameters are those of the published checkpoints
     (``state_dict()`` has 348 entries with the default config), and recipes address parameters by
     these names: they are part of the interface.
+
+    Attributes:
+        config: Widths, depths, classes and priors.
+        mean: [1, 3, 1, 1], taken from the input; no part of the state dict.
+        std: [1, 3, 1, 1], by which it is divided afterwards.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         """Build the layers with torch's default weights.
@@ -30,9 +59,9 @@ class Yolact(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.backbone = DarkNet(config.stem_channels, config.stage_channels, config.stage_blocks)
+        self.backbone = build_backbone(config.backbone)
         self.proto_net = ProtoNet(config.fpn_channels, config.proto_channels, config.num_prototypes)
-        self.fpn = FeaturePyramid(config.stage_channels[2:], config.fpn_channels)
+        self.fpn = FeaturePyramid(self.backbone.channels, config.fpn_channels)
         # One head for all levels; a list, as upstream can have one per level.
         self.prediction_layers = nn.ModuleList(
             [
@@ -47,6 +76,12 @@ class Yolact(nn.Module):
         )
         self.semantic_seg_conv = nn.Conv2d(config.fpn_channels, config.num_classes, kernel_size=1)
         self._priors = PriorCache(config)
+        # Not layers: those would be quantized, and recipes would have to know them.
+        backbone = config.backbone
+        self._normalizes = (backbone.mean, backbone.std) != ((0, 0, 0), (1, 1, 1))
+        for name in ("mean", "std"):
+            value = torch.tensor(getattr(backbone, name)).reshape(1, 3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
 
     def set_input(self, config: ModelConfig) -> None:
         """Expect other images or have other priors from now on; no parameter changes.
@@ -68,7 +103,9 @@ class Yolact(nn.Module):
         Returns:
             Logits and prototypes; ``segm`` (an auxiliary task, sec. 5) in training mode only.
         """
-        levels = self.fpn(self.backbone(images)[2:])
+        if self._normalizes:
+            images = (images - self.mean) / self.std
+        levels = self.fpn(self.backbone(images))
         head = self.prediction_layers[0]
         by_level = [head(level) for level in levels]
         predictions = Predictions(*(torch.cat(parts, 1) for parts in zip(*by_level, strict=True)))

@@ -16,7 +16,9 @@ from pathlib import Path
 from yolact.checkpoint import Checkpoint, classes_of, load_checkpoint, parse_checkpoint_name
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
+from yolact.download.pretrained import origin_of_weights, pretrained_weights
 from yolact.errors import CheckpointError
+from yolact.model.backbones.efficientnet_lite import published_names
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.restore import CLASS_LAYERS, class_layers, known_rows, restore_structure
@@ -125,10 +127,15 @@ def build_network(origin: Origin, config: YolactConfig, classes: Classes) -> tup
     init_weights(model)
     start, checkpoint = origin.start, origin.checkpoint
     if start.backbone is not None:
-        load_backbone(model, load_checkpoint(start.backbone).model_state)
+        weights = load_checkpoint(start.backbone).model_state
+        load_backbone(model, published_names(weights) or weights)
         return model, f"backbone {start.backbone}, the rest random"
     if checkpoint is None:
-        return model, "random weights"
+        source = origin_of_weights(config.model.backbone) if start.pretrained else None
+        if source is None:
+            return model, "random weights"
+        load_backbone(model, pretrained_weights(config.model.backbone))
+        return model, f"ImageNet backbone of {source}, the rest random"
     _check_belongs(checkpoint, config, start, classes)
     restore_structure(model, checkpoint, origin.engine)
     words = f"checkpoint {start.checkpoint}"

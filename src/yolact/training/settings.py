@@ -53,7 +53,14 @@ class StartSettings:
     resume: bool = False
     """Continue the run that wrote ``checkpoint``; False takes its weights for a new run."""
     backbone: Path | None = None
-    """ImageNet weights of DarkNet-53 alone (``darknet53.pth``)."""
+    """ImageNet weights of the backbone alone, such as ``darknet53.pth``."""
+    pretrained: bool = setting(
+        "--no_pretrained",
+        default=True,
+        help="Begin with random weights also where the ImageNet weights of a backbone are "
+        "installed, or timm has them.",
+    )
+    """Of no matter where the run begins with a file."""
     prior_base_size: float | None = prior_base_size_setting(
         "as many pixels if it is smaller, the same share of the image if it is larger"
     )
