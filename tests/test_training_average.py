@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from training import RECIPE, STEPS, differences, resume, tiny_config, tiny_settings
 from yolact.checkpoint import load_checkpoint
-from yolact.model.channels import channel_groups, remove_channels
+from yolact.model.channel_groups import channel_groups
+from yolact.model.channels import remove_channels
 from yolact.model.fake_quantize import fake_quantizers
 from yolact.model.yolact import Yolact
 from yolact.predict.evaluate import Evaluation, evaluate
