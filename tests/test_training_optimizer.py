@@ -16,6 +16,7 @@ from yolact.checkpoint import load_checkpoint
 from yolact.config import LossConfig
 from yolact.errors import CheckpointError
 from yolact.loss.criterion import Supervised, YolactLoss
+from yolact.model.yolact import Yolact
 from yolact.optim_config import OptimConfig
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import Entry
@@ -130,6 +131,22 @@ def test_weight_decay_that_a_recipe_sets_reaches_the_backbone(recipe_engine: Eng
     before = model.backbone.weight.detach().clone()
     gone = step(steps, gradient=0.0)
     torch.testing.assert_close(gone[model.backbone.weight], 0.5 * 0.25 * 0.5 * before)
+
+
+@pytest.mark.parametrize("start", [-1.0, 1.0])
+def test_layers_that_a_recipe_removes_leave_every_group(
+    recipe_engine: EngineName, start: float
+) -> None:
+    model, objective = Yolact(tiny_config().model), WithMaps()
+    steps = make_optimizer(replace(PLAIN, backbone_lr=0.25), model, objective)
+    engine = engine_called(recipe_engine)
+    fields = {"layers": ["backbone.layers.3.1", "proto_net.2"], "start_epoch": start}
+    manager = engine.manager({"": [engine.build(Entry("LayerPruningModifier", fields))]})
+    manager.start(model, steps, 0, 1, None)
+    for epoch in (0, 1):
+        manager.before_forward(model, steps, epoch)
+    held = [p for group in steps.param_groups for p in group["params"]]
+    assert set(held) == {*model.parameters(), objective.own}
 
 
 def test_published_runs_have_one_group_and_the_objectives_own() -> None:
