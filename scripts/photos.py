@@ -99,7 +99,7 @@ class Row:
     box_map: float
     box_ap50: float
     steps: int
-    """Of the first training."""
+    """Most that the first training took: options may have ended it earlier."""
     cpu_minutes: float
     """User and system time that making this model took, from the checkpoint before."""
     file: str
