@@ -299,8 +299,10 @@ class Experiment:
             report = measure(folder, *words, environment=self.environment)
             return tuple(report[kind]["ap"][at] for kind in ("mask", "box") for at in ("all", "50"))
 
-        measured = self.once(f"{folder.parent.name}_{folder.name}_measured", [file, *wish], work)
-        row = Row(variant.name, stage, seed, *measured, steps, seconds / 60, file)
+        name = f"{folder.parent.name}_{folder.name}_measured"
+        mask, mask50, box, box50 = self.once(name, [file, *wish], work)
+        minutes = seconds / 60
+        row = Row(variant.name, stage, seed, mask, mask50, box, box50, steps, minutes, file)
         self.rows.append(row)
         text = f"{to_markdown(self.rows, self.minutes)}\n\nMeasured on {machine()}.\n"
         (self.folder / "results.md").write_text(text)
