@@ -22,23 +22,32 @@ from yolact.sparsify.sparsity import overall_sparsity, sparsity_targets
 ONE_SHOT = "yolact.one_shot_int8"
 PUBLISHED = ["yolact.pruned", "yolact.pruned_quant", "yolact.quantized"]
 THINNED = ["yolact.thinned", "yolact.thinned_quant"]
-SMALL = [
-    f"yolact_small.{name}"
-    for name in ("pruned", "pruned_quant", "quantized", "thinned", "thinned_quant")
-]
+KINDS = ("pruned", "pruned_quant", "quantized", "thinned", "thinned_quant")
+SMALL = [f"yolact_small.{kind}" for kind in KINDS]
+LITE = [f"yolact_lite0.{kind}" for kind in KINDS]
+RESNET = [f"yolact_resnet.{kind}" for kind in KINDS]
 TRANSFER = ["yolact.transfer", "yolact.transfer_quant"]
-OURS = [*PUBLISHED, *THINNED, *SMALL, *TRANSFER]
+OURS = [*PUBLISHED, *THINNED, *SMALL, *LITE, *RESNET, *TRANSFER]
+LAST_PART = [
+    *("yolact.pruned_quant", "yolact.thinned_quant", "yolact.transfer_quant"),
+    *("yolact_resnet.pruned_quant", "yolact_resnet.thinned_quant"),
+]
+"""Recipes with a length of their own for quantization."""
 SHORT: dict[str, dict[str, Any]] = {name: {"num_epochs": 2} for name in OURS} | {
-    name: {"num_epochs": 2, "num_quantization_epochs": 0.5}
-    for name in ("yolact.pruned_quant", "yolact.thinned_quant", "yolact.transfer_quant")
+    name: {"num_epochs": 2, "num_quantization_epochs": 0.5} for name in LAST_PART
 }
+CONFIGS = {
+    "yolact": ["yolact_darknet53"],
+    "yolact_small": ["yolact_darknet_small"],
+    "yolact_lite0": ["yolact_lite0", "yolact_lite2"],
+    "yolact_resnet": ["yolact_resnet50", "yolact_base", "yolact_im400", "yolact_im700"],
+}
+"""What recipes are for, by the first part of their names."""
 
 
 def network(recipe: str) -> Yolact:
     torch.manual_seed(0)
-    return Yolact(
-        named_config("yolact_darknet_small" if "small" in recipe else "yolact_darknet53").model
-    )
+    return Yolact(named_config(CONFIGS[recipe.split(".")[0]][0]).model)
 
 
 def test_the_package_has_these_recipes() -> None:
@@ -73,6 +82,17 @@ def test_recipes_fit_their_model(name: str, short: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [*LITE, *RESNET, ONE_SHOT])
+def test_recipes_fit_every_network_of_their_family_without_a_warning(name: str) -> None:
+    every = [config for configs in CONFIGS.values() for config in configs]
+    for config in every if name == ONE_SHOT else CONFIGS[name.split(".")[0]]:
+        with torch.device("meta"):
+            model = Yolact(named_config(config).model)
+        report = examine(load_recipe(name), model, PlannedRun(1.0 if name == ONE_SHOT else None))
+        assert (report.errors, report.warnings) == ((), ()), config
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sparsity"),
     [
@@ -80,6 +100,8 @@ def test_recipes_fit_their_model(name: str, short: bool) -> None:
         ("yolact.pruned_quant", 0.8316),
         ("yolact_small.pruned", 0.826),
         ("yolact_small.pruned_quant", 0.776),
+        ("yolact_lite0.pruned", 0.7185),
+        ("yolact_lite0.pruned_quant", 0.623),
     ],
 )
 def test_recipes_end_at_the_promised_sparsity(name: str, sparsity: float) -> None:

@@ -458,6 +458,7 @@ def test_layers_that_others_need_are_a_problem_told_once(tiny: Yolact, layer: st
     assert outlook is None
     (error,) = report.errors
     assert "the network does not run without these layers" in str(error)
+    assert error.hint == "remove whole residual blocks, for instance backbone.layers.4.1"
 
 
 def test_errors_stop_a_run_and_warnings_are_returned(tiny: Yolact) -> None:

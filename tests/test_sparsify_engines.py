@@ -13,20 +13,43 @@ from recipe_engines import needs_sparseml
 from training import differences, resume, tiny_config, tiny_settings
 from yolact.checkpoint import load_checkpoint
 from yolact.config import BackboneConfig, ModelConfig, YolactConfig
-from yolact.presets import yolact_darknet_small
+from yolact.presets import LITE0, yolact_darknet_small, yolact_resnet50
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.recipe import packaged_recipes, read_document, read_source
 from yolact.training.loop import train
 from yolact.training.settings import SaveSettings
 
-TRAINING = [name for name in packaged_recipes() if name != "yolact.one_shot_int8"]
+PARTS = [
+    f"yolact_{family}.{kind}"
+    for family in ("lite0", "resnet")
+    for kind in ("pruned", "pruned_quant", "quantized", "thinned")
+]
+"""What they do, thinned_quant of their family does too, and recipes of DarkNet."""
+TRAINING = [name for name in packaged_recipes() if name not in ("yolact.one_shot_int8", *PARTS)]
 LENGTH = {"num_epochs": 2, "num_quantization_epochs": 1.1, "quantization_start_target": 0.5}
 """Six steps, of which the last three are quantized where a recipe does that."""
+
+
+BACKBONES = {
+    "yolact_lite0": replace(
+        LITE0, stem_channels=8, stage_channels=(8,) * 7, stage_blocks=(1, 2, 2, 2, 2, 2, 1)
+    ),
+    "yolact_resnet": replace(
+        yolact_resnet50().model.backbone,
+        stem_channels=8,
+        stage_channels=(32, 32, 32, 64),
+        stage_blocks=(2, 1, 1, 1),
+    ),
+}
+"""Of other families than DarkNet, by the beginning of their recipes' names."""
 
 
 def network(recipe: str) -> YolactConfig:
     """Few channels and few layers, but those of all the names that the recipe has."""
     narrow = tiny_config()
+    other = BACKBONES.get(recipe.split(".")[0])
+    if other is not None:
+        return replace(narrow, model=replace(narrow.model, backbone=other))
     names_all = "backbone.layers.3.8." in read_source(recipe)[0]
     blocks = (ModelConfig() if names_all else yolact_darknet_small().model).backbone.stage_blocks
     channels = (8, 8, 8, 16, 16)  # half of them is a whole block of four

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,14 +12,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipe_engines import ENGINES_HERE, needs_sparseml
 from training import tiny_config
 from yolact.model.yolact import Yolact
+from yolact.presets import LITE0
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.document import Entry
+from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.recipe_engines import recipe_engine
+from yolact.sparsify.structure import apply_structure, removable_blocks
 
 PER_EPOCH = 3
 State = dict[str, Tensor]
@@ -150,3 +154,24 @@ def test_layers_inside_of_removed_ones_are_gone_already() -> None:
 def test_layers_that_are_not_there_are_refused(layer: str) -> None:
     with pytest.raises(ValueError, match="the network has no such layer"):
         course("native", [Entry("LayerPruningModifier", {"layers": [layer]})], 1)
+
+
+def test_inverted_residuals_that_add_their_input_can_go_and_channels_before_and_after() -> None:
+    backbone = replace(
+        LITE0, stem_channels=4, stage_channels=(4,) * 7, stage_blocks=(1, 2, 1, 1, 1, 1, 1)
+    )
+    model = Yolact(replace(tiny_config().model, backbone=backbone))
+    blocks = removable_blocks(model)
+    assert blocks == [f"backbone.blocks.{block}" for block in (0, 2, 5, 7)]
+    thin = "- !ChannelThinningModifier {params: ['re:backbone.*'], final_width: 0.5, start_epoch: "
+    for first, then in ((0, 1), (1, 0)):
+        recipe = (
+            f"modifiers:\n{thin}{first}, multiple_of: 1}}\n"
+            f"- !LayerPruningModifier {{layers: [{blocks[1]}], start_epoch: {then}}}\n"
+        )
+        smaller = copy.deepcopy(model).eval()
+        apply_structure(smaller, load_recipe(recipe))
+        assert {c.out_channels for c in smaller.backbone.modules() if isinstance(c, nn.Conv2d)} == {
+            *(2, 12)
+        }
+        smaller(torch.zeros(1, 3, 64, 64))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yolact.errors import RecipeError
 from yolact.model.fused_layers import is_fused
@@ -63,7 +64,8 @@ def rehearse(model: nn.Module, recipe: Recipe) -> None:
     trial = copy.deepcopy(model)
     apply_structure(trial, recipe)
     if removes:
-        _require_running(trial)
+        with removal_errors(model):
+            _run(trial)
 
 
 def recipe_names(model: nn.Module) -> dict[str, str]:
@@ -116,18 +118,45 @@ def fit_errors() -> Iterator[None]:
 
 
 @contextmanager
-def removal_errors() -> Iterator[None]:
-    """Turn what a network without some of its layers raises into a RecipeError."""
+def removal_errors(model: nn.Module) -> Iterator[None]:
+    """Turn what a network without some of its layers raises into a RecipeError.
+
+    ``model`` still has them; the hint names a block of it that can go.
+    """
     try:
         yield
     except (RuntimeError, ValueError, TypeError) as error:
+        blocks = removable_blocks(model)
         raise RecipeError(
             f"LayerPruningModifier: the network does not run without these layers: {error}",
-            hint="remove whole residual blocks, for instance backbone.layers.3.8",
+            hint=f"remove whole residual blocks, for instance {blocks[-1]}"
+            if blocks
+            else "no block of this network has an output of its input's shape",
         ) from error
 
 
-def _require_running(model: nn.Module) -> None:
-    image = torch.zeros(1, 3, _SIDE, _SIDE, device=next(model.parameters()).device)
-    with removal_errors(), torch.no_grad():
-        model.eval()(image)
+def removable_blocks(model: nn.Module) -> list[str]:
+    """Names of the blocks of several convolutions whose output has the shape of their input.
+
+    Residual blocks are such, unless they change the width or the resolution. A network runs without
+    any of them.
+    """
+    found, model = [], copy.deepcopy(model)
+
+    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and [output.shape] == [x.shape for x in inputs]:
+                found.append(name)
+
+        return hook
+
+    for name, module in model.named_modules():
+        if sum(isinstance(part, nn.Conv2d) for part in module.modules()) > 1:
+            module.register_forward_hook(look(name))
+    _run(model)
+    return found
+
+
+@torch.no_grad()
+def _run(model: nn.Module) -> None:
+    model.eval()(torch.zeros(1, 3, _SIDE, _SIDE, device=next(model.parameters()).device))

@@ -121,7 +121,7 @@ def forecast(
         _layer(name, look, today[name], weights[name])
         for name, look in _look(meta, image_size).items()
     ]
-    with removal_errors():
+    with removal_errors(model):
         looks = _look(thinned, image_size)
     after = [
         _layer(name, replace(look, int8=name in int8), then[name], weights[name])

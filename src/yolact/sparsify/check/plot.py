@@ -69,7 +69,7 @@ def plot_schedule(curves: Curves, title: str, path: Path) -> None:
 
 
 def group_label(names: Sequence[str]) -> str:
-    """What a group of parameters is called: the stages of the backbone, or the parts they are in.
+    """What a group of parameters is called: stages or blocks of the backbone, or their parts.
 
     >>> group_label(["backbone.layers.3.0.0.weight", "backbone.layers.4.0.0.weight"])
     'backbone 3-4'
@@ -78,7 +78,7 @@ def group_label(names: Sequence[str]) -> str:
     """
     stages, parts = set(), []
     for name in names:
-        stage = re.match(r"backbone\.layers\.(\d+)\.", name)
+        stage = re.match(r"backbone\.(?:layers|blocks)\.(\d+)\.", name)
         if stage:
             stages.add(int(stage[1]))
         parts.append("backbone" if stage else name.split(".")[0])

@@ -2,9 +2,9 @@
 
 sparseml's own pair, StructuredPruningModifier and LayerThinningModifier, needs every group of
 channels spelled out in the recipe and masks channels long before it removes them. YOLACT's groups
-are known (:mod:`yolact.model.channel_groups`), so here a recipe only names convolutions, and channels
-disappear as soon as they are given up: the rest of the run trains, and is as fast as, the smaller
-network.
+are found (:mod:`yolact.model.channel_groups`), so here a recipe only names convolutions, and
+channels disappear as soon as they are given up: the rest of the run trains, and is as fast as, the
+smaller network.
 
 How many channels are left is a function of the recipe and of the epoch alone. That is what lets a
 checkpoint be loaded by its recipe, and a run continue in the middle of thinning.
