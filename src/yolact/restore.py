@@ -17,7 +17,6 @@ from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.config import ModelConfig, YolactConfig
 from yolact.data.labels import Classes, match_names
 from yolact.errors import CheckpointError
-from yolact.model.channels import channel_groups
 from yolact.model.identify import differences, words
 from yolact.model.weights import load_weights
 from yolact.model.yolact import Yolact
@@ -309,10 +308,9 @@ def bare_subject(config: YolactConfig, image_size: ImageSize | None) -> Subject:
 
 def _smaller(state: Mapping[str, Tensor], model: Yolact) -> bool:
     """Whether some layers or channels of the network are missing from the weights."""
-    return any(name not in state for name, _ in model.named_parameters()) or any(
-        name in state and len(state[name]) < group.width
-        for group in channel_groups(model.config)
-        for name in group.weights
+    return any(
+        name not in state or state[name].shape[:1] < parameter.shape[:1]
+        for name, parameter in model.named_parameters()
     )
 
 
