@@ -16,8 +16,7 @@ from torchvision.models import resnet as torchvision
 
 from conftest import OWN_GOLDEN, Golden, GoldenSet, golden_weight
 from recipe_engines import ENGINES_HERE
-from training import tiny_config
-from yolact.config import BackboneConfig, ModelConfig
+from training import tiny_resnet
 from yolact.model.backbones.resnet import ResNet
 from yolact.model.fake_quantize import fake_quantizers
 from yolact.model.foreign import adapt
@@ -44,19 +43,6 @@ def randomised(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def tiny_resnet() -> ModelConfig:
-    """A network of few channels on a ResNet with and without blocks that only add."""
-    backbone = BackboneConfig(
-        name="resnet",
-        stem_channels=4,
-        stage_channels=(8, 16, 16, 32),
-        stage_blocks=(2, 1, 2, 1),
-        mean=(0.5, 0.4, 0.3),
-        std=(0.2, 0.3, 0.4),
-    )
-    return replace(tiny_config().model, backbone=backbone, num_classes=3)
-
-
 @pytest.fixture(scope="module")
 def theirs() -> torchvision.ResNet:
     network = torchvision.ResNet(torchvision.Bottleneck, list(BLOCKS), num_classes=5)
@@ -64,13 +50,13 @@ def theirs() -> torchvision.ResNet:
     return network
 
 
-@pytest.mark.parametrize("size", [(64, 64), (61, 91)])
+@pytest.mark.parametrize(("size", "prefix"), [((64, 64), ""), ((61, 91), "module.model.")])
 def test_weights_of_torchvision_compute_what_they_compute_there(
-    theirs: torchvision.ResNet, size: tuple[int, int]
+    theirs: torchvision.ResNet, size: tuple[int, int], prefix: str
 ) -> None:
     preset = yolact_resnet50().model
     model = Yolact(replace(preset, backbone=replace(preset.backbone, stage_blocks=BLOCKS)))
-    adapted = adapt(theirs.state_dict())
+    adapted = adapt({f"{prefix}{name}": value for name, value in theirs.state_dict().items()})
     load_backbone(model, adapted.state)
     assert any("2 others left out" in note for note in adapted.notes)
     images = torch.rand(2, 3, *size)
@@ -86,7 +72,7 @@ def test_weights_of_torchvision_compute_what_they_compute_there(
 
 @pytest.mark.parametrize("engine", ENGINES_HERE)
 def test_a_quantized_resnet_that_does_not_round_computes_the_same(engine: EngineName) -> None:
-    model = Yolact(tiny_resnet())
+    model = Yolact(tiny_resnet().model)
     randomised(model)
     images = torch.rand(1, 3, 64, 64)
     expected = values(model, images)
@@ -107,7 +93,7 @@ def values(model: Yolact, images: Tensor) -> list[Tensor]:
 
 
 def test_sides_are_rounded_up() -> None:
-    backbone = ResNet(tiny_resnet().backbone).eval()
+    backbone = ResNet(tiny_resnet().model.backbone).eval()
     with torch.inference_mode():
         shapes = [tuple(x.shape) for x in backbone(torch.zeros(1, 3, 33, 65))]
     assert shapes == [(1, 16, 5, 9), (1, 16, 3, 5), (1, 32, 2, 3)]
@@ -206,7 +192,7 @@ def test_files_of_torchvision_load_under_the_names_of_the_reference(
 def test_priors_of_other_sizes_equal_the_reference(numbers: Golden, name: str) -> None:
     config = named_config(name)
     small = replace(
-        tiny_resnet(),
+        tiny_resnet().model,
         **{k: getattr(config.model, k) for k in ("image_size", "prior_scales", "prior_base_size")},
     )
     side = config.model.input_size[0]
