@@ -29,7 +29,7 @@ from yolact.checkpoint import load_checkpoint
 from yolact.cli.train import train, train_settings
 from yolact.errors import ConfigError
 from yolact.model.yolact import Yolact
-from yolact.presets import CONFIGS
+from yolact.presets import BACKBONE_FILES, CONFIGS
 from yolact.restore import build_model
 from yolact.sparsify.sparsity import overall_sparsity
 from yolact.training.settings import TrainSettings
@@ -355,13 +355,19 @@ def test_a_backbone_file_is_used_when_named_or_in_its_usual_place(tiny_shapes: P
     assert settings_of().start.backbone is None
 
 
-def test_random_weights_of_the_full_network_are_warned_of(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("name", BACKBONE_FILES)
+def test_random_weights_are_warned_of_where_a_file_of_the_backbone_is_known(
+    name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings_of("--config", "yolact_darknet53_config")
+    file = Path("weights") / BACKBONE_FILES[name]
+    assert settings_of("--config", f"{name}_config").start.backbone is None
     assert capsys.readouterr().err == (
-        "warning: no weights/darknet53.pth and no --resume: training from random weights\n"
+        f"warning: no {file} and no --resume: training from random weights\n"
     )
+    file.parent.mkdir()
+    file.touch()
+    assert settings_of("--config", f"{name}_config").start.backbone == file
+    assert capsys.readouterr().err == ""
 
 
 # Recipes
