@@ -37,7 +37,7 @@ STANDALONE = "exporter/deployed_run.py"
 
 MOST_LINES = 400
 MOST_FUNCTION_LINES = 60
-MOST_MODULES = 190
+MOST_MODULES = 191
 
 
 @cache
@@ -164,7 +164,7 @@ def test_some_packages_are_imported_in_one_place_only(door: str) -> None:
     assert places and set(others) <= {STANDALONE}
 
 
-@pytest.mark.parametrize(("name", "most"), [("checkpoint", 15), ("cli.download", 38)])
+@pytest.mark.parametrize(("name", "most"), [("checkpoint", 15), ("cli.download", 43)])
 def test_a_module_reaches_few_others(
     name: str, most: int, record_property: Callable[[str, object], None]
 ) -> None:

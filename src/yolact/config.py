@@ -220,12 +220,34 @@ class DetectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random transforms of the training images (SSD's, as YOLACT uses them)."""
+    """Random transforms of the training images (SSD's, as YOLACT uses them; then newer ones)."""
 
     photometric: bool = True
     expand: bool = True
     crop: bool = True
     mirror: bool = True
+    mosaic: float = setting(
+        default=0.0,
+        at_least=0,
+        at_most=1,
+        help="Probability that a training image is made of windows of four.",
+    )
+    """``expand`` and ``crop`` leave such an image alone."""
+    copy_paste: float = setting(
+        default=0.0,
+        at_least=0,
+        at_most=1,
+        help="Probability that objects of another image are pasted onto a training image.",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what is no probability with a ConfigError."""
+        for name in ("mosaic", "copy_paste"):
+            if not 0 <= getattr(self, name) <= 1:  # NaN is neither
+                raise ConfigError(
+                    f"--{name} must be in 0..1, got {getattr(self, name)}",
+                    hint="it is a probability: 0 never, 0.5 for half of the images, 1 for each",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,7 @@ DATA_SETS = tuple(name for name, layout in LAYOUTS.items() if layout.training)
     *options_of(TrainSettings, "batch_size", "accumulate", "epochs", "max_iter"),
     *options_of(OptimConfig, "lr", "backbone_lr", "schedule", "optimizer", otherwise="config's"),
     click.option("--no_augment", is_flag=True, help="Only resize the training images."),
+    *options_of(AugmentConfig, "mosaic", "copy_paste", otherwise="config's"),
     *options_of(
         OptimConfig,
         *("momentum", "weight_decay", "gamma", "max_grad_norm", "ema_decay"),
@@ -170,9 +171,10 @@ def train_settings(given: Mapping[str, Any]) -> TrainSettings:
 
 def _config(given: Mapping[str, Any]) -> YolactConfig:
     config = named_config(given["config"])
+    augment = replace(config.augment, **changes(AugmentConfig, given))
     if given["no_augment"]:
-        off = AugmentConfig(photometric=False, expand=False, crop=False, mirror=False)
-        config = replace(config, augment=off)
+        augment = AugmentConfig(photometric=False, expand=False, crop=False, mirror=False)
+    config = replace(config, augment=augment)
     config = config.with_model(**changes(ModelConfig, given))
     optim = replace(config.optim, **changes(OptimConfig, given))
     _require_effect(given, optim)

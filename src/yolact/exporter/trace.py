@@ -49,6 +49,7 @@ def trace(network: nn.Module, images: Tensor, *, opset: int, static: bool) -> on
         # The TorchScript exporter: the newer one refuses quantizers and opsets before 18. Only this
         # call knows which of the two there is; DECISIONS.md says what changing it takes.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", "Constant folding")  # passes do what it leaves undone
         torch.onnx.export(
             _Traced(network).eval(),
             (images,),

@@ -195,7 +195,6 @@ class Trainer:
         run, settings = self.run, self.run.settings
         epoch, first_batch = run.plan.batch_of(self.iteration)
         self.loader.batch_sampler.set_position(epoch, first_batch)
-        run.model.train()
         for batches in self._groups(iter(self.loader), settings.accumulate):
             self._step(epoch, batches, bar)
             if self.iteration >= run.plan.total_steps:
@@ -223,6 +222,7 @@ class Trainer:
         self._keep_float_weights(clock)
         if run.driver.quantizes_by(clock + 1 / run.plan.steps_per_epoch):
             self.stepper.full_precision()
+        run.model.train()  # batch norms too that were frozen and may be trained from this step on
         run.driver.before_forward(run.model, run.optimizer, clock)
         hold_batch_norms(run.model, every=run.settings.freeze_bn)
         run.objective.set_epoch(clock)

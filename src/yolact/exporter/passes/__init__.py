@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from yolact.exporter.options import Layout
 from yolact.exporter.passes.clean import (
+    fold_constants,
     make_scales_scalar,
     merge_duplicates,
+    pad_in_convolutions,
     remove_identities,
     simplify_reshapes,
     store_constants,
@@ -25,6 +27,7 @@ from yolact.exporter.passes.quantize import (
     make_activations_unsigned,
     missing_ranges,
     quantize_activations,
+    quantize_pixels,
     store_biases_as_int32,
     store_weights_as_int8,
 )
@@ -33,7 +36,14 @@ from yolact.exporter.passes.store import convolve_integers
 
 Pass = Callable[[onnx.ModelProto], None]
 
-CLEAN: Sequence[Pass] = (remove_identities, store_constants, simplify_reshapes, write_sizes)
+CLEAN: Sequence[Pass] = (
+    remove_identities,
+    store_constants,
+    fold_constants,
+    pad_in_convolutions,
+    simplify_reshapes,
+    write_sizes,
+)
 """Run on every export; results stay the same."""
 
 INTEGERS: Sequence[Pass] = (
@@ -76,5 +86,6 @@ def to_integers(
     missing = missing_ranges(graph)
     measured = {} if images is None else measure_outputs(network, missing, images)
     quantize_activations(graph, measured, before_leaky_relu=layout != "openvino")
+    quantize_pixels(graph)
     store_biases_as_int32(graph)
     return len(missing_ranges(graph)) if images is None else 0

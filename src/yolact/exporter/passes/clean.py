@@ -7,8 +7,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 from yolact.exporter.graph import Array, Graph, Shape, infer_shapes
+
+_MOST_FOLDED = 64
+"""Integers of a shape or of paddings; more would be data."""
 
 
 def remove_identities(model: onnx.ModelProto) -> None:
@@ -29,6 +34,46 @@ def store_constants(model: onnx.ModelProto) -> None:
         if array is not None:
             graph.add_constant(node.output[0], array)
             graph.remove(node)
+    graph.commit()
+
+
+def fold_constants(model: onnx.ModelProto) -> None:
+    """Replace nodes that make a few integers out of constant integers by what they make.
+
+    torch traces the paddings of an image as six nodes that put constants into another order.
+    """
+    graph = Graph(model)
+    for node in graph.nodes():
+        arrays = {name: graph.constant(name) for name in node.input if name}
+        known = {name: array for name, array in arrays.items() if array is not None}
+        if not known or len(known) < len(arrays) or not all(map(_is_short, known.values())):
+            continue
+        result = _evaluated(model, node, known)
+        if _is_short(result):
+            graph.add_constant(node.output[0], result)
+            graph.remove(node)
+    graph.commit()
+
+
+def pad_in_convolutions(model: onnx.ModelProto) -> None:
+    """Let convolutions add the zeros that a Pad adds to height and width before them.
+
+    Quantizers may stand in between: 0 is a number that each of them holds. A Pad of which a reader
+    is anything else stays.
+    """
+    graph = Graph(model)
+    for pad in graph.nodes("Pad"):
+        before_after = _zeros_around(graph, pad)
+        convolutions = _padded(graph, pad.output[0], np.zeros(()))
+        if before_after is None or convolutions is None:
+            continue
+        for conv in convolutions:
+            own = next((a for a in conv.attribute if a.name == "pads"), None)
+            if own is None:
+                conv.attribute.append(helper.make_attribute("pads", before_after))
+            else:
+                own.ints[:] = [a + b for a, b in zip(own.ints, before_after, strict=True)]
+        graph.replace_value(pad.output[0], pad.input[0])
     graph.commit()
 
 
@@ -115,6 +160,77 @@ def scale_to(before: int, after: int) -> np.float32:
     while math.floor(before * float(scale)) < after:
         scale = np.nextafter(scale, np.float32(np.inf))
     return scale
+
+
+def _is_short(array: Array) -> bool:
+    return array.dtype.kind == "i" and array.size <= _MOST_FOLDED
+
+
+def _evaluated(model: onnx.ModelProto, node: onnx.NodeProto, inputs: dict[str, Array]) -> Array:
+    infos = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        for name, a in inputs.items()
+    ]
+    output = helper.make_empty_tensor_value_info(node.output[0])
+    graph = helper.make_graph([node], "constant", infos, [output])
+    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=model.opset_import))
+    return np.asarray(evaluator.run(None, inputs)[0])
+
+
+def _zeros_around(graph: Graph, pad: onnx.NodeProto) -> list[int] | None:
+    """What a Pad adds to [H, W] before and after, or None when it does anything else."""
+    mode = next((a.s for a in pad.attribute if a.name == "mode"), b"constant")
+    widths, value, axes = (
+        graph.constant(pad.input[index]) if len(pad.input) > index and pad.input[index] else default
+        for index, default in ((1, None), (2, np.zeros(())), (3, np.arange(4)))
+    )
+    if mode != b"constant" or widths is None or value is None or axes is None or value.any():
+        return None
+    added = np.zeros((2, 4), np.int64)
+    if axes.size > 4 or widths.size != 2 * axes.size or axes.max() > 3 or widths.min() < 0:
+        return None
+    added[:, axes] = widths.reshape(2, -1)
+    return None if added[:, :2].any() else [int(n) for n in added[:, 2:].ravel()]
+
+
+def _padded(graph: Graph, value: str, zero: Array) -> list[onnx.NodeProto] | None:
+    """The convolutions that read ``value`` as images, where nothing else does.
+
+    Args:
+        graph: Of them.
+        value: Where they begin; quantizers and limits in between do not change what 0 stands for.
+        zero: What stands for 0 in ``value``.
+    """
+    found: list[onnx.NodeProto] = []
+    for node in graph.readers(value):
+        if list(node.input).count(value) > 1 or node.input[0] != value:
+            return None
+        if node.op_type == "Conv":
+            if any(a.name == "auto_pad" and a.s != b"NOTSET" for a in node.attribute):
+                return None
+            found.append(node)
+            continue
+        next_zero = _zero_behind(graph, node, zero)
+        behind = None if next_zero is None else _padded(graph, node.output[0], next_zero)
+        if behind is None:
+            return None
+        found += behind
+    return None if value in graph.output_names() else found
+
+
+def _zero_behind(graph: Graph, node: onnx.NodeProto, zero: Array) -> Array | None:
+    """What ``zero`` becomes behind a quantizer or a limit; None where padding cannot move along."""
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2:
+        point = graph.constant(node.input[2])
+        if node.op_type == "QuantizeLinear":
+            return point
+        return np.zeros(()) if point is not None and np.array_equal(zero, point) else None
+    if node.op_type == "Clip":
+        limits = [graph.constant(name) for name in node.input[1:] if name]
+        arrays = [limit for limit in limits if limit is not None]
+        if len(arrays) == len(limits) == 2 and np.all((arrays[0] <= zero) & (zero <= arrays[1])):
+            return zero
+    return None
 
 
 def _constant_shape(graph: Graph, node: onnx.NodeProto) -> Array | None:

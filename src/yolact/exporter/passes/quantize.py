@@ -12,12 +12,15 @@ from onnx import helper
 
 from yolact.exporter.graph import Array, Graph
 from yolact.exporter.passes.ranges import (
+    LIMITING,
     MOVING,
     Quantizer,
     Ranges,
     data_inputs,
     derive,
     found_quantizers,
+    limits_of,
+    normalization,
     plain_quantizers,
     unknown_outputs,
 )
@@ -26,6 +29,8 @@ _INTEGER = ("LeakyRelu", "Relu", "Add", "Resize", *MOVING)
 """Besides convolutions of integer weights, what engines compute in integers."""
 _LIMIT = 2**30
 """Half of what int32 holds: the other half is for what is added."""
+_WHOLE = 1e-3
+"""How near a number is to a whole one when it is meant to be one: float32 has 7 digits."""
 
 
 def make_activations_unsigned(model: onnx.ModelProto) -> None:
@@ -95,7 +100,8 @@ def quantize_activations(
     Training gives each reader of a value its own pair, and some readers none: additions, shortcuts,
     and what comes before an output. Here all readers share one, so that between two pairs there is
     a single node, which engines replace by its integer kernel. A Relu whose quantizer starts at 0
-    goes: limiting to 0..255 does the same. Nodes that only move numbers work on the integers.
+    goes, and a ReLU6 whose quantizer ends at 6 as well: limiting to 0..255 does the same. Nodes
+    that only move numbers work on the integers.
 
     Args:
         model: After the other passes of quantization; edited in place.
@@ -109,12 +115,13 @@ def quantize_activations(
     found = found_quantizers(graph)
     _strip(graph)
     known = derive(graph, found, measured or {})
-    for node in graph.nodes("Relu"):
-        if _is_implied(graph, node, known, found):
+    for node in graph.nodes(*LIMITING):
+        limits = _implied_limits(graph, node, known, found)
+        if limits is not None:
             before, after = node.input[0], node.output[0]
             graph.replace_value(after, before)
             graph.remove(node)
-            if before not in known or known[before].zero:  # else it is limited already
+            if before not in known or not known[before].implies(*limits):  # else limited already
                 known[before] = known[after]
             found |= {before: known[before]} if after in found else {}
     fused = set() if before_leaky_relu else _leaky_relu_inputs(graph)
@@ -131,6 +138,32 @@ def missing_ranges(model: onnx.ModelProto) -> set[str]:
     sums = {name for node in graph.nodes("Add") for name in node.input}
     found_directly = {name: q for name, q in known.items() if name not in sums or name in found}
     return {weight for weight, _ in unknown_outputs(graph, found_directly)}
+
+
+def quantize_pixels(model: onnx.ModelProto) -> None:
+    """Let the quantizer of normalised images read the image itself, where that is the same.
+
+    round((x - mean) / std / scale) + zero is round(x / (std * scale)) + zero - shift when shift,
+    which is mean / (std * scale), is a whole number: pixels of one mean and std for all channels
+    may be their own bytes. The DequantizeLinear behind makes normalised values of them.
+    """
+    graph = Graph(model)
+    for quantize in plain_quantizers(graph):
+        found = normalization(graph, quantize.input[0])
+        scale, zero = (graph.constant(name) for name in quantize.input[1:])
+        if found is None or scale is None or zero is None or np.ptp(found[1]) + np.ptp(found[2]):
+            continue
+        image, mean, std = found[0], *(float(part.flat[0]) for part in found[1:])
+        step = std * float(scale)
+        shift = round(mean / step)
+        if abs(mean / step - shift) < _WHOLE and 0 <= int(zero) - shift <= np.iinfo(np.uint8).max:
+            moved = np.array(int(zero) - shift, np.uint8)
+            quantize.input[:] = [
+                image,
+                graph.add_constant(f"{image}_scale", np.array(step, np.float32)),
+                graph.add_constant(f"{image}_zero", moved),
+            ]
+    graph.commit()
 
 
 def store_biases_as_int32(model: onnx.ModelProto) -> None:
@@ -193,19 +226,21 @@ def _strip(graph: Graph) -> None:
         graph.remove(quantize)
 
 
-def _is_implied(
-    graph: Graph, relu: onnx.NodeProto, known: Mapping[str, Quantizer], found: Collection[str]
-) -> bool:
-    """Whether a quantizer will stand in its place that limits as it does.
+def _implied_limits(
+    graph: Graph, node: onnx.NodeProto, known: Mapping[str, Quantizer], found: Collection[str]
+) -> tuple[float, float] | None:
+    """Limits that a quantizer, which will stand in a node's place, has as well.
 
-    One that was found does. One that was derived does behind a convolution of integer weights;
-    what one of float weights puts out stays float.
+    One that was found stands there. One that was derived does behind a convolution of integer
+    weights; what one of float weights puts out stays float.
     """
-    before, after = relu.input[0], relu.output[0]
+    before, after = node.input[0], node.output[0]
     conv = graph.producer(before, "Conv")
     rounded = after in found or (conv is not None and _has_integer_weights(graph, conv))
-    alone = len(graph.readers(before)) == 1
-    return rounded and after in known and known[after].zero == 0 and alone
+    quantizer, limits = known.get(after), limits_of(graph, node)
+    if not rounded or quantizer is None or limits is None or len(graph.readers(before)) > 1:
+        return None
+    return limits if quantizer.implies(*limits) else None
 
 
 def _has_integer_weights(graph: Graph, conv: onnx.NodeProto) -> bool:

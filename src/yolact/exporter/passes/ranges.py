@@ -6,7 +6,9 @@ inputs of a next layer. Of the rest, many follow:
 
 * LeakyReLU takes [l, h] to [slope * l, h], for l <= 0 <= h, and nothing else gives that;
 * interpolation between values, and moving them, leaves them in their range;
-* ReLU followed by a quantizer whose 0 is the smallest number has nothing left to do.
+* ReLU followed by a quantizer whose 0 is the smallest number has nothing left to do; nor has ReLU6
+  whose quantizer ends at 6, which it does where it was learnt from what ReLU6 puts out;
+* pixels are in 0..1, so their normalised values are known without looking.
 
 What does not follow has to be measured on images: the outputs of convolutions that end in a graph
 output, and the lateral ones of the pyramid, which are added to what was upsampled.
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from yolact.exporter.graph import Graph
+from yolact.exporter.graph import Array, Graph
 from yolact.exporter.trace import watched
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -34,6 +36,10 @@ _LEVELS = 255
 MOVING = ("Transpose", "Reshape", "Concat")
 """Nodes that leave numbers as they are."""
 _KEEPING = (*MOVING, "Resize")
+LIMITING = ("Relu", "Clip")
+"""Nodes that cut values off."""
+_ON_GRID = 1e-3
+"""Of a step: how near a number is to a multiple of it when it is meant to be one."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,16 @@ class Quantizer:
     def high(self) -> float:
         """The largest number it holds."""
         return (_LEVELS - self.zero) * self.scale
+
+    def implies(self, low: float, high: float) -> bool:
+        """Whether limiting values to this range before changes no integer."""
+        last = round(min(high / self.scale, 2 * _LEVELS)) + self.zero
+        return round(max(low / self.scale, -2 * _LEVELS)) + self.zero <= 0 and last >= _LEVELS
+
+    def has_on_grid(self, low: float, high: float) -> bool:
+        """Whether both are numbers that it holds exactly: limits of fewer bits are."""
+        steps = np.array([low, high]) / self.scale
+        return bool(np.all(np.abs(steps - np.rint(steps)) < _ON_GRID))
 
 
 def found_quantizers(graph: Graph) -> dict[str, Quantizer]:
@@ -105,10 +121,11 @@ def derive(graph: Graph, found: Mapping[str, Quantizer], measured: Ranges) -> di
         measured: Of convolutions whose output has no quantizer.
     """
     known = dict(found)
-    for node in graph.nodes("Relu"):
-        after = known.get(node.output[0])
-        if after is not None and after.zero:  # it was learnt where negative values come by as well
-            _learn(known, node.output[0], 0.0, after.high)
+    for value, ends in _normalized(graph):
+        if value in known:
+            _learn(known, value, *ends)
+    for node in graph.nodes(*LIMITING):
+        _end_with_limits(graph, node, known)
     _follow(graph, known)
     for conv, value in unknown_outputs(graph, known):
         if conv in measured:
@@ -167,37 +184,87 @@ def data_inputs(node: onnx.NodeProto) -> list[str]:
     return list(node.input if node.op_type in ("Concat", "Add") else node.input[:1])
 
 
+def limits_of(graph: Graph, node: onnx.NodeProto) -> tuple[float, float] | None:
+    """The range that a Relu or a Clip limits values to; None where it is not constant."""
+    if node.op_type == "Relu":
+        return 0.0, math.inf
+    ends = [-math.inf, math.inf]
+    for index, name in enumerate(node.input[1:]):
+        array = graph.constant(name) if name else np.array(ends[index])
+        if array is None or array.size != 1:
+            return None
+        ends[index] = float(array.item())
+    return ends[0], ends[1]
+
+
+def normalization(graph: Graph, value: str) -> tuple[str, Array, Array] | None:
+    """An input of the graph, and what is taken from it and what it is divided by in ``value``."""
+    divide = graph.producer(value, "Div")
+    subtract = divide and graph.producer(divide.input[0], "Sub")
+    if divide is None or subtract is None or subtract.input[0] not in graph.input_names():
+        return None
+    mean, std = graph.constant(subtract.input[1]), graph.constant(divide.input[1])
+    return None if mean is None or std is None else (subtract.input[0], mean, std)
+
+
+def _normalized(graph: Graph) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Normalised pixels, and the range that follows from 0..1."""
+    for node in graph.nodes("Div"):
+        found = normalization(graph, node.output[0])
+        if found is not None:
+            mean, std = (part.astype(np.float64) for part in found[1:])
+            yield node.output[0], (float((-mean / std).min()), float(((1 - mean) / std).max()))
+
+
+def _end_with_limits(graph: Graph, node: onnx.NodeProto, known: dict[str, Quantizer]) -> None:
+    """Let a quantizer behind limits hold nothing beyond: it was learnt where more comes by.
+
+    Quantizers of fewer bits have limits on their own grid, which has to stay.
+    """
+    after, limits = known.get(node.output[0]), limits_of(graph, node)
+    if after is None or limits is None or after.implies(*limits):
+        return
+    if node.op_type == "Relu" or not after.has_on_grid(*limits):
+        _learn(known, node.output[0], max(after.low, limits[0]), min(after.high, limits[1]))
+
+
 def _follow(graph: Graph, known: dict[str, Quantizer]) -> None:
     count = -1
     while len(known) != count:
         count = len(known)
-        for node in graph.nodes("LeakyRelu", "Relu", *_KEEPING):
-            _through(node, known)
-        for node in reversed(graph.nodes("LeakyRelu", "Relu", *_KEEPING)):
-            _back(node, known)
+        for node in graph.nodes("LeakyRelu", *LIMITING, *_KEEPING):
+            _through(graph, node, known)
+        for node in reversed(graph.nodes("LeakyRelu", *LIMITING, *_KEEPING)):
+            _back(graph, node, known)
 
 
-def _through(node: onnx.NodeProto, known: dict[str, Quantizer]) -> None:
+def _through(graph: Graph, node: onnx.NodeProto, known: dict[str, Quantizer]) -> None:
     inputs = [known.get(name) for name in data_inputs(node)]
     before, after = inputs[0], node.output[0]
     if before is None or after in known:
         return
     if node.op_type == "LeakyRelu":
         _learn(known, after, before.low * _slope(node), before.high)
-    elif node.op_type == "Relu":
-        _learn(known, after, 0.0, before.high)
+    elif node.op_type in LIMITING:
+        limits = limits_of(graph, node)
+        if limits is not None:
+            _learn(known, after, max(before.low, limits[0]), min(before.high, limits[1]))
     elif all(other == before for other in inputs):
         known[after] = before
 
 
-def _back(node: onnx.NodeProto, known: dict[str, Quantizer]) -> None:
+def _back(graph: Graph, node: onnx.NodeProto, known: dict[str, Quantizer]) -> None:
     after = known.get(node.output[0])
     for before in data_inputs(node):
         if after is None or before in known:
             continue
         if node.op_type == "LeakyRelu":
             _learn(known, before, after.low / _slope(node), after.high)
-        elif node.op_type != "Relu" or after.zero == 0:
+        elif node.op_type in LIMITING:
+            limits = limits_of(graph, node)
+            if limits is not None and after.implies(*limits):
+                known[before] = after
+        else:
             known[before] = after
 
 
