@@ -10,22 +10,20 @@ Stopped in any way and run again, it goes on where it stopped: what was done is 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from commands import call, machine, validate
+from commands import Stages, call, final_checkpoint, hashed, machine, validate
 
 from yolact.errors import CheckpointError, ConfigError
-from yolact.files import write_text
 
 CONFIG = "yolact_darknet_small_config"
 TILES, TILE = 8, 288
@@ -68,46 +66,6 @@ class Row:
     onnx_bytes: int
     images_per_second: float
     train_minutes: float
-
-
-class Stages:
-    """What was done in a folder: one JSON file a stage, with its wish and, at its end, its result.
-
-    A wish is everything that the result depends on. Files are written whole or not at all.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Remember it in ``folder``."""
-        self.folder = folder
-
-    def once(self, name: str, wish: object, work: Callable[[float | None], Any], *out: Path) -> Any:
-        """The result of ``work``, which is done only if it was not done before.
-
-        Args:
-            name: Of the stage.
-            wish: With another wish, or without one of the files in ``out``, it is done anew.
-            work: Its argument is the time when the same stage was begun and not ended, or None.
-            out: Files that it leaves behind.
-        """
-        record = self._read(name)
-        same = record.get("wish") == json.loads(json.dumps(wish))
-        if same and "result" in record and all(path.exists() for path in out):
-            print(f"\n{name}: done before", flush=True)
-            return record["result"]
-        begun = record["began"] if same and "result" not in record else None
-        began = time.time() if begun is None else begun
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._write(name, {"wish": wish, "began": began})
-        result = work(begun)
-        self._write(name, {"wish": wish, "began": began, "result": result})
-        return result
-
-    def _read(self, name: str) -> dict[str, Any]:
-        path = self.folder / f"{name}.json"
-        return json.loads(path.read_text()) if path.exists() else {}
-
-    def _write(self, name: str, record: dict[str, Any]) -> None:
-        write_text(self.folder / f"{name}.json", json.dumps(record, indent=1))
 
 
 class Quickstart:
@@ -288,17 +246,6 @@ class Quickstart:
     def onnx(self, variant: Variant) -> Path:
         """Where a variant is exported to."""
         return self.folder / f"{variant.folder}.onnx"
-
-
-def final_checkpoint(printed: str) -> Path:
-    """The path in what a finished training command printed."""
-    (line,) = (line for line in printed.splitlines() if line.startswith("checkpoint: "))
-    return Path(line.removeprefix("checkpoint: "))
-
-
-def hashed(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def to_markdown(rows: list[Row]) -> str:

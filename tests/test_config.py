@@ -15,11 +15,11 @@ from yolact.config import (
     DetectConfig,
     LossConfig,
     ModelConfig,
-    OptimConfig,
     YolactConfig,
 )
 from yolact.data.labels import COCO_CLASSES
 from yolact.errors import ConfigError
+from yolact.optim_config import OptimConfig
 from yolact.presets import CONFIGS, named_config, yolact_darknet53, yolact_darknet_small
 
 

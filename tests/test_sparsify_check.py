@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from recipe_engines import engines_of
 from training import tiny_config
-from yolact.config import OptimConfig, YolactConfig
+from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.engines.compress import compressed_size
 from yolact.errors import RecipeError
 from yolact.exporter.export import export
 from yolact.model.weights import init_weights
 from yolact.model.yolact import Yolact
+from yolact.optim_config import OptimConfig
 from yolact.presets import named_config
 from yolact.sparsify.check.curves import meta_copy, with_values
 from yolact.sparsify.check.examine import (

@@ -15,7 +15,8 @@ from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.config import YolactConfig
 from yolact.errors import RecipeError
 from yolact.exporter.export import export
-from yolact.model.channels import channel_groups, width_of
+from yolact.model.channel_groups import channel_groups
+from yolact.model.channels import width_of
 from yolact.model.weights import is_quantized
 from yolact.model.yolact import Yolact
 from yolact.presets import yolact_darknet53, yolact_darknet_small
@@ -92,10 +93,10 @@ def at(folder: Path, step: int) -> Path:
 def test_widths_fall_to_what_the_recipe_wants(thinned: Path) -> None:
     last = build_model(load_checkpoint(at(thinned, 2 * STEPS)))
     assert widths(last) == {
-        **{name: 2 for name in ("stem", *(f"inside of backbone.layers.{i}.1" for i in range(3)))},
-        **{f"inside of backbone.layers.{i}.1": 4 for i in (3, 4)},
-        **{"stage 0": 2, "stage 1": 4, "stage 2": 4, "stage 3": 8, "stage 4": 8},
-        **{"pyramid, merging": 4, "pyramid, levels": 4, "prediction_layers.0.upfeature.0": 8},
+        "backbone._preconv.0": 2,
+        **{f"backbone.layers.{i}.1.conv1.0": width for i, width in enumerate((2, 2, 2, 4, 4))},
+        **{f"backbone.layers.{i}.0.0": width for i, width in enumerate((2, 4, 4, 8, 8))},
+        **{"fpn.lat_layers.0": 4, "fpn.pred_layers.0": 4, "prediction_layers.0.upfeature.0": 8},
         **{"proto_net.0": 8, "proto_net.2": 2, "proto_net.4": 8, "proto_net.8": 8},
     }
     first = build_model(load_checkpoint(at(thinned, 1)))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import GoldenSet
-from yolact.config import OptimConfig
+from yolact.optim_config import OptimConfig
 from yolact.training.start import Plan, make_plan
 
 PUBLISHED = OptimConfig()

@@ -34,6 +34,7 @@ from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, RecipeError, StorageError
 from yolact.model.weights import init_weights, is_quantized
 from yolact.model.yolact import Yolact
+from yolact.presets import yolact_darknet_small
 from yolact.restore import CLASS_LAYERS, build_model
 from yolact.sparsify.sparsity import layer_sparsity
 from yolact.training.loop import train
@@ -221,23 +222,22 @@ def test_a_run_begins_trained_if_no_class_is_new(known: tuple[str, ...], trained
     assert origin.changes_class_layers(ours) == (known != SHAPES)
 
 
-def test_a_resnet_is_named_before_its_classes_are_compared(
+def test_a_config_that_does_not_fit_the_weights_is_named_beside_that_which_does(
     tiny_shapes: Path, tmp_path: Path
 ) -> None:
-    state = random_model(tiny_config(), 80).state_dict()
-    names = [name for name in state if name.startswith("backbone.")]
-    blocks = {
-        f"backbone.layers.2.{i}.conv{c}.weight": torch.ones(1) for i in range(23) for c in "123"
-    }
-    path = tmp_path / "yolact_base_54_800000.pth"
-    torch.save({n: v for n, v in state.items() if n not in names} | blocks, path)
-    for start in (
-        StartSettings(checkpoint=path),
-        StartSettings(checkpoint=path, resume=True),
-        StartSettings(backbone=path),
-    ):
-        with pytest.raises(CheckpointError, match="ResNet-101.* only YOLACT on DarkNet-53"):
+    path = tmp_path / "yolact_darknet_small_9_300.pth"
+    torch.save(random_model(yolact_darknet_small(), 80).state_dict(), path)
+    for goes_on in (False, True):
+        start = StartSettings(checkpoint=path, resume=goes_on)
+        with pytest.raises(CheckpointError) as error:
             prepare(tiny_settings(tiny_shapes, tmp_path, start=start))
+        assert f"{path} does not fit tiny_config: it has backbone DarkNet-23, not DarkNet-17" in (
+            str(error.value)
+        )
+        assert error.value.hint == "add --config yolact_darknet_small_config"
+    with pytest.raises(CheckpointError) as error:
+        prepare(tiny_settings(tiny_shapes, tmp_path, start=StartSettings(backbone=path)))
+    assert error.value.hint == "it is a whole model: load it without --backbone"
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from yolact.checkpoint import Checkpoint, load_checkpoint
-from yolact.config import BackboneConfig, ModelConfig, OptimConfig, YolactConfig
+from yolact.config import BackboneConfig, ModelConfig, YolactConfig
 from yolact.data.sample_set import generate_shapes
 from yolact.loss.criterion import Losses, Objective, Supervised, YolactLoss
+from yolact.optim_config import OptimConfig
 from yolact.training.loop import TrainResult, carry_out
 from yolact.training.settings import (
     DataSettings,
@@ -131,7 +132,7 @@ def unequal(one: Checkpoint, other: Checkpoint) -> list[str]:
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if hasattr(value, "__dataclass_fields__"):
-        value = vars(value)
+        value = {f.name: getattr(value, f.name) for f in fields(value) if f.compare}
     if isinstance(value, dict):
         for key, part in value.items():
             yield from _flat(part, f"{name}/{key}")

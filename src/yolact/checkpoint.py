@@ -22,38 +22,27 @@ around weights (:mod:`yolact.model.foreign`).
 from __future__ import annotations
 
 import logging
-import pickle
-import pickletools
 import re
-import warnings
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from yolact.config import YolactConfig
+from yolact.config import ModelConfig, YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.files import atomic_path
-from yolact.model.foreign import (
-    LARGEST,
-    adapt,
-    find_weights,
-    is_safetensors,
-    other_kind_of_file,
-    other_network,
-    stand_ins,
-)
+from yolact.model.foreign import adapt, find_weights
+from yolact.model.identify import differences, identify, other_network
+from yolact.model.weight_file import LARGEST, read_file
 from yolact.model.weights import is_quantized_state, num_classes_of
+from yolact.presets import CONFIGS, config_of
 
 logger = logging.getLogger(__name__)
-ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".pth.tar")
-"""Of files with weights; a file that an option names may have any other."""
 SCHEMA = 1
 _PLAIN = {"epoch": int, "iteration": int, "checkpoint_recipe": str, "best_map": float}
 """Keys whose value is of this type or None."""
@@ -80,6 +69,11 @@ class TrainingState:
     """Composed recipe of the stages before this run."""
     distillation: dict[str, Tensor] | None = None
     """What a run with a teacher trains besides the network; the teacher itself is not saved."""
+    average: tuple[int, dict[str, Tensor]] | None = None
+    """Where ``model_state`` is a moving average, the steps that it is over, and the weights that
+    are trained."""
+    without_better: int = 0
+    """Validations since that with the best mask mAP, as ``--patience`` counts them."""
 
     def __post_init__(self) -> None:
         """Refuse counts below 1 with a ConfigError: only damage makes them."""
@@ -101,6 +95,8 @@ class Checkpoint:
     config: YolactConfig | None = None
     training: TrainingState | None = None
     best_map: float | None = None
+    file: str = field(default="", compare=False)
+    """Name of the file, which may tell what weights without a configuration are of."""
 
     @property
     def quantized(self) -> bool:
@@ -112,12 +108,30 @@ class Checkpoint:
         """Object classes of the network, read from the class head's shape."""
         return num_classes_of(self.model_state)
 
+    @property
+    def recognised(self) -> YolactConfig | None:
+        """What weights without a configuration are taken for, by their shapes and the file's name.
+
+        None with a configuration, and where the weights are of no network that is known.
+
+        Raises:
+            CheckpointError: They are of a YOLACT whose settings no configuration can name.
+        """
+        found = None if self.config else identify(self.model_state)
+        return None if found is None else self._named(found)
+
+    def _named(self, found: ModelConfig) -> YolactConfig:
+        return config_of(found, self.file, exact=self.recipe is None)
+
     def config_or(self, wanted: YolactConfig | None) -> YolactConfig:
-        """The configuration that was asked for, else the checkpoint's, else the published one."""
-        return wanted or self.config or YolactConfig()
+        """The configuration that was asked for, else the checkpoint's, else what it is taken for.
+
+        The published one where its weights are not known.
+        """
+        return wanted or self.config or self.recognised or YolactConfig()
 
     def require_config(self, config: YolactConfig, path: object, *, more: str = "") -> None:
-        """Refuse a checkpoint of a configuration with another name.
+        """Refuse a checkpoint of a configuration with another name, or of other layers.
 
         Args:
             config: What the user wants to use it with.
@@ -125,13 +139,34 @@ class Checkpoint:
             more: What else the user could do, for the end of the hint.
 
         Raises:
-            CheckpointError: The names differ; one without a configuration fits any.
+            CheckpointError: The names differ; or there is no name, and the weights are of other
+                layers, as far as they tell.
         """
         if self.config is not None and self.config.name != config.name:
             raise CheckpointError(
                 f"{path} is of {self.config.name}_config, not {config.name}_config",
                 hint=f"add --config {self.config.name}_config{more}",
             )
+        if self.config is None:
+            self.require_layers(config, path, more=more)
+
+    def require_layers(self, config: YolactConfig, path: object, *, more: str = "") -> None:
+        """Refuse weights that are not those of a configuration's layers; as the method above.
+
+        Raises:
+            CheckpointError: They are of others; the message names both.
+        """
+        found = identify(self.model_state)
+        other = found and differences(found, config.model, widths=self.recipe is None)
+        if found is None or not other:
+            return
+        own = self._named(found)
+        hint = f"add --config {own.name}_config{more}"
+        if f"{own.name}_config" not in CONFIGS:
+            hint = f"no configuration with a name has these layers{more}"
+        raise CheckpointError(
+            f"{path} does not fit {config.name}_config: it has {'; '.join(other)}", hint=hint
+        )
 
     @property
     def clock(self) -> float:
@@ -197,7 +232,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             another network.
     """
     path = path.expanduser()
-    content = _read(path)
+    content = read_file(path)
     found = find_weights(content)
     if found is None:
         raise CheckpointError(
@@ -215,9 +250,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} was written by a newer version of sparseml-yolact",
             hint="upgrade: pip install -U sparseml-yolact",
         )
-    weights = _as_ours(path, keys, state)
+    weights = _as_ours(path, keys, state, ours=described.get("config") is not None)
     try:
-        return _from_content(weights, described)
+        return replace(_from_content(weights, described), file=path.name)
     except (TypeError, KeyError, AttributeError, ConfigError, DataError) as error:
         raise CheckpointError(
             f"{path} holds weights, but what describes them cannot be understood: {error}",
@@ -230,8 +265,13 @@ def classes_of(checkpoint: Checkpoint) -> Classes:
     return checkpoint.classes or Classes.assumed(checkpoint.num_classes)
 
 
-def _as_ours(path: Path, keys: tuple[str, ...], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the names of this network and as plain float32 tensors; says what changed."""
+def _as_ours(
+    path: Path, keys: tuple[str, ...], state: dict[str, Tensor], *, ours: bool
+) -> dict[str, Tensor]:
+    """Weights under the names of this network and as plain float32 tensors; says what changed.
+
+    ``ours`` tells that there is a configuration beside them, so that no name makes them others.
+    """
     size = path.stat().st_size
     claimed = sum(value.numel() * value.element_size() for value in state.values())
     if claimed > LARGEST * size + 2**20 or any(value.is_meta for value in state.values()):
@@ -241,12 +281,12 @@ def _as_ours(path: Path, keys: tuple[str, ...], state: dict[str, Tensor]) -> dic
             hint="it is damaged, or was saved without its values; save the state_dict again",
         )
     own, notes = adapt(state)
-    other = other_network(own)
+    other = None if ours else other_network(own)
     if other:
         raise CheckpointError(
-            f"{path} is {other}: only YOLACT on DarkNet-53 is supported",
-            hint="sparseml.yolact.download --dataset none --weights base fetches such weights, "
-            "--weights backbone the ImageNet ones of DarkNet-53",
+            f"{path} is {other}",
+            hint="sparseml.yolact.download --dataset none --weights base fetches weights that can "
+            "be used, --weights backbone the ImageNet ones of DarkNet-53; --help names more",
         )
     floats = {name: value for name, value in own.items() if value.is_floating_point()}
     odd = {str(v.dtype).removeprefix("torch.") for v in floats.values()} - {"float32"}
@@ -262,87 +302,6 @@ def _as_ours(path: Path, keys: tuple[str, ...], state: dict[str, Tensor]) -> dic
     return own | {
         name: value.detach().to_dense().float().contiguous() for name, value in floats.items()
     }
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(
-            f"checkpoint not found: {path}", hint="check the path, or train a model first"
-        )
-    _require_weights_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")
-            with path.open("rb") as file:
-                if is_safetensors(file.read(9)):
-                    from safetensors.torch import load_file  # only here: such files are rare
-
-                    return load_file(path)
-            return _read_torch(path)
-    except pickle.UnpicklingError as error:
-        objects = ", ".join(_objects_in(path)[:3])
-        raise CheckpointError(
-            f"{path} is not a checkpoint of plain tensors and values"
-            + f": it has objects of {objects}" * bool(objects),
-            hint="files that need arbitrary code to load are refused; save a state_dict instead",
-        ) from error
-    except Exception as error:  # what is raised on damaged bytes can be almost anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {reason}",
-            hint="the file may be truncated; copy or download it again",
-        ) from error
-
-
-def _read_torch(path: Path) -> Any:
-    """Read what torch wrote; what stands for settings of other programs is not read."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        unread = stand_ins(_objects_in(path))
-        if not unread:
-            raise
-    with torch.serialization.safe_globals(unread):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _objects_in(path: Path) -> list[str]:
-    """Full names of the classes and functions in a file that torch does not read as they are."""
-    try:
-        if zipfile.is_zipfile(path):
-            return _foreign_first(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        with path.open("rb") as file:  # three pickles of torch's own, then what was saved
-            *_, saved = [list(pickletools.genops(file)) for _ in range(4)]
-    except Exception:  # damaged: there is nothing to tell
-        return []
-    names = {str(arg).replace(" ", ".") for code, arg, _ in saved if code.name == "GLOBAL"}
-    names = {name.replace("__builtin__.", "builtins.") for name in names}  # of Python 2
-    return _foreign_first(
-        name for name in names if not re.match(r"torch\.(_utils|\w+Storage)", name)
-    )
-
-
-def _foreign_first(names: Iterable[str]) -> list[str]:
-    """Those that say most about a file first: not the layers of torch."""
-    return sorted(names, key=lambda name: (name.startswith("torch."), name))
-
-
-def _require_weights_file(path: Path) -> None:
-    """Tell files of other kinds from damaged ones, for which torch has the same words."""
-    try:
-        kind = other_kind_of_file(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {error.strerror}",
-            hint="check the file's permissions",
-        ) from error
-    if kind is not None:
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is {kind}",
-            hint="the file may be truncated; copy or download it again"
-            if kind == "empty"
-            else f"give a file of PyTorch or safetensors ({', '.join(ENDINGS)}) with weights",
-        )
 
 
 def _from_content(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Checkpoint:

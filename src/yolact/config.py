@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
-from fractions import Fraction
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from yolact.errors import ConfigError
+from yolact.optim_config import OptimConfig
 from yolact.setting import setting
 from yolact.sizes import ImageSize, checked_size, image_size_setting, sides_of
 
@@ -220,91 +220,34 @@ class DetectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random transforms of the training images (SSD's, as YOLACT uses them)."""
+    """Random transforms of the training images (SSD's, as YOLACT uses them; then newer ones)."""
 
     photometric: bool = True
     expand: bool = True
     crop: bool = True
     mirror: bool = True
-
-
-_OPTIM_HINT = "the published values are --lr 0.001 --momentum 0.9 --decay 0.0005 --gamma 0.1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """SGD and its learning-rate schedule, counted in iterations at batch size 8."""
-
-    lr: float = setting("--lr", "--learning_rate", default=1e-3, help="Learning rate.")
-    momentum: float = setting(default=0.9, help="Momentum of SGD.")
-    weight_decay: float = setting("--decay", "--weight_decay", default=5e-4, help="Weight decay.")
-    gamma: float = setting(default=0.1, help="Factor at each lr step.")
-    max_iter: int = 800_000
-    lr_steps: tuple[int, ...] = (280_000, 600_000, 700_000, 750_000)
-    warmup_init: float = 1e-4
-    warmup_until: int = 500
-    max_grad_norm: float | None = setting(
-        "--clip_grad", default=None, help="Largest gradient norm."
+    mosaic: float = setting(
+        default=0.0,
+        at_least=0,
+        at_most=1,
+        help="Probability that a training image is made of windows of four.",
     )
-    """Longer gradients are scaled down to this L2 norm; None, as published, leaves them."""
+    """``expand`` and ``crop`` leave such an image alone."""
+    copy_paste: float = setting(
+        default=0.0,
+        at_least=0,
+        at_most=1,
+        help="Probability that objects of another image are pasted onto a training image.",
+    )
 
     def __post_init__(self) -> None:
-        """Refuse numbers that SGD cannot use with a ConfigError."""
-        positive = {"learning rate": self.lr, "gamma": self.gamma, "number of steps": self.max_iter}
-        if self.max_grad_norm is not None:
-            positive["largest gradient norm"] = self.max_grad_norm
-        for name, value in positive.items():
-            if not 0 < value < math.inf:  # NaN is neither
-                raise ConfigError(f"the {name} must be above 0, got {value}", hint=_OPTIM_HINT)
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(
-                f"the weight decay must be at least 0, got {self.weight_decay}", hint=_OPTIM_HINT
-            )
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(
-                f"the momentum must be at least 0 and below 1, got {self.momentum}",
-                hint=_OPTIM_HINT,
-            )
-
-    def lr_at(self, iteration: int) -> float:
-        """Learning rate of step ``iteration`` (from 0): linear warm-up, then steps of ``gamma``.
-
-        The warm-up ends at ``warmup_until`` inclusive, and lasts through a step that falls into it.
-        """
-        if self.warmup_until > 0 and iteration <= self.warmup_until:
-            done = iteration / self.warmup_until
-            return (self.lr - self.warmup_init) * done + self.warmup_init
-        passed = sum(iteration >= step for step in self.lr_steps)
-        return self.lr * self.gamma**passed
-
-    def fitted(self, max_iter: int) -> OptimConfig:
-        """The same schedule for a run of ``max_iter`` steps.
-
-        The learning-rate steps stay at the same fractions of the run, and the warm-up takes at most
-        a tenth of it. (Upstream leaves both alone, so that a short run is all warm-up.)
-        """
-        return replace(
-            self,
-            max_iter=max_iter,
-            # Rounded up: no step of the schedule comes before the first step of the run.
-            lr_steps=tuple(
-                math.ceil(Fraction(step * max_iter, self.max_iter)) for step in self.lr_steps
-            ),
-            warmup_until=min(self.warmup_until, max_iter // 10),
-        )
-
-    def autoscaled(self, batch_size: int) -> OptimConfig:
-        """The same schedule for another batch size: lr times, iterations divided by, size / 8.
-
-        Warm-up is left alone, as upstream leaves it.
-        """
-        factor = batch_size / 8
-        return replace(
-            self,
-            lr=self.lr * factor,
-            max_iter=max(1, int(self.max_iter // factor)),
-            lr_steps=tuple(int(step // factor) for step in self.lr_steps),
-        )
+        """Refuse what is no probability with a ConfigError."""
+        for name in ("mosaic", "copy_paste"):
+            if not 0 <= getattr(self, name) <= 1:  # NaN is neither
+                raise ConfigError(
+                    f"--{name} must be in 0..1, got {getattr(self, name)}",
+                    hint="it is a probability: 0 never, 0.5 for half of the images, 1 for each",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from yolact.checkpoint import Checkpoint, load_checkpoint
 from yolact.config import ModelConfig, YolactConfig
 from yolact.data.labels import Classes, match_names
 from yolact.errors import CheckpointError
-from yolact.model.channels import channel_groups
+from yolact.model.identify import differences, words
 from yolact.model.weights import load_weights
 from yolact.model.yolact import Yolact
 from yolact.presets import CONFIGS
@@ -57,7 +57,7 @@ def build_model(checkpoint: Checkpoint, config: YolactConfig | None = None) -> Y
     Args:
         checkpoint: What :func:`yolact.checkpoint.load_checkpoint` returned.
         config: Overrides the configuration in the checkpoint; needed only for files without one
-            that are not the published DarkNet-53 network.
+            whose weights do not tell; see :attr:`yolact.checkpoint.Checkpoint.recognised`.
 
     Raises:
         CheckpointError: The weights belong to another network, or are quantized and no recipe
@@ -86,7 +86,8 @@ def config_for(
 ) -> YolactConfig:
     """The configuration that the weights of ``checkpoint`` are used with.
 
-    A size of input or priors that are not those of training are told in one line of the log.
+    What weights without a configuration are taken for, and a size of input or priors that are not
+    those of training, are told in one line of the log each.
 
     Args:
         checkpoint: Its own configuration tells what its weights learned with.
@@ -98,12 +99,42 @@ def config_for(
 
     Raises:
         ConfigError: No network can have this size.
+        CheckpointError: The weights are of other layers than ``config`` has.
     """
-    chosen = checkpoint.config_or(config)
+    if config is not None:
+        checkpoint.require_layers(config, name, more=", or leave --config out")
+    chosen = _taken_for(checkpoint, name, config)
     trained = chosen.model if checkpoint.config is None else checkpoint.config.model
     model = chosen.model.for_weights(trained, image_size, prior_base_size)
     _tell_change(name, trained, model, "used")
     return replace(chosen, model=model)
+
+
+def _taken_for(checkpoint: Checkpoint, name: object, config: YolactConfig | None) -> YolactConfig:
+    """The configuration to use; says what it is where neither user nor checkpoint have one."""
+    chosen = checkpoint.config_or(config)
+    if config is not None or checkpoint.config is not None:
+        return chosen
+    log.info(
+        "%s: no configuration in it, taken for %s (%s, %s px)%s",
+        *(name, f"{chosen.name}_config", words(chosen.model.backbone)),
+        *(size_words(chosen.model.image_size), _doubt(checkpoint, chosen)),
+    )
+    return chosen
+
+
+def _doubt(checkpoint: Checkpoint, chosen: YolactConfig) -> str:
+    """What else weights may be of, where neither they nor the name of their file tell."""
+    if f"{chosen.name}_config" not in CONFIGS:
+        return ", which has no name: input size and priors are not known"
+    if chosen.name.removeprefix("yolact_") in checkpoint.file:
+        return ""
+    others = [
+        name
+        for name, make in CONFIGS.items()
+        if make() != chosen and not differences(chosen.model, make().model)
+    ]
+    return f"; if trained otherwise: --config {' or '.join(others)}" if others else ""
 
 
 def config_to_train(
@@ -259,7 +290,7 @@ def load_subject(
         CheckpointError: The file cannot be read, or is of another configuration.
     """
     checkpoint = load_checkpoint(path)
-    chosen = checkpoint.config_or(config)
+    chosen = _taken_for(checkpoint, name, config)
     checkpoint.require_config(chosen, name, more=", or leave --config out")
     chosen = _sized(chosen, image_size)
     return Subject(name, chosen, build_model(checkpoint, chosen), checkpoint.recipe)
@@ -277,10 +308,9 @@ def bare_subject(config: YolactConfig, image_size: ImageSize | None) -> Subject:
 
 def _smaller(state: Mapping[str, Tensor], model: Yolact) -> bool:
     """Whether some layers or channels of the network are missing from the weights."""
-    return any(name not in state for name, _ in model.named_parameters()) or any(
-        name in state and len(state[name]) < group.width
-        for group in channel_groups(model.config)
-        for name in group.weights
+    return any(
+        name not in state or state[name].shape[:1] < parameter.shape[:1]
+        for name, parameter in model.named_parameters()
     )
 
 

@@ -14,6 +14,7 @@ from yolact.cli.base import Boundary
 
 COMMANDS = {
     "download": "Fetch COCO, or generate a small sample set.",
+    "configs": "List the networks, their sizes, and where their weights come from.",
     "recipe": "Check what a recipe will do, before a long run follows it.",
     "train": "Train, prune and quantize a model.",
     "validation": "Measure box and mask AP, or run on images and videos.",
@@ -54,4 +55,4 @@ class LazyGroup(Boundary, click.Group):
 )
 @click.version_option(__version__, prog_name="sparseml.yolact")
 def main() -> None:
-    """YOLACT (DarkNet-53) instance segmentation: train, sparsify, export, run."""
+    """YOLACT instance segmentation: train, sparsify, export, run."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yolact.cli.base import FOLDER, Command, setup_logging
-from yolact.cli.inputs import local_path, recipe_source
+from yolact.cli.inputs import local_path, recipe_source, validation_paths
 from yolact.cli.options import options, options_of, read
 from yolact.download.stubs import Kind, is_stub, parse_stub
 from yolact.errors import ConfigError
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 @options(
     *options_of(ExportJob, "checkpoint", "config", "recipe", "one_shot"),
     *options_of(ExportJob, "calibration_images", "calibration_count"),
+    *options_of(ExportJob, "max_drop", "mixed", "sensitivity"),
+    *options_of(ExportJob, "validation_info", "validation_images"),
     *options_of(ExportOptions, "convert_qat", "layout", "per_channel", "reduce_range"),
     *options_of(ExportOptions, "pack_blocks", "batch_size", "static"),
     click.option("-S", "--image-shape", type=int, nargs=3, help="3 HEIGHT WIDTH of the input."),
@@ -70,6 +72,7 @@ def export_job(given: Mapping[str, Any]) -> ExportJob:
     how = read(ExportOptions, given)
     size = input_size(given["image_shape"], how.image_size)
     checkpoint, recipe, one_shot = (given[name] for name in ("checkpoint", "recipe", "one_shot"))
+    info, images = given["validation_info"], given["validation_images"]
     return read(
         ExportJob,
         given,
@@ -77,6 +80,7 @@ def export_job(given: Mapping[str, Any]) -> ExportJob:
         target=onnx_path(beside(checkpoint), given["name"], given["save_dir"]),
         recipe=None if recipe is None else recipe_source(recipe),
         one_shot=None if one_shot is None else recipe_source(one_shot),
+        validation_images=images if info is None else validation_paths(None, info, images).images,
         options=replace(how, image_size=size),
     )
 
@@ -168,8 +172,30 @@ def report_lines(report: ExportReport) -> list[str]:
             f"{report.float_outputs} layers put out floats: with --calibration_images they can "
             "stay in integers"
         )
+    lines += _measured(report)
     worst = max(output.max_difference for output in report.outputs)
     return [*lines, f"max difference from PyTorch {worst:.2e}"]
+
+
+def _measured(report: ExportReport) -> list[str]:
+    """What was measured layer by layer, and on a validation set."""
+    from yolact.exporter.sensitivity import SHOWN, table
+
+    lines = []
+    if report.layers:
+        count = len(report.layers)
+        most = "" if count <= SHOWN else f"; the {SHOWN} most sensitive of {count} layers"
+        lines += [f"wrote {report.layer_file}{most}", table(report.layers)]
+    if report.float_layers:
+        lines.append(_in_float(report))
+    return lines + ([] if report.accuracy is None else [report.accuracy.table()])
+
+
+def _in_float(report: ExportReport) -> str:
+    count, names = len(report.float_layers), ", ".join(report.float_layers)
+    before = report.size_in_integers
+    cost = "" if before is None else f", {(report.size - before) / 1e6:.2f} MB more than without"
+    return f"{count} of {len(report.layers)} layers in float{cost}: {names}"
 
 
 def _shaped(name: str, shape: tuple[int | str, ...]) -> str:

@@ -12,9 +12,10 @@ import click
 from yolact.cli.base import Command, setup_logging
 from yolact.cli.inputs import LAYOUTS, USUAL, model_path, recipe_source
 from yolact.cli.options import changes, options, options_of, read
-from yolact.config import AugmentConfig, ModelConfig, OptimConfig, YolactConfig
+from yolact.config import AugmentConfig, ModelConfig, YolactConfig
 from yolact.errors import INTERRUPTED, ConfigError, TargetMissedError
-from yolact.presets import named_config
+from yolact.optim_config import OptimConfig
+from yolact.presets import BACKBONE_FILES, named_config
 from yolact.training.settings import (
     DataSettings,
     LogSettings,
@@ -37,7 +38,7 @@ DATA_SETS = tuple(name for name, layout in LAYOUTS.items() if layout.training)
         "--config",
         default="yolact_darknet53_config",
         show_default=True,
-        help="Network and schedule: yolact_darknet53_config or yolact_darknet_small_config.",
+        help="Network and schedule; sparseml.yolact.configs lists them.",
     ),
     *options_of(ModelConfig, "image_size", otherwise="config's"),
     click.option(
@@ -63,14 +64,19 @@ DATA_SETS = tuple(name for name, layout in LAYOUTS.items() if layout.training)
         is_flag=True,
         help="The file given to --resume or --ckpt holds an ImageNet backbone only.",
     ),
-    *options_of(StartSettings, "prior_base_size", "start_iter", "use_checkpoint_epoch"),
+    *options_of(
+        StartSettings, "pretrained", "prior_base_size", "start_iter", "use_checkpoint_epoch"
+    ),
     *options_of(TrainSettings, "recipe", "recipe_args", "recipe_engine", "distill_teacher"),
     *options_of(StartSettings, "continue_recipe"),
     *options_of(TrainSettings, "batch_size", "accumulate", "epochs", "max_iter"),
-    *options_of(OptimConfig, "lr", otherwise="config's"),
+    *options_of(OptimConfig, "lr", "backbone_lr", "schedule", "optimizer", otherwise="config's"),
     click.option("--no_augment", is_flag=True, help="Only resize the training images."),
+    *options_of(AugmentConfig, "mosaic", "copy_paste", otherwise="config's"),
     *options_of(
-        OptimConfig, "momentum", "weight_decay", "gamma", "max_grad_norm", otherwise="config's"
+        OptimConfig,
+        *("momentum", "weight_decay", "gamma", "max_grad_norm", "ema_decay"),
+        otherwise="config's",
     ),
     *options_of(TrainSettings, "autoscale", "half", "freeze_bn", "device"),
     click.option(
@@ -84,7 +90,7 @@ DATA_SETS = tuple(name for name, layout in LAYOUTS.items() if layout.training)
     *options_of(TrainSettings, "batch_alloc", "seed"),
     *options_of(DataSettings, "on_bad_image", "num_workers"),
     *options_of(SaveSettings),
-    *options_of(TrainSettings, "validation_epoch", "validation_size"),
+    *options_of(TrainSettings, "validation_epoch", "validation_size", "patience"),
     *options_of(LogSettings, "folder"),
     click.option("--no_log", is_flag=True, help="Write neither."),
     *options_of(LogSettings, "gpu", "wandb"),
@@ -165,11 +171,24 @@ def train_settings(given: Mapping[str, Any]) -> TrainSettings:
 
 def _config(given: Mapping[str, Any]) -> YolactConfig:
     config = named_config(given["config"])
+    augment = replace(config.augment, **changes(AugmentConfig, given))
     if given["no_augment"]:
-        off = AugmentConfig(photometric=False, expand=False, crop=False, mirror=False)
-        config = replace(config, augment=off)
+        augment = AugmentConfig(photometric=False, expand=False, crop=False, mirror=False)
+    config = replace(config, augment=augment)
     config = config.with_model(**changes(ModelConfig, given))
-    return replace(config, optim=replace(config.optim, **changes(OptimConfig, given)))
+    optim = replace(config.optim, **changes(OptimConfig, given))
+    _require_effect(given, optim)
+    return replace(config, optim=optim)
+
+
+def _require_effect(given: Mapping[str, Any], optim: OptimConfig) -> None:
+    """Refuse a number of a schedule or an optimizer that this run does not have."""
+    for name, part, its in (("gamma", "schedule", "steps"), ("momentum", "optimizer", "sgd")):
+        if given[name] is not None and getattr(optim, part) != its:
+            raise ConfigError(
+                f"--{name} {given[name]:g} without effect: the {part} is {getattr(optim, part)}",
+                hint=f"leave it out, or add --{part} {its}",
+            )
 
 
 def _data(given: Mapping[str, Any]) -> DataSettings:
@@ -224,13 +243,11 @@ def _start(given: Mapping[str, Any], name: str) -> StartSettings:
     if continues and wanted is None:
         raise ConfigError("--resume True needs --ckpt", hint="give the checkpoint to continue")
     path = None if wanted is None else model_path(wanted, folder, name)
-    full = name == "yolact_darknet53"  # the network that darknet53.pth fits
-    backbone = _backbone(given, path, full=full)
-    if path is None and backbone is None and full:
-        click.echo(
-            f"warning: no {folder / 'darknet53.pth'} and no --resume: training from random weights",
-            err=True,
-        )
+    usual = folder / BACKBONE_FILES.get(name, "darknet53.pth")
+    taken = name in BACKBONE_FILES and path is None and not given["no_pretrained"]
+    backbone = _backbone(given, path, usual, unasked=taken)
+    if taken and backbone is None:
+        click.echo(f"warning: no {usual} and no --resume: training from random weights", err=True)
     return read(
         StartSettings,
         given,
@@ -240,16 +257,17 @@ def _start(given: Mapping[str, Any], name: str) -> StartSettings:
     )
 
 
-def _backbone(given: Mapping[str, Any], path: Path | None, *, full: bool) -> Path | None:
-    usual: Path = given["save_folder"] / "darknet53.pth"
-    if given["backbone"]:
-        if path is None and not usual.exists():
-            raise ConfigError(
-                f"--backbone without a file, and there is no {usual}",
-                hint="give the ImageNet weights: --resume weights/darknet53.pth --backbone",
-            )
-        return path or usual
-    return usual if path is None and full and usual.exists() else None
+def _backbone(
+    given: Mapping[str, Any], path: Path | None, usual: Path, *, unasked: bool
+) -> Path | None:
+    if not given["backbone"]:
+        return usual if unasked and usual.exists() else None
+    if path is None and not usual.exists():
+        raise ConfigError(
+            f"--backbone without a file, and there is no {usual}",
+            hint=f"give the ImageNet weights: --resume {usual} --backbone",
+        )
+    return path or usual
 
 
 def _teacher(given: Mapping[str, Any], name: str) -> str | None:

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
 from yolact.config import OnBadImage
 from yolact.data.annotations import (
@@ -32,6 +31,7 @@ from yolact.data.entries import Record, to_rle
 from yolact.data.image_files import ImageFiles, find_images
 from yolact.data.images import RgbImage, read_rgb
 from yolact.data.labels import classes_of
+from yolact.data.mixing import MixingTransform, Scene, Size
 from yolact.data.plausibility import check_plausible
 from yolact.data.transforms import Objects, Transform
 from yolact.errors import DataError
@@ -55,7 +55,7 @@ class CocoInstances(Dataset[Sample]):
         self,
         images: Path,
         annotations: Path,
-        transform: Transform,
+        transform: Transform | MixingTransform,
         *,
         seed: int = 0,
         annotated: bool = True,
@@ -68,7 +68,7 @@ class CocoInstances(Dataset[Sample]):
             images: Folder that the file names are relative to.
             annotations: COCO instances JSON.
             transform: Turns ``(image, objects)`` into the network's input, for instance
-                :class:`~yolact.data.transforms.TrainTransform`.
+                :class:`~yolact.data.transforms.TrainTransform`; or several images into one.
             seed: Of the random transforms.
             annotated: False accepts a file without ground truth.
             on_bad_image: ``skip`` leaves out images that are damaged or of another size than
@@ -123,10 +123,12 @@ class CocoInstances(Dataset[Sample]):
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         pixels, index = self._image_from(index)
-        record = self._images[index]
-        image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+        record, scene = self._images[index], self._scene(pixels, index)
         with _seeded(self.seed, epoch, index):
-            image, objects = self.transform(image, self._targets(index))
+            if isinstance(self.transform, MixingTransform):
+                image, objects = self.transform(scene, len(self), self.scene)
+            else:
+                image, objects = self.transform(*scene.picture().tensors())
         return Sample(
             image.as_subclass(torch.Tensor),
             _to_target(objects),
@@ -151,6 +153,14 @@ class CocoInstances(Dataset[Sample]):
         except DataError as error:
             hint = f"{error.hint}, or leave it out with --on_bad_image skip"
             raise DataError(str(error), hint=None if self.skips else hint) from error
+
+    def scene(self, index: int) -> Scene:
+        """The image at ``index`` with objects to draw; if bad images are skipped, perhaps the next.
+
+        Raises:
+            DataError: The image cannot be decoded.
+        """
+        return self._scene(*self._image_from(index))
 
     @cached_property
     def coco(self) -> COCO:
@@ -183,20 +193,18 @@ class CocoInstances(Dataset[Sample]):
                 log.warning("skipped: %s", error)
         raise DataError("no image of the data set can be read", hint="check the folder of images")
 
-    def _targets(self, index: int) -> Objects:
-        record = self._images[index]
-        size = record["height"], record["width"]
+    def _scene(self, pixels: RgbImage, index: int) -> Scene:
         objects = [annotation for annotation in self._objects[index] if has_area(annotation)]
         objects.sort(key=lambda annotation: int(annotation["iscrowd"]))
         class_of = self.classes.index_of
-        return {
-            "boxes": tv_tensors.BoundingBoxes(
-                torch.from_numpy(boxes_xyxy(objects)), format="XYXY", canvas_size=size
-            ),
-            "masks": tv_tensors.Mask(torch.from_numpy(_masks(objects, *size))),
-            "labels": torch.tensor([class_of[o["category_id"]] for o in objects]).long(),
-            "crowd": torch.tensor([bool(o["iscrowd"]) for o in objects]).bool(),
-        }
+        segmentations = [annotation["segmentation"] for annotation in objects]
+        return Scene(
+            pixels,
+            boxes_xyxy(objects),
+            np.array([class_of[o["category_id"]] for o in objects], np.int64),
+            np.array([bool(o["iscrowd"]) for o in objects], np.bool_),
+            partial(_masks, segmentations, (pixels.shape[0], pixels.shape[1])),
+        )
 
 
 @dataclass(frozen=True)
@@ -294,12 +302,28 @@ def _report(path: Path, annotations: Sequence[Record]) -> None:
         )
 
 
-def _masks(objects: Sequence[Record], height: int, width: int) -> NDArray[np.uint8]:
-    """[n, height, width] in {0, 1}."""
-    masks = np.empty((len(objects), height, width), np.uint8)
-    for annotation, result in zip(objects, masks, strict=True):
-        mask = rle.decode(to_rle(annotation["segmentation"], height, width))
-        cv2.transpose(mask.T, dst=result)  # decode fills columns: mask.T is the memory it wrote
+def _masks(
+    segmentations: Sequence[Any], listed: Size, which: Sequence[int], size: Size
+) -> NDArray[np.uint8]:
+    """[n, height, width] in {0, 1}: those at the indices ``which`` of an image stretched to a size.
+
+    ``listed`` is the (height, width) that they were made for. Polygons are drawn at the new size.
+    """
+    height, width = size
+    masks = np.empty((len(which), height, width), np.uint8)
+    for index, result in zip(which, masks, strict=True):
+        segmentation = segmentations[index]
+        if size != listed and isinstance(segmentation, list):
+            factors = np.array([width / listed[1], height / listed[0]])
+            scaled = [np.reshape(polygon, (-1, 2)) * factors for polygon in segmentation]
+            mask = rle.decode(to_rle([polygon.ravel().tolist() for polygon in scaled], *size))
+        else:
+            mask = rle.decode(to_rle(segmentation, *listed))
+        # decode fills columns: mask.T is the memory it wrote
+        if mask.shape == size:
+            cv2.transpose(mask.T, dst=result)
+        else:
+            cv2.resize(np.ascontiguousarray(mask), (width, height), dst=result)
     return masks
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,7 @@ from yolact.sizes import ImageSize
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 _SHOWN = 3
 """Files that a message names."""
 _TEXT_ENDINGS = (".txt", ".json", ".csv", ".tsv", ".xml", ".md", ".yaml", ".yml", ".html", ".log")
@@ -282,14 +283,14 @@ def calibration_images(source: str, count: int, size: ImageSize) -> CalibrationI
     return CalibrationImages(chosen, size, bits if bits > 8 else None)
 
 
-def spread(paths: Sequence[Path], count: int) -> list[Path]:
-    """At most ``count`` of ``paths``, in their order and evenly spaced.
+def spread(items: Sequence[_T], count: int) -> list[_T]:
+    """At most ``count`` of ``items``, in their order and evenly spaced.
 
-    >>> [path.name for path in spread([Path(name) for name in "abcdef"], 3)]
+    >>> spread("abcdef", 3)
     ['a', 'c', 'e']
     """
-    count = min(count, len(paths))
-    return [paths[index * len(paths) // count] for index in range(count)]
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def noise_images(count: int, seed: int) -> list[RgbImage]:

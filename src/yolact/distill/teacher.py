@@ -15,7 +15,7 @@ from yolact.config import SAME_PRIORS, YolactConfig
 from yolact.data.labels import Classes
 from yolact.errors import CheckpointError, ConfigError
 from yolact.model.yolact import Yolact
-from yolact.restore import build_model
+from yolact.restore import build_model, config_for
 from yolact.sizes import size_words
 
 SELF, DISABLE = "self", "disable"
@@ -89,7 +89,7 @@ def load_teacher(path: Path, config: YolactConfig, classes: Classes) -> Teacher:
     checkpoint = load_checkpoint(path)
     _check_classes(path, checkpoint, classes)
     with torch.random.fork_rng(devices=[]):  # weights are drawn, then replaced
-        model = build_model(checkpoint)
+        model = build_model(checkpoint, config_for(checkpoint, path))
     for name in _SHARED:
         if name in _UNTOLD and checkpoint.config is None:
             continue

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from yolact.checkpoint import ENDINGS, classes_of, load_checkpoint
+from yolact.checkpoint import classes_of, load_checkpoint
 from yolact.config import YolactConfig
 from yolact.engines.base import DetectingEngine, Engine, LoadedModel
 from yolact.engines.onnx_file import DetectsInside
@@ -14,6 +14,7 @@ from yolact.engines.onnxruntime import OrtDetector, OrtEngine
 from yolact.engines.openvino import OpenVinoEngine
 from yolact.engines.torch import TorchEngine
 from yolact.errors import CheckpointError, ConfigError
+from yolact.model.weight_file import ENDINGS
 from yolact.restore import build_model, config_for
 from yolact.sizes import ImageSize, checked_size, sides_of
 
@@ -46,8 +47,8 @@ def load_engine(
     """Load a model file into the engine that runs it.
 
     Args:
-        path: A checkpoint, with an ending of :data:`yolact.checkpoint.ENDINGS`, or an ``.onnx``
-            file, which may be compressed (.gz, .xz, .zst).
+        path: A checkpoint, with an ending of :data:`yolact.model.weight_file.ENDINGS`, or an
+            ``.onnx`` file, which may be compressed (.gz, .xz, .zst).
         engine: A name of :data:`ENGINES`, or ``ort``; None lets the file's ending decide.
         device: Where the torch engine runs; ONNX Runtime always uses the CPU here.
         num_cores: Threads one inference may use; None leaves the choice to the engine.

@@ -72,6 +72,11 @@ class ModelMetadata:
     """What was done to the weights without training, in words."""
     quantization: str | None = None
     """How integers are written, such as ``int8 qdq``; None for a float graph."""
+    float_layers: tuple[str, ...] | None = None
+    """Layers of a quantized graph that compute in floats to lose less; None without any."""
+    accuracy: Mapping[str, Any] | None = None
+    """What was measured right before the file was written: ``images``, and ``mask`` and ``box``
+    mAP in percent of ``float``, the float model, and ``file``."""
     outputs: Mapping[str, str] | None = None
     """Output names and what they mean."""
     tools: Mapping[str, str] | None = None
@@ -88,6 +93,8 @@ class ModelMetadata:
             "sparsity": None if self.sparsity is None else f"{self.sparsity:.6f}",
             "one_shot": self.one_shot,
             "quantization": self.quantization,
+            "float_layers": json.dumps(self.float_layers) if self.float_layers else None,
+            "accuracy": None if self.accuracy is None else json.dumps(dict(self.accuracy)),
             "outputs": None if self.outputs is None else json.dumps(dict(self.outputs)),
             "tools": None if self.tools is None else json.dumps(dict(self.tools)),
             "version": self.version,
@@ -117,6 +124,8 @@ class ModelMetadata:
                 sparsity=float(props["sparsity"]) if "sparsity" in props else None,
                 one_shot=props.get("one_shot"),
                 quantization=props.get("quantization"),
+                float_layers=_float_layers(props),
+                accuracy=_json_of_ours(props, "accuracy"),
                 outputs=_json_of_ours(props, "outputs"),
                 tools=_json_of_ours(props, "tools"),
                 version=props.get("version"),
@@ -307,6 +316,12 @@ def _json_of_ours(props: Mapping[str, str], key: str) -> dict[str, Any] | None:
     if key not in props or "config_name" not in props:
         return None
     return dict(json.loads(props[key]).items())
+
+
+def _float_layers(props: Mapping[str, str]) -> tuple[str, ...] | None:
+    if "float_layers" not in props:
+        return None
+    return tuple(str(name) for name in json.loads(props["float_layers"]))
 
 
 def _image_size(props: Mapping[str, str]) -> tuple[int, int] | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -19,9 +21,17 @@ from yolact.engines.onnx_file import DETECTED, OUTPUT_MEANINGS, ModelMetadata
 from yolact.errors import ConfigError
 from yolact.exporter.deployment import require_deployable, write_deployment
 from yolact.exporter.graph import graph_sparsity
+from yolact.exporter.limit import Accuracy, Limit, limit_hint, validation_data, write_mixed
 from yolact.exporter.options import OPSET_OF_INTEGERS, OPSETS, ExportJob, ExportOptions
 from yolact.exporter.passes import CLEAN, run_passes, to_integers
 from yolact.exporter.prepare import Reference, prepare
+from yolact.exporter.sensitivity import (
+    Layer,
+    in_floats,
+    layer_images,
+    measure_layers,
+    write_table,
+)
 from yolact.exporter.trace import OUTPUTS, compute_priors, label_outputs, sample_images, trace
 from yolact.exporter.verify import Agreement, OutputParity
 from yolact.exporter.write import greedy, write_checked
@@ -75,6 +85,16 @@ class ExportReport:
     """Its outputs and their shapes; the file then has these instead of ``outputs``."""
     deployment: Path | None = None
     """The folder written beside the file."""
+    accuracy: Accuracy | None = None
+    """Of the file and of the float model; None where no limit was given."""
+    float_layers: tuple[str, ...] = ()
+    """Layers of a quantized network that stay float so that it loses less."""
+    size_in_integers: int | None = None
+    """Bytes of the file without any such layer; None where there was none to compare with."""
+    layers: tuple[Layer, ...] = ()
+    """How sensitive each is, where that was asked for; the most sensitive one first."""
+    layer_file: Path | None = None
+    """Where these were written."""
 
 
 def export_checkpoint(job: ExportJob) -> ExportReport:
@@ -95,24 +115,40 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
     options = job.options
     size, base = options.image_size, options.prior_base_size
     config = config_for(checkpoint, job.checkpoint, job.config, size, base)
+    classes = classes_of(checkpoint)
+    dataset = validation_data(job, config, classes)
     model = build_model(checkpoint, config)
+    before = deepcopy(model) if job.max_drop is not None else None
     images = _calibration(job, config)
     done = None
     if job.one_shot is not None:
         done = _apply_at_once(model, _load_recipe(job.one_shot), images, checkpoint.recipe)
+    for option in ("calibration_images", "mixed", "sensitivity"):
+        if getattr(job, option):
+            require_quantized(model, f"--{option}")
+    _check_precision(model, options)
     if images is not None:
-        require_quantized(model, "--calibration_images")
         options = replace(options, image=options.image or images.paths[0])
-    report = export(
-        model,
-        classes_of(checkpoint),
-        job.target,
-        options,
+    limit = None
+    if dataset is not None and before is not None:
+        detect = greedy(config.detect) if options.with_nms else config.detect
+        hint = limit_hint(quantized=is_quantized(model), half=options.half)
+        limit = Limit.of(dataset, before, classes, detect, job.max_drop or 0, hint)
+    write = partial(
+        export,
+        classes=classes,
+        path=job.target,
+        options=options,
         config=config,
         recipe=checkpoint.recipe if done is None else done.recipe.text,
         one_shot=done,
         images=images,
+        limit=limit,
     )
+    if job.mixed or job.sensitivity:
+        report = _layer_by_layer(job, model, write, layer_images(images, dataset, config))
+    else:
+        report = write(model)
     if not job.deployment:
         return report
     return replace(report, deployment=write_deployment(job.target, image=options.image))
@@ -121,8 +157,35 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
 def _require_own_places(job: ExportJob) -> None:
     packed = [Path(f"{job.target}.{kind}") for kind in job.options.compress]
     recipes = [text for text, _ in filter(None, (job.recipe, job.one_shot)) if "\n" not in text]
-    read = [job.checkpoint, job.options.image, *map(Path, recipes)]
-    require_own_places([job.target, *packed], read)
+    read = [job.checkpoint, job.options.image, job.validation_info, *map(Path, recipes)]
+    tables = [_layer_file(job)] if job.mixed or job.sensitivity else []
+    require_own_places([job.target, *packed, *tables], read)
+    for table in tables:
+        require_writable_file(table)
+
+
+def _layer_file(job: ExportJob) -> Path:
+    return job.target.with_suffix(".sensitivity.json")
+
+
+def _layer_by_layer(
+    job: ExportJob, model: Yolact, write: Callable[..., ExportReport], images: Sequence[Tensor]
+) -> ExportReport:
+    """Measure the layers, and write the file: with some of them in floats, if that is asked for."""
+    layers = measure_layers(model, images, job.options)
+
+    def write_with(count: int) -> ExportReport:
+        chosen = layers[:count]
+        names = tuple(layer.name for layer in chosen)
+        return write(in_floats(model, layers, chosen), float_layers=names)
+
+    if job.mixed:
+        report, size = write_mixed(write_with, len(layers))
+        report = replace(report, size_in_integers=size)
+    else:
+        report = write_with(0)
+    write_table(_layer_file(job), layers, report.float_layers)
+    return replace(report, layers=layers, layer_file=_layer_file(job))
 
 
 def export(
@@ -135,6 +198,8 @@ def export(
     recipe: str | None = None,
     one_shot: OneShot | None = None,
     images: Iterable[Tensor] | None = None,
+    limit: Limit | None = None,
+    float_layers: tuple[str, ...] = (),
 ) -> ExportReport:
     """Write ``model`` to ``path`` as ONNX; the model itself is left as it was.
 
@@ -148,12 +213,15 @@ def export(
         one_shot: What was done to ``model`` without training, for the report and the metadata.
         images: Network inputs like those the model will see, to measure the outputs of a quantized
             network on; without any, the last convolutions put out floats.
+        limit: How much average precision the file may lose.
+        float_layers: Layers of a quantized model that are not, for the report and the metadata.
 
     Raises:
         ConfigError: The image size is out of range, or an option does not fit a model that is
             quantized, or that is not.
         ExportError: The graph does not reproduce the model's outputs.
         StorageError: The file cannot be written.
+        TargetMissedError: It loses more than ``limit`` allows.
     """
     config = _stored_config(model, classes, config, options)
     _check_precision(model, options)
@@ -171,12 +239,15 @@ def export(
         sparsity=graph_sparsity(graph),
         one_shot=None if one_shot is None else str(one_shot),
         quantization=_quantization(options) if is_quantized(model) else None,
+        float_layers=float_layers or None,
         outputs={n: OUTPUT_MEANINGS[n] for n in (DETECTED if options.with_nms else OUTPUTS)},
         tools={"torch": torch.__version__, "onnx": onnx.__version__},
     )
     onnx.helper.set_model_props(graph, metadata.to_props())
-    report = _write(graph, path, reference, options, config.detect)
-    return replace(report, one_shot=one_shot, float_outputs=float_outputs)
+    report = _write(graph, path, reference, options, config.detect, limit)
+    return replace(
+        report, one_shot=one_shot, float_outputs=float_outputs, float_layers=float_layers
+    )
 
 
 def _stored_config(
@@ -215,10 +286,11 @@ def _write(
     reference: Reference,
     options: ExportOptions,
     detect: DetectConfig,
+    limit: Limit | None,
 ) -> ExportReport:
     sparsity = graph_sparsity(graph)
     raw_shapes = tuple(_shape(output) for output in graph.graph.output)
-    found = write_checked(graph, path, reference, options, detect)
+    found = write_checked(graph, path, reference, options, detect, limit)
     written = {kind: compress_file(path, kind) for kind in options.compress}
     return ExportReport(
         path=path,
@@ -232,6 +304,7 @@ def _write(
         output_shapes=raw_shapes,
         outputs=found.outputs,
         agreement=found.agreement,
+        accuracy=found.accuracy,
         detections=found.detections,
         detected={o.name: _shape(o) for o in graph.graph.output} if options.with_nms else {},
     )

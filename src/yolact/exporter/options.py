@@ -31,6 +31,8 @@ _OPSET_OF_DETECTION = 13
 """The oldest with the operators of detection inside the graph."""
 MOST_IMAGES = 1024
 """In one batch; more are taken for a mistake."""
+_MOST_POINTS = 100
+"""Of average precision, in percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,4 +164,57 @@ class ExportJob:
         help="Also write deployment/ beside the file: model, settings, labels, a sample and a "
         "script that runs it with onnxruntime and OpenCV alone.",
     )
+    max_drop: float | None = setting(
+        default=None,
+        help="Write the file only if its mask mAP, in ONNX Runtime, is at most so many points "
+        "below the float model's; exit code 9 otherwise. Needs --validation_info.",
+    )
+    mixed: bool = setting(
+        default=False,
+        help="Keep as few layers of an INT8 model in float as --max_drop asks for, the most "
+        "sensitive ones.",
+    )
+    """A table of :attr:`sensitivity` comes with it."""
+    sensitivity: bool = setting(
+        default=False,
+        help="Measure what each layer loses in INT8, print the worst, and write all to "
+        "NAME.sensitivity.json.",
+    )
+    validation_info: Path | None = setting(
+        default=None, help="COCO annotation file that --max_drop measures on."
+    )
+    validation_images: Path | None = setting(
+        default=None, path="folder", help="Its images.  [default: data/coco/images]"
+    )
     options: ExportOptions = ExportOptions()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured, or has no use, with a ConfigError."""
+        drop, data = self.max_drop, self.validation_info
+        if drop is not None and not 0 <= drop <= _MOST_POINTS:
+            raise ConfigError(f"--max_drop is {drop:g}", hint=f"use 0 to {_MOST_POINTS} points")
+        for wrong, problem, hint in (
+            (self.mixed and drop is None, "--mixed has no limit to keep", "add --max_drop 1.0"),
+            (
+                drop is not None and data is None,
+                f"--max_drop {drop} has nothing to be measured on",
+                "add --validation_info and --validation_images",
+            ),
+            (
+                self.validation_images is not None and data is None,
+                f"--validation_images {self.validation_images} has no annotations",
+                "add --validation_info",
+            ),
+            (
+                self.sensitivity and data is None and self.calibration_images is None,
+                "--sensitivity has no images to be measured on",
+                "add --calibration_images or --validation_info",
+            ),
+            (
+                data is not None and drop is None and not self.sensitivity,
+                f"--validation_info {data} has no use here",
+                "add --max_drop, or use sparseml.yolact.validation to measure a file",
+            ),
+        ):
+            if wrong:
+                raise ConfigError(problem, hint=hint)

@@ -87,12 +87,8 @@ def prepare(
             are rounded.
         config: With the size of input and the priors of the copy; None for the model's.
     """
-    copy = deepcopy(model)
-    copy.set_input(config or model.config)
-    network = InferenceModel(copy).cpu().float().eval()
+    network = _copied(model, config)
     quantized = is_quantized(network)
-    for quantizer in fake_quantizers(network):
-        quantizer.disable_observer()  # ranges are not to adapt to what is run here
     with torch.no_grad():
         expected: RawOutputs = network(sample)
         unquantized: RawOutputs | None = None
@@ -108,6 +104,19 @@ def prepare(
     first = islice(images or (), _MOST_COMPARED)
     few = tuple(image[:1].repeat(len(sample), 1, 1, 1) for image in first)
     return Reference(network, sample, expected, unquantized, few)
+
+
+def as_exported(model: Yolact, options: ExportOptions) -> InferenceModel:
+    """A copy of a quantized model that rounds as its graph will, all ranges kept.
+
+    Args:
+        model: Not changed.
+        options: How weights are rounded.
+    """
+    network = _copied(model, None)
+    fold_quantized_batch_norms(network)
+    requantize_weights(network, per_channel=options.per_channel, reduce_range=options.reduce_range)
+    return network
 
 
 @contextmanager
@@ -217,6 +226,16 @@ def _warn_of_coarse_weights(network: nn.Module, options: ExportOptions) -> None:
             "differ much; give --per_channel, or train with a range per channel",
             len(coarse),
         )
+
+
+def _copied(model: Yolact, config: ModelConfig | None) -> InferenceModel:
+    """As inference runs it, on the CPU; ranges do not adapt to what is run here."""
+    copy = deepcopy(model)
+    copy.set_input(config or model.config)
+    network = InferenceModel(copy).cpu().float().eval()
+    for quantizer in fake_quantizers(network):
+        quantizer.disable_observer()
+    return network
 
 
 def _folded(fused: ConvBn2d) -> Conv2d:

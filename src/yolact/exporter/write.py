@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from yolact.config import DetectConfig
+from yolact.engines.onnx_file import ModelMetadata
 from yolact.engines.onnxruntime import OrtEngine, run_graph
 from yolact.errors import ExportError
+from yolact.exporter.limit import Accuracy, Limit
 from yolact.exporter.nms import detect_inside
 from yolact.exporter.options import ExportOptions
 from yolact.exporter.passes.store import store_blocks_together, store_weights_as_half
@@ -49,6 +51,8 @@ class Comparison:
     detections: int | None = None
     """How many objects the graph finds in the sample, all of them those that PyTorch code finds
     in its raw outputs; None without detection inside."""
+    accuracy: Accuracy | None = None
+    """Of the finished file, where it was asked for."""
 
 
 def write_checked(
@@ -57,6 +61,7 @@ def write_checked(
     reference: Reference,
     options: ExportOptions,
     detect: DetectConfig,
+    limit: Limit | None = None,
 ) -> Comparison:
     """Write ``graph`` to ``path`` in one step, after comparing what it computes.
 
@@ -66,8 +71,10 @@ def write_checked(
         reference: What to compare with.
         options: What is done to the graph after its raw outputs were compared, in place.
         detect: How detections are found that are compared.
+        limit: What the finished file may lose, if that is limited.
 
     Raises:
+        TargetMissedError: It loses more.
         ExportError: It does not agree, or is no valid ONNX; the first wrong layer is named.
         StorageError: The file cannot be written.
     """
@@ -80,6 +87,11 @@ def write_checked(
         done = Comparison(parity, _agreement(graph, engine, reference, detect))
         if options.half or options.pack_blocks or options.with_nms:
             done = _finish(graph, options, detect, reference, done)
+            _save_valid(graph, temporary)
+        if limit is not None:
+            accuracy = limit.require(temporary)
+            done = replace(done, accuracy=accuracy)
+            _note(graph, accuracy)
             _save_valid(graph, temporary)
     return done
 
@@ -118,6 +130,13 @@ def _finish(
         return done
     detect_inside(graph, config)
     return replace(done, detections=_compare_detections(graph, config, images, raw))
+
+
+def _note(graph: onnx.ModelProto, accuracy: Accuracy) -> None:
+    """Let the file say what was measured of it."""
+    known = ModelMetadata.from_props({prop.key: prop.value for prop in graph.metadata_props})
+    noted = replace(known, accuracy=accuracy.to_dict())
+    onnx.helper.set_model_props(graph, noted.to_props())
 
 
 def _save_valid(graph: onnx.ModelProto, path: Path) -> None:

@@ -1,29 +1,23 @@
-"""Weights of other origins: found, given this network's names, or recognised as something else.
+"""Weights of other origins: found, and given this network's names.
 
 Programs wrap weights in dicts of their own, put words before the names, and some have the same
-DarkNet-53 under other names. What is none of that is named by its first bytes or by its names.
+DarkNet-53 or ResNet under other names.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from yolact.config import BackboneConfig
-
-State = Mapping[str, Tensor]
+from yolact.model.identify import DETECTOR, HEAD, State
 
 BLOCKS = BackboneConfig().stage_blocks
 """Residual blocks in each stage of DarkNet-53."""
-LARGEST = 20
-"""Times its size that a file may become in memory: none of real weights comes near it."""
 _WRAPPERS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
     *("model_state_dict", "state_dict", "model", "net", "network", "module", "weights", "params"),
@@ -34,17 +28,10 @@ _NOT_WEIGHTS = re.compile(r"opt|.*(optim|sched|scaler|rng)|lr_|amp|random|callba
 _INSIDE = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What compiling and sharding put anywhere into names."""
 _WRAPPED_BACKBONE = re.compile(r"\bbackbone\.module\.")
-_HEAD = re.compile(r"((?:.*\.)?)prediction_layers\.\d+\.")
 _STEM = re.compile(r"((?:.*\.)?)_preconv\.[01]\.")
-_STAGE = re.compile(r"((?:.*\.)?)layers\.\d+\.0\.[01]\.")
+_STAGE = re.compile(r"((?:.*\.)?)layers\.\d+\.0\.(?:[01]|conv3)\.")
+_TORCHVISION = re.compile(r"((?:.*\.)?)layer1\.0\.conv3\.weight")
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-_SETTINGS = {"argparse", "collections", "datetime", "enum", "pathlib", "types", "typing"}
-"""Modules of Python whose types hold settings."""
-_VALUES = re.compile(
-    r"_codecs\.encode|builtins\.(bool|dict|float|int|list|object|set|slice|str|tuple)"
-    r"|torch\.(optim|amp|cuda\.amp)\..*"
-)
-"""Types of plain values, and what a run needs besides the network."""
 
 
 class Adapted(NamedTuple):
@@ -123,7 +110,7 @@ def adapt(state: State) -> Adapted:
     """Give weights the names of this network, as far as they are those of its layers.
 
     Args:
-        state: Of a YOLACT model, or of a DarkNet-53 alone, under any names.
+        state: Of a YOLACT model, or of a DarkNet-53 or ResNet alone, under any names.
 
     Returns:
         A model's weights as ``Yolact.state_dict()`` names them, those of a backbone alone as
@@ -131,10 +118,10 @@ def adapt(state: State) -> Adapted:
     """
     plain = {_WRAPPED_BACKBONE.sub("backbone.", _INSIDE.sub("", n)): v for n, v in state.items()}
     inside = () if plain.keys() == state.keys() else ("without what compiling put into them",)
-    anchors = [[m[1] for name in plain if (m := a.match(name))] for a in (_HEAD, _STEM, _STAGE)]
+    anchors = [[m[1] for name in plain if (m := a.match(name))] for a in (HEAD, _STEM, _STAGE)]
     prefixes = next((found for found in anchors if found), None)
     if prefixes is None:
-        return _same_network(plain) or Adapted(plain, inside)
+        return _resnet(plain) or _same_network(plain) or Adapted(plain, inside)
     prefix = _chosen(prefixes)
     if not prefix:
         return Adapted(plain, inside)
@@ -148,6 +135,26 @@ def _chosen(prefixes: list[str]) -> str:
     """The prefix of the network to take: an averaged one, else the one named first."""
     averaged = [prefix for prefix in prefixes if re.search(r"\bema|ema\b|_ema_", prefix)]
     return (averaged or prefixes)[0]
+
+
+def _resnet(state: State) -> Adapted | None:
+    """The weights of a ResNet as torchvision names them, under ours; its classifier left out."""
+    prefixes = [match[1] for name in state if (match := _TORCHVISION.fullmatch(name))]
+    if not prefixes or any(DETECTOR.search(name) for name in state):
+        return None
+    before = re.escape(_chosen(prefixes))
+    pattern = re.compile(
+        rf"{before}(?:layer(?P<stage>[1-4])\.)?(?P<rest>(?:\d+\.)?"
+        r"(?:conv\d|bn\d|downsample\.\d)\.\w+)"
+    )
+    names = {
+        name: f"layers.{int(match['stage']) - 1}.{match['rest']}"
+        if match["stage"]
+        else match["rest"]
+        for name in state
+        if (match := pattern.fullmatch(name))
+    }
+    return _renamed(state, names, "torchvision's ResNet", "")
 
 
 def _same_network(state: State) -> Adapted | None:
@@ -250,150 +257,3 @@ def _by_order(state: State, order: Iterable[str]) -> dict[str, str]:
 def _naturally(name: str) -> list[tuple[int, str]]:
     """A key that sorts ``layer10`` after ``layer9``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-_DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
-"""Of a ResNet: (blocks of its third stage, whether a block has three convolutions) -> layers."""
-_OTHERS = (
-    (r"conv_exp\.|conv_transition", "CSPDarkNet, which is not DarkNet-53"),
-    (r"(^|\.)backbone\.dark[2-5]\.|backbone\.backbone\.dark", "YOLOX"),
-    (r"(^|\.)model\.\d+\.(conv|cv\d|m|bn|proto|c)\b", "a YOLO model of Ultralytics"),
-    (r"(^|\.)image_encoder\.|mask_decoder\.", "Segment Anything"),
-    (r"(^|\.)patch_embed\.|cls_token|attn\.qkv", "a vision transformer"),
-    (r"(^|\.)query_embed\.|transformer\.decoder\.", "DETR"),
-    (r"(^|\.)features\.\d+\.", "VGG, MobileNet or the like"),
-    (r"(^|\.)stages\.\d+\.blocks\.\d+\.", "another network of timm"),
-)
-
-
-def other_network(names: Iterable[str]) -> str | None:
-    """What weights are of, when they are recognised as something else than YOLACT on DarkNet-53.
-
-    >>> other_network(["backbone.dark2.0.conv.weight"])
-    'YOLOX'
-    """
-    listed = list(names)
-    if any(re.search(r"(^|\.)_preconv\.[01]\.", name) for name in listed):
-        return None
-    resnet = _resnet(listed)
-    if any(_HEAD.match(name) for name in listed):
-        plus = any(re.search(r"maskiou_net|conv_offset_mask", name) for name in listed)
-        own = any(re.search(r"backbone\.layers\.\d+\.0\.[01]\.", name) for name in listed)
-        some = any(re.match(r"(.*\.)?backbone\.", name) for name in listed)
-        backbone = resnet or ("another backbone" if some and not own else None)
-        return backbone and f"YOLACT{'++' * plus} on {backbone}"
-    if resnet and any(re.search(r"roi_heads?\.|rpn", name) for name in listed):
-        return f"Mask R-CNN or Faster R-CNN on {resnet}"
-    if resnet:
-        return resnet
-    return next((what for p, what in _OTHERS if any(re.search(p, n) for n in listed)), None)
-
-
-def _resnet(names: Iterable[str]) -> str | None:
-    """Which ResNet has these names: torchvision's, detectron2's or those in YOLACT."""
-    third = re.compile(r"(?:.*\.)?(?:layers\.2|layer3|res4)\.(\d+)\.conv([123])\.weight")
-    found = [match for name in names if (match := third.match(name))]
-    if not found:
-        return None
-    blocks = 1 + max(int(match[1]) for match in found)
-    depth = _DEPTHS.get((blocks, any(match[2] == "3" for match in found)))
-    return f"ResNet-{depth}" if depth else "a ResNet"
-
-
-_BEGINNINGS = (
-    (rb"\s*<(!doctype|html|head|body|\?xml)", "a web page, as a failed download leaves one"),
-    (rb"version https://git-lfs", "a pointer of Git LFS, not the file: git lfs pull fetches it"),
-    (rb"\x89HDF", "a file of Keras or another program that writes HDF5"),
-    (rb"\x08[\x01-\x1f](\x12|\x1a|\x3a|\x22)", "an ONNX file: let its name end in .onnx"),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "compressed: unpack it"),
-    (rb".{257}ustar", "a tar archive: unpack it"),
-    (rb"\x00{4}[\x01\x02]\x00{3}.\x00{3}", "weights of the program darknet, not of PyTorch"),
-    (rb"\x93NUMPY", "an array of NumPy"),
-)
-"""How files begin that are taken for weights of PyTorch."""
-
-
-def other_kind_of_file(path: Path) -> str | None:
-    """What a file is, in words, when it is neither of PyTorch nor of safetensors; else None.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    with path.open("rb") as file:
-        begin = file.read(512)
-    if not begin:
-        return "empty"
-    if begin.startswith(b"PK") and zipfile.is_zipfile(path):
-        return _other_kind_of_archive(path)
-    if begin.startswith((b"PK", b"\x80")) or is_safetensors(begin):
-        return None
-    for pattern, what in _BEGINNINGS:
-        if re.match(pattern, begin, re.IGNORECASE | re.DOTALL):
-            return what
-    return f"not a file of PyTorch, it begins with {begin[:15]!r}"
-
-
-def is_safetensors(begin: bytes) -> bool:
-    """Whether a file that begins so has the format safetensors: a length, then JSON."""
-    return begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") < 2**30
-
-
-def _other_kind_of_archive(path: Path) -> str | None:
-    """What a zip archive is, when it is not one that ``torch.save`` writes."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names, inside = archive.namelist(), sum(e.file_size for e in archive.infolist())
-    except Exception:  # damaged: torch says how
-        return None
-    ends = {name.rpartition("/")[2] for name in names}
-    if "constants.pkl" in ends:
-        return "a program of TorchScript, not weights: save the state_dict"
-    if "model.weights.h5" in ends:
-        return "a model of Keras"
-    if "data.pkl" not in ends:
-        return f"a zip archive of {len(names)} files: unpack it (first: {', '.join(names[:1])})"
-    if inside > LARGEST * path.stat().st_size + 2**20:
-        return f"an archive that would become {inside:,} bytes"
-    return None
-
-
-class Unread:
-    """Stands for an object of another program, so that the tensors beside it can be read.
-
-    Nothing of that program is imported or called, and what the object held is dropped.
-    """
-
-    def __new__(cls, *_: object, **__: object) -> Unread:
-        """Take whatever the object was made of."""
-        return super().__new__(cls)
-
-    def __setstate__(self, _: object) -> None:
-        """Take whatever the object was."""
-
-
-class UnreadDict:
-    """The same for a kind of dict, which becomes a plain one."""
-
-    def __new__(cls, *_: object, **__: object) -> dict[Any, Any]:  # type: ignore[misc]
-        """Take whatever the dict was made of."""
-        return {}
-
-
-def stand_ins(names: Iterable[str]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """What ``torch.load`` may put in place of objects that hold the settings of other programs.
-
-    Args:
-        names: Full names of classes and functions.
-
-    Returns:
-        A harmless type for each name; nothing when one is of a layer, or of a module of Python
-        that has no place in a file of weights.
-    """
-    found: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
-    for name in names:
-        module = name.partition(".")[0]
-        inner = {"__builtin__", "copy_reg", "torch", *sys.stdlib_module_names}
-        if module in inner - _SETTINGS and not _VALUES.fullmatch(name):
-            return []
-        found.append((UnreadDict if re.search(r"(?i)dict|cfgnode", name) else Unread, name))
-    return found

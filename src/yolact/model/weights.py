@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from yolact.errors import CheckpointError, ConfigError
 from yolact.model.fake_quantize import fake_quantizers
+from yolact.model.identify import identify_backbone, words
 
 if TYPE_CHECKING:  # what reads weights without a network, such as checkpoints, stays small
     from yolact.model.yolact import Yolact
@@ -74,6 +75,8 @@ def load_weights(model: Yolact, state_dict: Mapping[str, Tensor]) -> None:
 def load_backbone(model: Yolact, state_dict: Mapping[str, Tensor]) -> None:
     """Load the backbone from a file like ``darknet53.pth``, which was trained on ImageNet.
 
+    One of other depths is refused, even where what it shares with the model's would fit.
+
     Backbone names that the file lacks keep their values, with a warning.
 
     Args:
@@ -81,16 +84,22 @@ def load_backbone(model: Yolact, state_dict: Mapping[str, Tensor]) -> None:
         state_dict: Its name K is ``backbone.K`` of the model; unknown names are ignored.
 
     Raises:
-        CheckpointError: No name matches, or a shape differs.
+        CheckpointError: No name matches, a shape differs, or it is another network.
     """
+    theirs, ours = identify_backbone(state_dict), model.config.backbone
+    if theirs is not None and (theirs.name, theirs.stage_blocks) != (ours.name, ours.stage_blocks):
+        raise CheckpointError(
+            f"the file has a {words(theirs)}, the model a {words(ours)}",
+            hint="use the --config of this backbone, or the file for this one",
+        )
     own = model.backbone.state_dict()
     known = {name: state_dict[name] for name in own if name in state_dict}
     if not known:
         raise CheckpointError(
-            f"no DarkNet backbone in the file; its names are {_first(state_dict)}",
+            f"no {words(ours)} in the file; its names are {_first(state_dict)}",
             hint="it is a whole model: load it without --backbone"
             if _is_whole_model(state_dict)
-            else "give a file like darknet53.pth, with names like layers.0.0.0.weight",
+            else f"give a file with names like {next(iter(own))}",
         )
     misfit = _try_loading(copy.deepcopy(model.backbone), known)
     if misfit.differ:
@@ -229,7 +238,7 @@ def _hint_for(model: nn.Module, weights: Mapping[str, Tensor], misfit: _Misfit) 
         )
     common = sum(name in own for name in weights)
     if common < min(len(own), len(weights)) / 2:
-        return "they belong to another network; only YOLACT on DarkNet-53 is supported"
+        return "they belong to another network: use the --config they were trained with"
     if misfit.differ:
         return "they are of other widths or depths: use the --config they were trained with"
     nearest = _nearest(misfit)

@@ -11,6 +11,8 @@ from yolact.config import BackboneConfig, ModelConfig
 from yolact.model.backbones import Backbone
 from yolact.model.backbones.darknet import DarkNet
 from yolact.model.backbones.efficientnet_lite import EfficientNetLite
+from yolact.model.backbones.resnet import ResNet
+from yolact.model.backbones.timm import TimmBackbone
 from yolact.model.fpn import FeaturePyramid
 from yolact.model.heads import PredictionHead, Predictions
 from yolact.model.priors import PriorCache, grid_size
@@ -26,7 +28,9 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     """
     families: dict[str, Callable[[BackboneConfig], Backbone]] = {
         "darknet": DarkNet,
+        "resnet": ResNet,
         "efficientnet_lite": EfficientNetLite,
+        "timm": TimmBackbone,
     }
     return families[config.family](config)
 

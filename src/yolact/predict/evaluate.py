@@ -15,7 +15,7 @@ from yolact.data.images import RgbImage
 from yolact.data.labels import Classes, few_names, match_names, note_differences, unknown_names
 from yolact.data.sources import ImageOrder
 from yolact.data.workers import Reader
-from yolact.engines.base import Engine
+from yolact.engines.base import DetectingEngine, Engine
 from yolact.errors import CheckpointError, ConfigError, DataError
 from yolact.files import require_writable_file
 from yolact.predict.pipeline import Selection, Stopwatch, groups
@@ -213,7 +213,7 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine,
+    engine: Engine | DetectingEngine,
     dataset: CocoInstances,
     selection: Selection | None = None,
     *,
@@ -243,7 +243,7 @@ def score(dataset: CocoInstances, results: CocoResults, *, masks: bool = True) -
 
 
 def collect(
-    engine: Engine,
+    engine: Engine | DetectingEngine,
     dataset: CocoInstances,
     selection: Selection | None = None,
     *,

@@ -29,6 +29,9 @@ from yolact.sparsify.structure import fit_errors, training_mode
 
 logger = logging.getLogger(__name__)
 
+_LATER = ("disable_quantization_observer_epoch", "freeze_bn_stats_epoch")
+"""Fields of modifiers that say when they do something else."""
+
 
 class RecipeDriver:
     """One recipe in one training run.
@@ -53,6 +56,8 @@ class RecipeDriver:
         controls_lr: Whether the recipe sets learning rates.
         distillation: What is to be distilled from a teacher, and when; the objective does it.
         settles_at: From this epoch on, the weights have their final sparsity and bits.
+        acts_until: From this epoch on, the recipe has nothing left to do; inf when there is no such
+            epoch. That the run ends with it does not count.
         samples_gradients: Whether :meth:`start` needs gradient samples.
     """
 
@@ -68,6 +73,7 @@ class RecipeDriver:
             self.manager.modifiers, recipe.entries, recipe.label
         )
         self.settles_at = self._settles_at()
+        self.acts_until = self._acts_until()
         self.samples_gradients = any(facts_of(entry.name).samples for entry in recipe.entries)
         self._steps_per_epoch = 1
         self._steps = 0
@@ -173,3 +179,14 @@ class RecipeDriver:
         # What is due at an epoch happens in the step that begins there: the weights have it after.
         after = math.nextafter(max([0.0, *pruned, *quantized]), math.inf)
         return after if self.max_epochs is None else min(after, self.max_epochs)
+
+    def _acts_until(self) -> float:
+        ends = [self.settles_at]
+        for modifier in self.manager.modifiers:
+            facts = facts_of(type(modifier).__name__)
+            if facts.kind == "length":
+                continue
+            endless = facts.kind == "lr" and not facts.momentary and modifier.end_epoch < 0
+            ends += [math.inf if endless else max(modifier.start_epoch, modifier.end_epoch)]
+            ends += [float(getattr(modifier, name, None) or 0.0) for name in _LATER]
+        return max(ends)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import few_names, note_differences, unknown_names
-from yolact.data.transforms import EvalTransform, TrainTransform
+from yolact.data.mixing import MixingTransform
+from yolact.data.transforms import EvalTransform
 from yolact.errors import ConfigError, DataError
 from yolact.training.settings import TrainSettings
 
@@ -29,7 +30,7 @@ def open_datasets(settings: TrainSettings, seed: int) -> tuple[CocoInstances, Co
     train = CocoInstances(
         data.train_images,
         data.train_info,
-        TrainTransform(size, settings.config.augment),
+        MixingTransform(size, settings.config.augment),
         seed=seed,
         on_bad_image=data.on_bad_image,
         strict=data.strict,

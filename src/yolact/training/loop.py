@@ -22,11 +22,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from yolact.checkpoint import Checkpoint, TrainingState
+from yolact.checkpoint import Checkpoint
 from yolact.data.coco import evaluation_order
 from yolact.data.loader import make_loader
 from yolact.data.workers import WorkerError
@@ -35,18 +34,18 @@ from yolact.errors import DataError, StorageError
 from yolact.files import require_space, require_writable
 from yolact.predict.evaluate import Evaluation, evaluate
 from yolact.predict.pipeline import Selection
-from yolact.sparsify.recipe import Recipe
 from yolact.sparsify.report import ModelReport
 from yolact.training.logs import StepRecord, TrainLog, ValidationRecord, step_line
 from yolact.training.memory import QuantizationMemory
 from yolact.training.retention import CheckpointKeeper
 from yolact.training.settings import TrainSettings
 from yolact.training.start import Run, describe, prepare
+from yolact.training.state import checkpoint_size, snapshot
 from yolact.training.step import (
-    MAX_SKIPPED_IN_A_ROW,
     ImageTooLargeError,
     Stepper,
     hold_batch_norms,
+    most_skipped,
 )
 from yolact.training.stop import GracefulStop, Interrupted
 from yolact.types import Batch
@@ -104,7 +103,7 @@ def carry_out(run: Run) -> TrainResult:
     """
     settings = run.settings
     logger.info("%s", describe(run))
-    require_space(settings.save.folder, _checkpoint_size(run), "one checkpoint")
+    require_space(settings.save.folder, checkpoint_size(run), "one checkpoint")
     with (
         TrainLog(settings.log, run.config.name, asdict(settings)) as log,
         GracefulStop() as stop,
@@ -125,6 +124,8 @@ class Trainer:
         continues = settings.start.checkpoint if run.resumed else None
         self.keeper = CheckpointKeeper(run.config.name, settings.save, continues=continues)
         self.best_map = run.resumed.best_map if run.resumed else None
+        self.without_better = run.without_better
+        self._validated: tuple[int, Evaluation] | None = None
         self.stepper = Stepper(
             run.model,
             run.objective,
@@ -133,7 +134,7 @@ class Trainer:
             half=settings.half,
             max_grad_norm=run.optim.max_grad_norm,
             allocation=settings.batch_alloc,
-            most_skipped=_most_skipped(run.plan.total_steps - run.iteration),
+            most_skipped=most_skipped(run.plan.total_steps - run.iteration),
         )
         self.loader = make_loader(
             run.train_data,
@@ -154,7 +155,7 @@ class Trainer:
         run = self.run
         try:
             with logging_redirect_tqdm([logging.getLogger("yolact")]), self._bar() as bar:
-                while self.iteration < run.plan.total_steps:
+                while self.iteration < run.plan.total_steps and not self._out_of_patience:
                     self._epoch(bar)
             self.stepper.growth.check()
         except Interrupted:
@@ -167,7 +168,9 @@ class Trainer:
             raise
         finally:
             self.loader.close()
+        self._say_why_early()
         run.driver.finish(run.model)
+        run.average.follow()
         path = self.keeper.save(self._checkpoint())
         try:
             evaluation = self._validate(final=True) if run.validation_data else None
@@ -192,7 +195,6 @@ class Trainer:
         run, settings = self.run, self.run.settings
         epoch, first_batch = run.plan.batch_of(self.iteration)
         self.loader.batch_sampler.set_position(epoch, first_batch)
-        run.model.train()
         for batches in self._groups(iter(self.loader), settings.accumulate):
             self._step(epoch, batches, bar)
             if self.iteration >= run.plan.total_steps:
@@ -220,6 +222,7 @@ class Trainer:
         self._keep_float_weights(clock)
         if run.driver.quantizes_by(clock + 1 / run.plan.steps_per_epoch):
             self.stepper.full_precision()
+        run.model.train()  # batch norms too that were frozen and may be trained from this step on
         run.driver.before_forward(run.model, run.optimizer, clock)
         hold_batch_norms(run.model, every=run.settings.freeze_bn)
         run.objective.set_epoch(clock)
@@ -230,6 +233,7 @@ class Trainer:
         run.driver.before_step(run.model, run.optimizer, clock)
         self.stepper.apply(self.iteration, losses, batches)
         run.driver.after_step(run.model, run.optimizer, clock)
+        run.average.update()
         self.iteration += 1
         self._measure(clock)
         self._report(epoch, losses, time.perf_counter() - began, bar)
@@ -285,11 +289,13 @@ class Trainer:
     def _validate(self, *, final: bool = False) -> Evaluation:
         """Evaluate and note the result; the final table is the command's to print."""
         run, began = self.run, time.perf_counter()
+        if self._validated and self._validated[0] == self.iteration:
+            return self._validated[1]
         assert run.validation_data is not None
         ids = evaluation_order(run.validation_data.image_ids)[: run.settings.validation_size]
         run.model.eval()
         try:
-            with self.stop.at_once():
+            with run.average.applied(), self.stop.at_once():
                 evaluation = evaluate(
                     TorchEngine(run.model, run.classes, device=str(run.device)),
                     run.validation_data,
@@ -309,58 +315,63 @@ class Trainer:
         self.log.write(record)
         if not final:
             logger.info("epoch %d\n%s", record.epoch, evaluation.table())
+        self._validated = self.iteration, evaluation
         self._keep_if_best(evaluation.mask["all"])
         return evaluation
 
     def _keep_if_best(self, mask_map: float) -> None:
-        """Save when mask mAP is a new best of weights that have their final sparsity and bits."""
-        settled = self.iteration / self.run.plan.steps_per_epoch >= self.run.driver.settles_at
-        settled = settled and not self.stepper.growth.ruined
+        """Save when mask mAP is a new best of weights that have their final sparsity and bits.
+
+        Otherwise patience wears, once the recipe has done all it does.
+        """
+        clock, driver = self.iteration / self.run.plan.steps_per_epoch, self.run.driver
+        settled = clock >= driver.settles_at and not self.stepper.growth.ruined
         if settled and (self.best_map is None or mask_map > self.best_map):
             known, self.best_map = self.best_map is not None, mask_map
+            self.without_better = 0
             path = self.keeper.save_best(self._checkpoint(), own=known)
-            self.run.driver.write_report(self.run.model, path)
+            self._write_report(path)
             logger.info("best mask mAP so far, %.2f: kept as %s", mask_map, path)
-            if self.keeper.holds(self.iteration):  # a run resumed from it has to know the best
-                self.keeper.save(self._checkpoint())
+        elif clock < driver.acts_until:
+            return
+        else:
+            self.without_better += 1
+        if self.keeper.holds(self.iteration):  # a run resumed from it has to know
+            self.keeper.save(self._checkpoint())
+
+    @property
+    def _out_of_patience(self) -> bool:
+        patience = self.run.settings.patience
+        return patience is not None and self.without_better >= patience
+
+    def _say_why_early(self) -> None:
+        if self._out_of_patience and self.iteration < self.run.plan.total_steps:
+            logger.info(
+                "no better mask mAP in %d validations: the run ends at step %d of %d",
+                *(self.without_better, self.iteration, self.run.plan.total_steps),
+            )
+
+    def _write_report(self, path: Path, *, macs: bool = False) -> ModelReport | None:
+        """Of the weights that are saved; operations are counted when the run is over."""
+        run = self.run
+        with run.average.applied():
+            size = run.config.model.image_size if macs else None
+            return run.driver.write_report(run.model, path, size)
 
     def _epoch_index(self) -> int:
         return max(self.iteration - 1, 0) // self.run.plan.steps_per_epoch
 
     def _checkpoint(self) -> Checkpoint:
-        run, scaler = self.run, self.stepper.scaler
-        rng = {"cpu": torch.get_rng_state()}
-        if run.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(run.device)
-        training = TrainingState(
-            optimizer=run.optimizer.state_dict(),
-            scaler=scaler.state_dict() if scaler.is_enabled() else None,
-            rng=rng,
-            steps_per_epoch=run.plan.steps_per_epoch,
-            batch_size=run.settings.batch_size,
-            accumulate=run.settings.accumulate,
-            seed=run.seed,
-            stage_recipe=_text(run.driver.recipe),
-            earlier_recipe=_text(run.driver.earlier),
-            distillation=run.objective.state(),
-        )
-        return Checkpoint(
-            model_state=run.model.state_dict(),
-            epoch=self._epoch_index(),
-            iteration=self.iteration,
-            recipe=_text(run.driver.composed),
-            classes=run.classes,
-            config=run.config,
-            training=training,
-            best_map=self.best_map,
+        return snapshot(
+            self.run, self.iteration, self.stepper.scaler, self.best_map, self.without_better
         )
 
     def _result(
         self, path: Path | None, evaluation: Evaluation | None, *, interrupted: bool
     ) -> TrainResult:
-        run, best, report = self.run, self.keeper.best_path, None
+        best, report = self.keeper.best_path, None
         if path and not interrupted:
-            report = run.driver.write_report(run.model, path, run.config.model.image_size)
+            report = self._write_report(path, macs=True)
         return TrainResult(
             checkpoint=path,
             best_checkpoint=best if self.best_map is not None and best.exists() else None,
@@ -380,18 +391,3 @@ class Trainer:
             disable=None,  # a bar on a terminal, lines elsewhere
             dynamic_ncols=True,
         )
-
-
-def _text(recipe: Recipe | None) -> str | None:
-    """As a checkpoint stores it."""
-    return None if recipe is None else recipe.text
-
-
-def _checkpoint_size(run: Run) -> int:
-    """Bytes of the weights and of SGD's momentum, of which a checkpoint mostly consists."""
-    return 2 * sum(p.numel() * p.element_size() for p in run.model.parameters())
-
-
-def _most_skipped(steps: int) -> int:
-    """In a row: half of a short run, but more than loss scaling takes to find its level."""
-    return min(MAX_SKIPPED_IN_A_ROW, max(20, steps // 2))

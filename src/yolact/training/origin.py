@@ -12,20 +12,16 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.optim import Optimizer
 
 from yolact.checkpoint import Checkpoint, classes_of, load_checkpoint, parse_checkpoint_name
 from yolact.config import YolactConfig
 from yolact.data.labels import Classes
+from yolact.download.pretrained import origin_of_weights, pretrained_weights
 from yolact.errors import CheckpointError
-from yolact.loss.criterion import Objective
+from yolact.model.backbones.efficientnet_lite import published_names
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.restore import CLASS_LAYERS, class_layers, known_rows, restore_structure
-from yolact.sizes import size_words
 from yolact.sparsify.catalog import EngineName
 from yolact.sparsify.recipe import Recipe, load_recipe
 from yolact.sparsify.stages import forget_layers, learn_ranges, until
@@ -131,10 +127,15 @@ def build_network(origin: Origin, config: YolactConfig, classes: Classes) -> tup
     init_weights(model)
     start, checkpoint = origin.start, origin.checkpoint
     if start.backbone is not None:
-        load_backbone(model, load_checkpoint(start.backbone).model_state)
+        weights = load_checkpoint(start.backbone).model_state
+        load_backbone(model, published_names(weights) or weights)
         return model, f"backbone {start.backbone}, the rest random"
     if checkpoint is None:
-        return model, "random weights"
+        source = origin_of_weights(config.model.backbone) if start.pretrained else None
+        if source is None:
+            return model, "random weights"
+        load_backbone(model, pretrained_weights(config.model.backbone))
+        return model, f"ImageNet backbone of {source}, the rest random"
     _check_belongs(checkpoint, config, start, classes)
     restore_structure(model, checkpoint, origin.engine)
     words = f"checkpoint {start.checkpoint}"
@@ -174,68 +175,6 @@ def first_step(origin: Origin, steps_per_epoch: int) -> int:
     if start.start_iter == 0 and (start.use_checkpoint_epoch or start.continue_recipe):
         return (checkpoint.epoch or 0) * steps_per_epoch
     return start.start_iter
-
-
-def restore(
-    origin: Origin, config: YolactConfig, objective: Objective, optimizer: Optimizer
-) -> None:
-    """Give a run that goes on its optimizer, its generators and what else it trained.
-
-    Settings that are not those the run began with are named in the log, and the optimizer gets
-    the new ones. Nothing happens when a new run begins.
-
-    Args:
-        origin: Where it begins.
-        config: Of the run, as it goes on.
-        objective: Gets what it had learned.
-        optimizer: Holds the parameters of the network and the objective, on their device.
-
-    Raises:
-        CheckpointError: What the checkpoint holds is of another network or optimizer.
-    """
-    checkpoint = origin.checkpoint
-    state = checkpoint.training if checkpoint and origin.exact else None
-    if checkpoint is None or state is None:
-        return
-    try:
-        objective.load_state(state.distillation)
-        optimizer.load_state_dict(state.optimizer)
-        torch.set_rng_state(state.rng["cpu"])
-        device = optimizer.param_groups[0]["params"][0].device
-        if device.type == "cuda" and "cuda" in state.rng:
-            torch.cuda.set_rng_state(state.rng["cuda"], device)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{origin.start.checkpoint} does not say how to go on: {error}",
-            hint="--ckpt instead of --resume begins a new run from its weights",
-        ) from error
-    if checkpoint.config is not None:
-        _apply_changes(checkpoint.config, config, optimizer)
-
-
-def _apply_changes(before: YolactConfig, now: YolactConfig, optimizer: Optimizer) -> None:
-    """Name the settings that are not those the run began with, and let SGD have the new ones."""
-    changes = [
-        f"{key} {_words(key, getattr(new, key))} instead of {_words(key, getattr(old, key))}"
-        for part in ("model", "loss", "augment", "optim")
-        for old, new in [(getattr(before, part), getattr(now, part))]
-        for key in vars(old)
-        if getattr(old, key) != getattr(new, key)
-    ]
-    if changes:
-        logger.warning("the run goes on with other settings: %s", ", ".join(changes))
-    for key in ("momentum", "weight_decay"):
-        value = getattr(now.optim, key)
-        if value != getattr(before.optim, key):
-            for group in optimizer.param_groups:
-                group[key] = value
-
-
-def _words(key: str, value: Any) -> str:
-    """The value of a setting, as other lines of the log write it."""
-    if key == "image_size":
-        return size_words(value)
-    return f"{value:g}" if key == "prior_base_size" else str(value)
 
 
 def _stored(

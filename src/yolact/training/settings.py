@@ -53,7 +53,14 @@ class StartSettings:
     resume: bool = False
     """Continue the run that wrote ``checkpoint``; False takes its weights for a new run."""
     backbone: Path | None = None
-    """ImageNet weights of DarkNet-53 alone (``darknet53.pth``)."""
+    """ImageNet weights of the backbone alone, such as ``darknet53.pth``."""
+    pretrained: bool = setting(
+        "--no_pretrained",
+        default=True,
+        help="Begin with random weights also where the ImageNet weights of a backbone are "
+        "installed, or timm has them.",
+    )
+    """Of no matter where the run begins with a file."""
     prior_base_size: float | None = prior_base_size_setting(
         "as many pixels if it is smaller, the same share of the image if it is larger"
     )
@@ -183,6 +190,12 @@ class TrainSettings:
     )
     """0 does so too."""
     validation_size: int = setting(default=5000, at_least=1, help="Images to validate on.")
+    patience: int | None = setting(
+        default=None,
+        at_least=1,
+        help="End the run after this many validations without a better mask mAP.",
+    )
+    """Counted from where the recipe, if there is one, has nothing left to do."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
@@ -208,6 +221,18 @@ class TrainSettings:
             raise ConfigError(
                 f"--save_interval must be at least 1, got {self.save.interval}",
                 hint="a number beyond the run's length saves at its end only",
+            )
+
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(
+                f"--patience must be at least 1, got {self.patience}",
+                hint="leave it out, and the run goes on to its end",
+            )
+        if self.patience is not None and self.validation_epoch < 1:
+            raise ConfigError(
+                f"--patience counts validations, and --validation_epoch {self.validation_epoch} "
+                "turns them off",
+                hint="leave one of them out",
             )
 
     def _check_batch(self) -> None:

@@ -13,11 +13,11 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.optim import SGD
+from torch import Tensor
+from torch.optim import Optimizer
 
 from yolact.checkpoint import Checkpoint
-from yolact.config import OptimConfig, YolactConfig
+from yolact.config import YolactConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.labels import Classes
 from yolact.data.loader import EpochBatches, make_loader
@@ -28,21 +28,24 @@ from yolact.host import resolve_device
 from yolact.loss.criterion import Objective, Supervised, YolactLoss
 from yolact.model.weights import parameter_count
 from yolact.model.yolact import Yolact
+from yolact.optim_config import OptimConfig
 from yolact.restore import config_to_train
 from yolact.sizes import size_words
 from yolact.sparsify.driver import RecipeDriver
 from yolact.sparsify.engine import GradientSamples
 from yolact.sparsify.recipe import Recipe
+from yolact.training.average import WeightAverage
 from yolact.training.datasets import amounts, open_datasets
+from yolact.training.optimizer import make_optimizer
 from yolact.training.origin import (
     Origin,
     build_network,
     find_origin,
     first_step,
     forget_class_layers,
-    restore,
 )
 from yolact.training.settings import TrainSettings
+from yolact.training.state import restore, restore_average
 from yolact.training.step import on_device
 from yolact.types import Batch
 
@@ -87,6 +90,7 @@ class NoRecipe:
     controls_lr = False
     distillation = None
     settles_at = 0.0
+    acts_until = 0.0
     samples_gradients = False
 
     def __init__(self, earlier: Recipe | None = None) -> None:
@@ -123,13 +127,21 @@ class Run:
     model: Yolact
     objective: Objective
     """What is minimised."""
-    optimizer: SGD
+    optimizer: Optimizer
+    average: WeightAverage
+    """What is validated and saved; the weights themselves, where nothing is averaged."""
     driver: RecipeDriver | NoRecipe
     """Does what the recipe wants at each step."""
     origin: str
     """Where the weights come from, in words."""
     resumed: Checkpoint | None
     """The checkpoint whose optimizer and generators are continued exactly."""
+
+    @property
+    def without_better(self) -> int:
+        """Validations since the best one, of a run that goes on."""
+        state = self.resumed.training if self.resumed else None
+        return state.without_better if state else 0
 
     @property
     def classes(self) -> Classes:
@@ -154,6 +166,8 @@ def prepare(settings: TrainSettings) -> Run:
     model, words = build_network(origin, config, classes)
     origin = forget_class_layers(origin, model, classes)
     model.to(device).to(memory_format=torch.channels_last)  # 10-20 % faster on CPUs
+    average = WeightAverage(model, config.optim.ema_decay)
+    restore_average(origin, average)
     driver = _driver(origin)
     plan, optim = _plan(settings, len(train_data), driver)
     objective = _objective(settings, origin, driver, model, classes)
@@ -169,7 +183,8 @@ def prepare(settings: TrainSettings) -> Run:
         validation_data=validation_data,
         model=model,
         objective=objective,
-        optimizer=_optimizer(config.optim, model, objective),
+        optimizer=make_optimizer(config.optim, model, objective),
+        average=average,
         driver=driver,
         origin=words,
         resumed=origin.checkpoint if origin.exact else None,
@@ -177,7 +192,7 @@ def prepare(settings: TrainSettings) -> Run:
     _check_something_left(run)
     driver.check(model, settings.epochs or plan.total_steps / plan.steps_per_epoch)
     _start_recipe(run)
-    restore(origin, run.config, run.objective, run.optimizer)
+    restore(origin, run.config, model, run.objective, run.optimizer)
     return run
 
 
@@ -215,13 +230,34 @@ def describe(run: Run) -> str:
         f"data        {amounts(run.train_data, run.validation_data, settings.validation_size)}",
         f"length      {plan.total_steps} steps of batch {batch}: {plan.steps_per_epoch} steps an "
         f"epoch, {plan.epochs} epochs, beginning at step {run.iteration}",
-        f"lr          {lr}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}",
+        f"lr          {lr}, {_optimizer_words(run)}",
         "recipe      "
         + (f"yes, checked against the network; {recipe.engine_name} runs it" if recipe else "none"),
         *([f"teacher     {teacher}"] if teacher else []),
         f"checkpoints {settings.save.folder}, every {settings.save.interval} steps",
+        *([f"patience    {_patience_words(run)}"] if settings.patience is not None else []),
     ]
     return "\n".join(lines)
+
+
+def _optimizer_words(run: Run) -> str:
+    """What moves weights besides the rate; settings that others do not have, only if they hold."""
+    optim = run.optim
+    words = {
+        "cosine": optim.schedule == "cosine" and not run.driver.controls_lr,
+        f"backbone x {optim.backbone_lr:g}": optim.backbone_lr != 1,
+        f"momentum {optim.momentum:g}": optim.optimizer == "sgd",
+        "AdamW": optim.optimizer == "adamw",
+        f"weight decay {optim.weight_decay:g}": True,
+        f"weights averaged by {optim.ema_decay}": optim.ema_decay is not None,
+    }
+    return ", ".join(word for word, said in words.items() if said)
+
+
+def _patience_words(run: Run) -> str:
+    begins = run.driver.acts_until
+    after = f", counted from epoch {begins:g} on, when the recipe is done" if begins else ""
+    return f"{run.settings.patience} validations without a better mask mAP{after}"
 
 
 def _check_allocation(settings: TrainSettings, device: torch.device) -> None:
@@ -302,23 +338,26 @@ def _teacher(
     return copy_as_teacher(model)
 
 
-def _optimizer(optim: OptimConfig, model: nn.Module, objective: Objective) -> SGD:
-    optimizer = SGD(
-        model.parameters(),
-        lr=optim.lr,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
-    )
-    if objective.own_parameters:
-        optimizer.add_param_group({"params": objective.own_parameters})
-    return optimizer
-
-
 def _check_something_left(run: Run) -> None:
     if run.iteration >= run.plan.total_steps:
         raise ConfigError(
             f"nothing left to train: step {run.iteration} of {run.plan.total_steps} is reached",
             hint="give a larger --epochs or --max_iter, or start a new run with --ckpt",
+        )
+    patience, epochs = run.settings.patience, run.plan.total_steps / run.plan.steps_per_epoch
+    if patience is None:
+        return
+    if run.without_better >= patience:
+        raise ConfigError(
+            f"nothing left to train: {run.without_better} validations were without a better "
+            f"mask mAP, and --patience is {patience}",
+            hint="give a larger --patience, or start a new run with --ckpt",
+        )
+    if run.driver.acts_until >= epochs:
+        raise ConfigError(
+            f"--patience {patience} cannot end this run early: "
+            f"its recipe acts until its end, epoch {epochs:g}",
+            hint="leave it out, or give a recipe whose modifiers end before the run does",
         )
 
 

@@ -313,6 +313,11 @@ def hold_batch_norms(model: nn.Module, *, every: bool) -> None:
                 module.eval()
 
 
+def most_skipped(steps: int) -> int:
+    """In a row: half of a short run, but more than loss scaling takes to find its level."""
+    return min(MAX_SKIPPED_IN_A_ROW, max(20, steps // 2))
+
+
 def on_device(batch: Batch, device: torch.device) -> tuple[Tensor, list[Target]]:
     """Images (channels last) and targets of a batch where the network is."""
     images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)

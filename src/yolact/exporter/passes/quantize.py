@@ -116,7 +116,7 @@ def quantize_activations(
     _strip(graph)
     known = derive(graph, found, measured or {})
     for node in graph.nodes(*LIMITING):
-        limits = _implied_limits(graph, node, known)
+        limits = _implied_limits(graph, node, known, found)
         if limits is not None:
             before, after = node.input[0], node.output[0]
             graph.replace_value(after, before)
@@ -227,13 +227,24 @@ def _strip(graph: Graph) -> None:
 
 
 def _implied_limits(
-    graph: Graph, node: onnx.NodeProto, known: Mapping[str, Quantizer]
+    graph: Graph, node: onnx.NodeProto, known: Mapping[str, Quantizer], found: Collection[str]
 ) -> tuple[float, float] | None:
-    """Limits that the quantizer behind a node has as well, where nothing else reads its input."""
-    after, limits = known.get(node.output[0]), limits_of(graph, node)
-    if after is None or limits is None or len(graph.readers(node.input[0])) > 1:
+    """Limits that a quantizer, which will stand in a node's place, has as well.
+
+    One that was found stands there. One that was derived does behind a convolution of integer
+    weights; what one of float weights puts out stays float.
+    """
+    before, after = node.input[0], node.output[0]
+    conv = graph.producer(before, "Conv")
+    rounded = after in found or (conv is not None and _has_integer_weights(graph, conv))
+    quantizer, limits = known.get(after), limits_of(graph, node)
+    if not rounded or quantizer is None or limits is None or len(graph.readers(before)) > 1:
         return None
-    return limits if after.implies(*limits) else None
+    return limits if quantizer.implies(*limits) else None
+
+
+def _has_integer_weights(graph: Graph, conv: onnx.NodeProto) -> bool:
+    return graph.producer(conv.input[1], "DequantizeLinear") is not None
 
 
 def _leaky_relu_inputs(graph: Graph) -> set[str]:
@@ -284,7 +295,7 @@ class _Rewriter:
             if name in self._integers:
                 node.input[index] = self._dequantized(name)
         self._nodes.append(node)
-        if output in self._found or (quantized and self._has_integer_kernel(node)):
+        if output in self._found or (quantized and self._is_integer(node)):
             self._quantize(output)
 
     def _quantize(self, value: str) -> None:
@@ -311,10 +322,16 @@ class _Rewriter:
     def _dequantized(self, value: str) -> str:
         return value if value in self._outputs else f"{value}_dequantized"
 
-    def _has_integer_kernel(self, node: onnx.NodeProto) -> bool:
+    def _is_integer(self, node: onnx.NodeProto) -> bool:
+        """Whether engines compute it in integers, and something can read these."""
         if node.op_type == "Conv":
-            return self._graph.producer(node.input[1], "DequantizeLinear") is not None
-        return node.op_type in _INTEGER
+            return _has_integer_weights(self._graph, node)
+        readers = self._graph.readers(node.output[0])
+        only_floats = readers and all(
+            reader.op_type == "Conv" and not _has_integer_weights(self._graph, reader)
+            for reader in readers
+        )
+        return node.op_type in _INTEGER and not only_floats
 
     def _parameters(self, value: str) -> tuple[str, str]:
         """Names of scale and zero point; equal ones are stored once."""

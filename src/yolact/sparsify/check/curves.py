@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from yolact.config import OptimConfig
+from yolact.optim_config import OptimConfig
 from yolact.sparsify.check.timetable import ModifierRow
 from yolact.sparsify.engine import Engine
 from yolact.sparsify.recipe import Recipe

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from yolact.config import OptimConfig, YolactConfig
+from yolact.config import YolactConfig
 from yolact.errors import RecipeError
+from yolact.optim_config import OptimConfig
 from yolact.sizes import ImageSize
 from yolact.sparsify.catalog import EngineName, facts_of
 from yolact.sparsify.check.curves import Curves, trace_curves

