@@ -8,18 +8,12 @@ part where YOLACT_DEEPSPARSE names its environment (see ``scripts/clients``).
 ``--avx2`` measures the same CPU without AVX-512, VNNI and AMX: see ``scripts/older_cpu.py``.
 
 The result is the table of ``recipes/onnx.md``, in ``speed/results.md`` and ``results.json``.
-
-    python scripts/speed.py --light --cores 1 --other "YOLO11n-seg INT8"=yolo11n-seg_int8.xml
-
-measures light networks instead, beside the published one and files of other programs (``.onnx`` in
-ONNX Runtime and OpenVINO, ``.xml`` in OpenVINO), and writes ``speed/light.md`` and ``light.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import statistics
@@ -29,10 +23,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from commands import call, machine
 from older_cpu import older_cpu
@@ -42,7 +34,6 @@ from yolact.checkpoint import Checkpoint, save_checkpoint
 from yolact.data.labels import Classes
 from yolact.engines import load_engine
 from yolact.engines.base import ReportsOperators
-from yolact.engines.openvino import openvino_core
 from yolact.host import physical_cores
 from yolact.model.yolact import Yolact
 from yolact.presets import named_config
@@ -99,16 +90,6 @@ FILES = (
     File("pruned_quant", ("--skip-qat-convert",)),
     *quantized("thinned_quant"),
 )
-
-LIGHT = (
-    ("yolact_darknet53_config", File("dense")),
-    ("yolact_darknet53_config", File("thinned_quant", (), ("onnxruntime",))),
-    ("yolact_darknet53_config", File("thinned_quant", ("--format", "openvino"), ("openvino",))),
-    ("yolact_lite0_config", File("dense")),
-    ("yolact_lite0_config", File("one_shot_int8")),
-    ("yolact_lite0_config", File("thinned_quant")),
-)
-"""What ``--light`` measures: networks, and files of them. Recipes that there are not are left out."""
 
 
 @dataclass(frozen=True)
@@ -273,124 +254,6 @@ def operators_of(results: list[Result], model: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A file in the comparison of light networks, whoever wrote it."""
-
-    name: str
-    path: Path
-    engines: tuple[str, ...]
-
-    @property
-    def bytes(self) -> int:
-        """Of the file, and of the weights beside it."""
-        return sum(
-            f.stat().st_size for f in {self.path, self.path.with_suffix(".bin")} if f.exists()
-        )
-
-
-def contenders(folder: Path, others: Sequence[str]) -> list[Contender]:
-    """Ours, exported unless an earlier run has, and those named as NAME=PATH."""
-    found = []
-    for config, file in LIGHT:
-        own = folder / config.removesuffix("_config")
-        own.mkdir(parents=True, exist_ok=True)
-        speed = Speed(own, config)
-        if file.model == "dense" or speed.recipe(file) is not None:
-            engines = tuple(name for name in file.engines if name != "deepsparse")
-            name = f"{speed.prefix} {file.name.replace('_', ' ')}"
-            found.append(Contender(name, speed.export(file), engines))
-    for other in others:
-        name, _, path = other.rpartition("=")
-        engines = ("openvino",) if path.endswith(".xml") else ("onnxruntime", "openvino")
-        found.append(Contender(name, Path(path), engines))
-    return found
-
-
-def raw_call(path: Path, engine: str, cores: int) -> TimedCall:
-    """A function that runs any file once on one image, nothing around it."""
-    infer: Callable[[], object]
-    if engine == "openvino":
-        settings = {"INFERENCE_NUM_THREADS": cores, "INFERENCE_PRECISION_HINT": "f32"}
-        request = (
-            openvino_core().compile_model(static(path), "CPU", settings).create_infer_request()
-        )
-        image = np.random.rand(*request.get_input_tensor().shape).astype(np.float32)
-
-        def infer() -> object:
-            return request.infer([image], share_inputs=True, share_outputs=True)
-    else:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = cores, 3
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        (port,) = session.get_inputs()
-        shape = [size if isinstance(size, int) else 1 for size in port.shape]
-        image = np.random.rand(*shape).astype(np.float32)
-
-        def infer() -> object:
-            return session.run(None, {port.name: image})
-
-    def timed() -> float:
-        began = time.perf_counter()
-        infer()
-        return 1e3 * (time.perf_counter() - began)
-
-    return timed
-
-
-def static(path: Path) -> Any:
-    """OpenVINO's view of any file, for one image."""
-    model = openvino_core().read_model(path)
-    shape = model.inputs[0].partial_shape
-    model.reshape([size.get_length() if size.is_static else 1 for size in shape])
-    return model
-
-
-def macs(model: Any) -> int:
-    """Multiplications of the convolutions and matrix products of OpenVINO's view of a file."""
-    total = 0
-    for step in model.get_ops():
-        kind, shapes = step.get_type_name(), [list(port.get_shape()) for port in step.inputs()]
-        output = math.prod(step.output(0).get_shape()) if step.get_output_size() else 0
-        if kind == "Convolution":
-            total += output * math.prod(shapes[1][1:])
-        elif kind == "GroupConvolution":
-            total += output * math.prod(shapes[1][2:])
-        elif kind == "ConvolutionBackpropData":
-            total += math.prod(shapes[0]) * math.prod(shapes[1][1:])
-        elif kind == "MatMul":
-            total += output * shapes[0][-1]
-    return total
-
-
-def compare_light(folder: Path, others: Sequence[str], rounds: int, cores: int) -> str:
-    """Measure all in turns; the table. A row a file, a column an engine."""
-    rows = contenders(folder, others)
-    runs = [(row, engine) for row in rows for engine in row.engines]
-    found = in_turns([raw_call(row.path, engine, cores) for row, engine in runs], rounds)
-    times = {run: measured for run, measured in zip(runs, found, strict=True)}
-    medians = {run: statistics.median(measured) for run, measured in times.items()}
-    engines = ("onnxruntime", "openvino")
-    lines = [
-        f"| network | input | GMACs | file | {' | '.join(ENGINES[name] for name in engines)} |",
-        f"|:--|--:|--:|--:|{'--:|' * len(engines)}",
-    ]
-    for row in rows:
-        model = static(row.path)
-        *_, height, width = model.inputs[0].get_shape()
-        cells = [f"{height} x {width}", f"{macs(model) / 1e9:.2f}", f"{row.bytes / 1e6:.2f} MB"]
-        for engine in engines:
-            median, first = medians.get((row, engine)), medians[rows[0], engine]
-            cells.append("" if median is None else f"{median:.1f} ms, {first / median:.1f}x")
-        lines.append(f"| {row.name} | {' | '.join(cells)} |")
-    record = [
-        {"name": row.name, "engine": engine, "milliseconds": times[row, engine]}
-        for row, engine in runs
-    ]
-    (folder / "light.json").write_text(json.dumps(record, indent=1))
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run everything, print the table, write it down."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -399,24 +262,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--avx2", action="store_true", help="hide what came after AVX2")
     parser.add_argument("--cores", type=int, default=len(physical_cores()), help="threads")
-    parser.add_argument("--light", action="store_true", help="measure light networks instead")
-    parser.add_argument(
-        "--other", action="append", default=[], metavar="NAME=PATH",
-        help="with --light: a file of another program",
-    )  # fmt: skip
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.avx2 and "HIDE_CPUINFO" not in os.environ:  # what is loaded here has seen the CPU
         os.execve(sys.executable, [sys.executable, *sys.argv], older_cpu(options.folder))
-    if options.light:
-        table = compare_light(options.folder, options.other, options.rounds, options.cores)
-        text = (
-            f"{table}\n\nMedians of {options.rounds} runs in turns, {options.cores} of the cores, on "
-            f"{machine('openvino')}.\n"
-        )
-        (options.folder / "light.md").write_text(text)
-        print(f"\n{text}")
-        return
     results = Speed(options.folder, options.config).measure(options.rounds, options.cores)
     deepsparse = ", deepsparse 1.8.0" if DEEPSPARSE in os.environ else ""
     instructions = "AVX2 (the rest hidden)" if options.avx2 else "all instructions"

@@ -28,6 +28,7 @@ from yolact.exporter.passes.quantize import (
     quantize_activations,
     quantize_linear,
     quantize_pixels,
+    store_biases_as_int32,
 )
 from yolact.exporter.passes.ranges import Quantizer
 from yolact.exporter.prepare import prepare
@@ -482,11 +483,88 @@ def test_lite0_runs_in_integers_from_pixels_to_outputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["openvino", "deepsparse"])
-def test_other_formats_find_the_same(layout: Layout, tmp_path: Path) -> None:
-    graph, before, after = exported(lite_config(), tmp_path / "m.onnx", layout)
-    assert not graph.nodes("Pad")
-    if layout == "openvino":
-        assert not graph.nodes("Clip", "Sub", "Div", "Relu")
+def test_deepsparse_gets_padding_inside_of_integer_convolutions(tmp_path: Path) -> None:
+    graph, before, after = exported(lite_config(), tmp_path / "m.onnx", "deepsparse")
+    assert graph.nodes("ConvInteger") and not graph.nodes("Pad", "Conv")
     for name in ("loc", "conf", "mask", "proto"):
         assert sqnr(getattr(before, name), getattr(after, name)) > 15, name
+
+
+def two_levels(bias: float, scale: list[float]) -> onnx.ModelProto:
+    """Two convolutions of the same weight and bias in a row, as a head that levels share."""
+    nodes = [
+        *pair("x", 0, "s", "z"),
+        *(helper.make_node(
+            "DequantizeLinear", [f"{n}_int8", f"{n}_scale", "zw"], [f"{n}_d"], axis=0
+        ) for n in ("w", "v")),
+        helper.make_node("Conv", ["x_d0", "w_d", "b"], ["c"]),
+        *pair("c", 0, "wide", "middle"),
+        helper.make_node("Conv", ["c_d0", "v_d", "b"], ["d"]),
+        *pair("d", 0, "wide", "middle"),
+        helper.make_node("Conv", ["d_d0", "v_d", "b"], ["y"]),
+    ]  # fmt: skip
+    eye = np.array([[90, 0], [0, 90]], np.int8).reshape(2, 2, 1, 1)
+    constants: dict[str, Array] = {
+        **Q,
+        "wide": np.array(0.03, np.float32),
+        "middle": np.array(128, np.uint8),
+        "zw": np.zeros(2, np.int8),
+        "w_int8": eye,
+        "w_scale": np.array(scale, np.float32),
+        "v_int8": eye,
+        "v_scale": np.array([0.01, 0.01], np.float32),
+        "b": np.array([0.5, bias], np.float32),
+    }
+    return model_of(nodes, constants)
+
+
+def test_convolutions_share_weights_and_no_biases() -> None:
+    model = two_levels(0.25, [0.01, 0.01])
+    quantize_activations(model, {"v": (-4.0, 4.0)})
+    expected = run(model, PICTURE)
+    store_biases_as_int32(model)
+    graph = Graph(model)
+    biases = [graph.producer(conv.input[2], "DequantizeLinear") for conv in graph.nodes("Conv")]
+    stored = [bias.input[0] for bias in biases if bias is not None]
+    assert len(set(stored)) == len(stored) >= 2
+    assert len({conv.input[1] for conv in graph.nodes("Conv")}) == 2
+    assert np.abs(run(model, PICTURE) - expected).max() < 0.04
+
+
+def test_a_channel_with_next_to_no_weights_keeps_its_bias_as_an_integer() -> None:
+    """As a dead channel after its batch norm is folded: 1e-12 a step, and a bias of 2."""
+    model = two_levels(2.0, [0.01, 1e-12])
+    quantize_activations(model, {"v": (-4.0, 4.0)})
+    expected = run(model, PICTURE)
+    store_biases_as_int32(model)
+    onnx.checker.check_model(model, full_check=True)
+    graph = Graph(model)
+    first = graph.producer(graph.nodes("Conv")[0].input[2], "DequantizeLinear")
+    assert first is not None
+    stored, scale = (graph.constant(name) for name in first.input[:2])
+    assert stored is not None and scale is not None and stored.dtype == np.int32
+    np.testing.assert_allclose(stored * scale.astype(np.float64), [0.5, 2.0], rtol=1e-3)
+    assert np.abs(run(model, PICTURE) - expected).max() < 0.04
+
+
+def test_pooling_stays_between_integers() -> None:
+    nodes = [
+        *pair("x", 0, "s", "z"),
+        *(weight(name) for name in ("w0", "w1")),
+        helper.make_node("Conv", ["x_d0", "w0_d"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("MaxPool", ["r"], ["m"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        *pair("m", 0, "after", "point"),
+        helper.make_node("Conv", ["m_d0", "w1_d"], ["y"]),
+    ]
+    model = relu6(6 / 255, 0, before=False)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    expected = run(model, PICTURE)
+    quantize_activations(model)
+    graph = Graph(model)
+    (pool,) = graph.nodes("MaxPool")
+    assert graph.producer(pool.input[0], "DequantizeLinear") is not None
+    assert [reader.op_type for reader in graph.readers(pool.output[0])] == ["QuantizeLinear"]
+    assert not graph.nodes("Relu")
+    np.testing.assert_array_equal(run(model, PICTURE), expected)
