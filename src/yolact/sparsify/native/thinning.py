@@ -13,7 +13,7 @@ checkpoint be loaded by its recipe, and a run continue in the middle of thinning
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import nn
