@@ -25,6 +25,7 @@ from golden import (  # noqa: E402
     losses,
     network,
     reference,
+    resnets,
     settings,
     steps,
 )
@@ -33,6 +34,7 @@ WRITERS = {
     "state_dict.json": network.write_state_dict,
     "forward.npz": network.write_forward,
     "priors.npz": network.write_priors,
+    "resnet.npz": resnets.write_resnets,
     "box_ops.npz": detection.write_box_ops,
     "detect.npz": detection.write_detect,
     "postprocess.npz": instances.write_postprocess,

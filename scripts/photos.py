@@ -26,7 +26,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean as mean
@@ -99,7 +99,7 @@ class Row:
     box_map: float
     box_ap50: float
     steps: int
-    """Of the first training."""
+    """Most that the first training took: options may have ended it earlier."""
     cpu_minutes: float
     """User and system time that making this model took, from the checkpoint before."""
     file: str
@@ -185,34 +185,28 @@ class Experiment:
             for variant in variants:
                 base = self.first(variant, seed)
                 for stage in stages:
-                    self.further(variant, seed, stage, Path(base["file"]), base["steps"])
+                    self.further(variant, seed, stage, base)
 
-    def first(self, variant: Named, seed: int) -> Any:
+    def first(self, variant: Named, seed: int) -> Row:
         """Train one model for as many steps as its time allows, and measure it."""
         steps = self.steps(variant)
         folder = self.folder / variant.folder / f"seed{seed}"
         words = [*variant.words, "--seed", seed, "--max_iter", steps]
+        wish = self.arguments(*words)
+        name = f"{variant.folder}_seed{seed}_made"
+        made = self.once(name, wish, lambda: self.train(folder, *words))
+        return self.add(variant, FIRST, seed, folder, [steps, *made], wish)
 
-        def work(_: object) -> dict[str, Any]:
-            checkpoint, seconds = self.train(folder, *words)
-            return self.measured(folder, checkpoint, steps, seconds)
-
-        name = f"{variant.folder}_seed{seed}"
-        return self.add(variant, FIRST, seed, self.once(name, self.arguments(*words), work))
-
-    def further(
-        self, variant: Named, seed: int, stage: Named, checkpoint: Path, steps: int
-    ) -> None:
+    def further(self, variant: Named, seed: int, stage: Named, base: Row) -> None:
         """Carry out one stage and measure its ONNX file."""
         folder = self.folder / variant.folder / f"seed{seed}_{stage.folder}"
-
-        def work(_: object) -> dict[str, Any]:
-            model, seconds = self.carry_out(folder, variant, seed, stage, checkpoint)
-            return self.measured(folder, model, steps, seconds)
-
-        name = f"{variant.folder}_seed{seed}_{stage.folder}"
-        wish = [hashed(checkpoint), self.arguments(*variant.words), stage.words]
-        self.add(variant, stage.name, seed, self.once(name, wish, work))
+        wish = [self.arguments(*variant.words), stage.words, base.file]
+        made = self.once(
+            f"{variant.folder}_{folder.name}_made",
+            wish,
+            lambda: self.carry_out(folder, variant, seed, stage, Path(base.file)),
+        )
+        self.add(variant, stage.name, seed, folder, [base.steps, *made], wish)
 
     def carry_out(
         self, folder: Path, variant: Named, seed: int, stage: Named, checkpoint: Path
@@ -244,7 +238,7 @@ class Experiment:
         """
         folder = self.folder / variant.folder / "probe"
 
-        def work(_: object) -> list[float]:
+        def work() -> list[float]:
             return [self.train(folder, *variant.words, "--max_iter", n)[1] for n in PROBES]
 
         arguments = self.arguments(*variant.words)
@@ -279,35 +273,44 @@ class Experiment:
         fixed = ["--num_workers", 0, "--save_interval", 10**6, "--validation_epoch", -1]
         return [*self.photos.training(), *fixed, *self.options, *words]
 
-    def measured(self, folder: Path, model: Path, steps: int, seconds: float) -> dict[str, Any]:
-        """The numbers of a row."""
-        words = ("--trained_model", model, *self.photos.validation())
-        report = measure(folder, *words, environment=self.environment)
-        mask, box = report["mask"]["ap"], report["box"]["ap"]
-        return {
-            **{"mask_map": mask["all"], "mask_ap50": mask["50"]},
-            **{"box_map": box["all"], "box_ap50": box["50"]},
-            **{"steps": steps, "cpu_minutes": seconds / 60, "file": str(model)},
-        }
-
     def call(self, name: str, *words: object) -> str:
         """Run a command with the threads that were asked for."""
         return call(name, *words, environment=self.environment)
 
-    def once(self, name: str, wish: Sequence[object], work: Any) -> Any:
+    def once(self, name: str, wish: Sequence[object], work: Callable[[], Any]) -> Any:
         """The result of ``work``, or of an earlier run if nothing it depends on has changed."""
-        return self.done.once(name, json.loads(json.dumps([*wish, *self.wish], default=str)), work)
+        plain = json.loads(json.dumps([*wish, *self.wish], default=str))
+        return self.done.once(name, plain, lambda _: json.loads(json.dumps(work(), default=str)))
 
-    def add(self, variant: Named, stage: str, seed: int, result: Mapping[str, Any]) -> Any:
-        """Note a row and write the tables; the result."""
-        self.rows.append(Row(variant.name, stage, seed, **result))
+    def add(
+        self,
+        variant: Named,
+        stage: str,
+        seed: int,
+        folder: Path,
+        made: Sequence[Any],
+        wish: Sequence[object],
+    ) -> Row:
+        """Measure what a ``wish`` has made (steps, file, CPU seconds), and write the tables."""
+        steps, file, seconds = made
+
+        def work() -> tuple[Any, ...]:
+            words = ("--trained_model", file, *self.photos.validation())
+            report = measure(folder, *words, environment=self.environment)
+            return tuple(report[kind]["ap"][at] for kind in ("mask", "box") for at in ("all", "50"))
+
+        name = f"{folder.parent.name}_{folder.name}_measured"
+        mask, mask50, box, box50 = self.once(name, [file, *wish], work)
+        minutes = seconds / 60
+        row = Row(variant.name, stage, seed, mask, mask50, box, box50, steps, minutes, file)
+        self.rows.append(row)
         text = f"{to_markdown(self.rows, self.minutes)}\n\nMeasured on {machine()}.\n"
         (self.folder / "results.md").write_text(text)
         rows = [asdict(row) for row in self.rows]
         record = {"machine": machine(), "cpu_minutes": self.minutes, "results": rows}
         (self.folder / "results.json").write_text(json.dumps(record, indent=1))
         print(f"\n{text}", flush=True)
-        return result
+        return row
 
 
 def to_markdown(rows: Sequence[Row], minutes: float) -> str:
@@ -371,6 +374,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     found = parser.parse_args(words[:end])
     if found.info and len(found.info) > 2:
         parser.error("--info takes one file or two")
+    for named in (found.variant or [], found.stage):
+        if len({one.folder for one in named}) < len(named):
+            parser.error("two names are the same, or differ in signs only")
     found.options = list(words[end + 1 :])
     return found
 

@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -118,7 +118,12 @@ class Speed:
         """Work in ``folder`` with the network of a configuration."""
         self.folder = folder
         self.config = named_config(config)
-        self.prefix = "yolact_small" if "small" in config else "yolact"
+        self.prefix = "yolact_small" if "small" in config else config.removesuffix("_config")
+
+    def recipe(self, file: File) -> str | None:
+        """The packaged recipe that makes the model: this network's, or that for all."""
+        names = (f"{prefix}.{file.model}" for prefix in (self.prefix, "yolact"))
+        return next((n for n in names if (HERE.parent / "recipes" / f"{n}.md").exists()), None)
 
     def export(self, file: File) -> Path:
         """The ONNX file, made unless an earlier run has."""
@@ -128,10 +133,10 @@ class Speed:
         images = self.folder / "data" / "images"
         if not images.exists():
             call("download", "--dataset", "shapes", "--data_dir", self.folder / "data")
-        quantizes = "quant" in file.model
+        quantizes = "quant" in file.model or "int8" in file.model
         call(
             "export_onnx", "--checkpoint", self.checkpoint(), "--name", path, *file.options,
-            *(["--one-shot", f"{self.prefix}.{file.model}"] if file.model != "dense" else []),
+            *(["--one-shot", self.recipe(file)] if file.model != "dense" else []),
             *(["--calibration_images", images, "--calibration_count", IMAGES] if quantizes else []),
         )  # fmt: skip
         return path
@@ -156,15 +161,7 @@ class Speed:
         runs = [(file, engine) for file in FILES for engine in file.engines if engine in here]
         images = torch.rand(1, 3, *self.config.model.input_size)
         loaded = [self.load(file, engine, images, cores) for file, engine in runs]
-        calls = [call_once for call_once, _operators in loaded]
-        times: list[list[float]] = [[] for _ in runs]
-        for call_once in calls:
-            call_once()
-        for turn in trange(rounds, desc="rounds"):
-            order = list(range(len(runs)))
-            random.Random(turn).shuffle(order)  # nobody always runs after the same one
-            for index in order:
-                times[index].append(calls[index]())
+        times = in_turns([call_once for call_once, _operators in loaded], rounds)
         return [
             Result(file, engine, self.export(file).stat().st_size, tuple(found), operators)
             for (file, engine), found, (_call, operators) in zip(runs, times, loaded, strict=True)
@@ -188,6 +185,19 @@ class Speed:
         if isinstance(loaded, ReportsOperators):
             return timed, tuple(loaded.operators().lines())
         return timed, ()
+
+
+def in_turns(calls: Sequence[TimedCall], rounds: int) -> list[list[float]]:
+    """Milliseconds of each in every round."""
+    times: list[list[float]] = [[] for _ in calls]
+    for call_once in calls:
+        call_once()
+    for turn in trange(rounds, desc="rounds"):
+        order = list(range(len(calls)))
+        random.Random(turn).shuffle(order)  # nobody always runs after the same one
+        for index in order:
+            times[index].append(calls[index]())
+    return times
 
 
 def in_deepsparse(model: Path, cores: int, images: Path) -> tuple[TimedCall, tuple[str, ...]]:
@@ -251,12 +261,12 @@ def main() -> None:
     parser.add_argument("--config", default="yolact_darknet53_config")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--avx2", action="store_true", help="hide what came after AVX2")
+    parser.add_argument("--cores", type=int, default=len(physical_cores()), help="threads")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.avx2 and "HIDE_CPUINFO" not in os.environ:  # what is loaded here has seen the CPU
         os.execve(sys.executable, [sys.executable, *sys.argv], older_cpu(options.folder))
-    cores = len(physical_cores())
-    results = Speed(options.folder, options.config).measure(options.rounds, cores)
+    results = Speed(options.folder, options.config).measure(options.rounds, options.cores)
     deepsparse = ", deepsparse 1.8.0" if DEEPSPARSE in os.environ else ""
     instructions = "AVX2 (the rest hidden)" if options.avx2 else "all instructions"
     text = (

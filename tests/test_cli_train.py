@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from yolact.checkpoint import load_checkpoint
 from yolact.cli.train import train, train_settings
 from yolact.errors import ConfigError
 from yolact.model.yolact import Yolact
-from yolact.presets import CONFIGS
+from yolact.presets import BACKBONE_FILES, CONFIGS
 from yolact.restore import build_model
 from yolact.sparsify.sparsity import overall_sparsity
 from yolact.training.settings import TrainSettings
@@ -145,6 +146,36 @@ def test_options_reach_the_settings() -> None:
     assert (settings.validation_epoch, settings.validation_size) == (3, 9)
     assert (settings.log.folder, settings.log.gpu) == (Path("out/l"), True)
     assert settings.recipe_args == {"a": 1}
+
+
+def test_options_of_the_optimizer_override_those_of_the_config(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ("--optimizer", "adamw", "--schedule", "cosine", "--backbone_lr", "0.25")
+    settings = settings_of(*words, "--ema-decay", "0.99", "--patience", "7")
+    optim = settings.config.optim
+    assert (optim.optimizer, optim.schedule) == ("adamw", "cosine")
+    assert (optim.backbone_lr, optim.ema_decay, settings.patience) == (0.25, 0.99, 7)
+    monkeypatch.setitem(CONFIGS, "tiny_config", lambda: replace(tiny_config(), optim=optim))
+    assert settings_of().config.optim == optim
+    back = ("--optimizer", "sgd", "--schedule", "steps", "--backbone_lr", "1", "--ema_decay", "0")
+    assert settings_of(*back).config.optim == replace(
+        optim, optimizer="sgd", schedule="steps", backbone_lr=1.0, ema_decay=None
+    )
+
+
+def test_the_plan_says_what_is_not_as_published(tiny_shapes: Path) -> None:
+    words = ("--schedule", "cosine", "--backbone_lr", "0.3", "--ema_decay", "0.999")
+    result = two_epochs(tiny_shapes, "--dry-run", *words, "--patience", "3")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("lr "))
+    assert line.endswith(
+        ", cosine, backbone x 0.3, momentum 0.9, weight decay 0.0005, weights averaged by 0.999"
+    )
+    assert lines[-1] == "patience    3 validations without a better mask mAP"
+    adamw = two_epochs(tiny_shapes, "--dry-run", "--optimizer", "adamw")
+    assert ", AdamW, weight decay 0.0005\n" in adamw.stdout
 
 
 def test_defaults_are_those_of_the_config() -> None:
@@ -324,13 +355,19 @@ def test_a_backbone_file_is_used_when_named_or_in_its_usual_place(tiny_shapes: P
     assert settings_of().start.backbone is None
 
 
-def test_random_weights_of_the_full_network_are_warned_of(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("name", BACKBONE_FILES)
+def test_random_weights_are_warned_of_where_a_file_of_the_backbone_is_known(
+    name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings_of("--config", "yolact_darknet53_config")
+    file = Path("weights") / BACKBONE_FILES[name]
+    assert settings_of("--config", f"{name}_config").start.backbone is None
     assert capsys.readouterr().err == (
-        "warning: no weights/darknet53.pth and no --resume: training from random weights\n"
+        f"warning: no {file} and no --resume: training from random weights\n"
     )
+    file.parent.mkdir()
+    file.touch()
+    assert settings_of("--config", f"{name}_config").start.backbone == file
+    assert capsys.readouterr().err == ""
 
 
 # Recipes
@@ -394,6 +431,20 @@ def test_packaged_recipes_fit_the_small_network(tiny_shapes: Path) -> None:
         (["--epochs", "0"], 2, "--epochs must be above 0, got 0.0", "length"),
         (["--max_iter", "0"], 2, "--max_iter must be above 0", "length"),
         (["--lr", "-1"], 2, "the learning rate must be above 0, got -1.0", "--lr 0.001"),
+        (["--ema_decay", "1"], 2, "below 1, got 1.0", "--ema_decay 0.999"),
+        (["--patience", "1", "--validation_epoch", "-1"], 2, "turns them off", "one of them"),
+        (
+            ["--gamma", "0.5", "--schedule", "cosine"],
+            2,
+            "--gamma 0.5 without effect: the schedule is cosine",
+            "--schedule steps",
+        ),
+        (
+            ["--momentum", "0.5", "--optimizer", "adamw"],
+            2,
+            "--momentum 0.5 without effect: the optimizer is adamw",
+            "--optimizer sgd",
+        ),
         (["--batch_alloc", "1,2"], 2, "adds up to 3, but the batch size is 2", "add up to"),
         (["--batch_alloc", "a"], 2, "--batch_alloc 'a' is not a list", "for instance 4,4"),
         (["--device", "tpu9"], 2, "unknown device 'tpu9'", "use auto, cpu, cuda"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -170,6 +170,11 @@ def test_config_names_are_the_first_part_of_checkpoint_names() -> None:
         (lambda: OptimConfig(lr=math.inf), "learning rate must be above 0, got inf"),
         (lambda: OptimConfig(momentum=1), "momentum must be at least 0 and below 1, got 1"),
         (lambda: OptimConfig(weight_decay=-1), "weight decay must be at least 0, got -1"),
+        (lambda: OptimConfig(backbone_lr=0), "backbone's learning rate must be above 0, got 0"),
+        (lambda: OptimConfig(ema_decay=1), "at least 0 and below 1, got 1"),
+        (lambda: OptimConfig(ema_decay=math.nan), "at least 0 and below 1, got nan"),
+        (lambda: OptimConfig(optimizer=cast(Any, "adam")), "no optimizer is called 'adam'"),
+        (lambda: OptimConfig(schedule=cast(Any, "linear")), "no schedule is called 'linear'"),
         (lambda: OptimConfig(gamma=0), "gamma must be above 0, got 0"),
         (lambda: OptimConfig(max_grad_norm=0), "gradient norm must be above 0, got 0"),
     ],
@@ -179,6 +184,10 @@ def test_impossible_settings_are_refused(make: Any, message: str) -> None:
         make()
     assert message in str(error.value)
     assert error.value.hint
+
+
+def test_no_average_is_spelled_as_zero_too() -> None:
+    assert OptimConfig(ema_decay=0) == OptimConfig()
 
 
 def test_configs_cannot_be_changed_in_place() -> None:

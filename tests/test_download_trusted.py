@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from loopback import Fault, Loopback, serving
+from yolact.download.options import DownloadOptions
 from yolact.download.stubs import WEIGHTS, Weights
 from yolact.download.trusted import fetch_weights
 from yolact.errors import ConfigError, DownloadError, YolactError
 from yolact.model_files import read_once
+from yolact.presets import BACKBONE_FILES, CONFIGS
 from zoo import new_user, put, weights
 
 
@@ -47,7 +50,21 @@ def test_the_addresses_are_the_authors() -> None:
     assert {name: one.url for name, one in WEIGHTS.items()} == {
         "backbone": f"{home}/yolact-initial-weights/resolve/main/darknet53.pth",
         "base": f"{home}/yolact-darknet53/resolve/main/yolact_darknet53_54_800000.pth",
+        "resnet50": f"{home}/yolact-initial-weights/resolve/main/resnet50-19c8e357.pth",
+        "resnet101": f"{home}/yolact-initial-weights/resolve/main/resnet101_reducedfc.pth",
+        "yolact_resnet50": f"{home}/yolact-resnet50/resolve/main/yolact_resnet50_54_800000.pth",
+        "yolact_base": f"{home}/yolact-base/resolve/main/yolact_base_54_800000.pth",
+        "yolact_im700": f"{home}/yolact-im700/resolve/main/yolact_im700_54_800000.pth",
     }
+
+
+def test_every_one_can_be_asked_for_and_is_what_training_looks_for() -> None:
+    choices = get_args(get_type_hints(DownloadOptions)["weights"])
+    assert set(choices) == {*WEIGHTS, "none"}
+    files = {one.file for one in WEIGHTS.values()}
+    assert set(BACKBONE_FILES.values()) <= files
+    trained = {name for name in WEIGHTS if f"{name}_config" in CONFIGS}
+    assert {WEIGHTS[name].file for name in trained} == {f"{n}_54_800000.pth" for n in trained}
 
 
 def test_weights_are_fetched_once_and_checked_from_then_on(

@@ -25,6 +25,8 @@ def test_metadata_survives_the_round_trip() -> None:
         image_size=(160, 160),
         recipe="--- \nmodifiers: []",
         sparsity=0.8316,
+        float_layers=("proto_net.0", "fpn.lat_layers.1"),
+        accuracy={"images": 5, "float": {"mask": 59.4}, "file": {"mask": 58.4}},
     )
     assert ModelMetadata.from_props(metadata.to_props()) == metadata
 

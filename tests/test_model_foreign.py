@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training import tiny_config
+from training import tiny_config, tiny_resnet
 from yolact.checkpoint import load_checkpoint
 from yolact.config import BackboneConfig
 from yolact.errors import CheckpointError
@@ -34,6 +34,8 @@ WIDTHS, BLOCKS = (4, 6, 8, 10, 12), (1, 2, 8, 8, 4)
 WHOLE: State = Yolact(tiny_config().model).state_dict()
 """Of a network with two classes or more; only names and shapes matter."""
 BACKBONE = {n[9:]: v for n, v in WHOLE.items() if n.startswith("backbone.")}
+RESNET: State = Yolact(tiny_resnet().model).state_dict()
+RESNET_BACKBONE = {n[9:]: v for n, v in RESNET.items() if n.startswith("backbone.")}
 
 
 # The same network in other programs
@@ -179,7 +181,11 @@ PREFIXES = ["module.", "model.", "net.", "_orig_mod.", "module._orig_mod.module.
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("state", [WHOLE, BACKBONE], ids=["whole", "backbone"])
+@pytest.mark.parametrize(
+    "state",
+    [WHOLE, BACKBONE, RESNET, RESNET_BACKBONE],
+    ids=["whole", "backbone", "resnet", "backbone of resnet"],
+)
 def test_words_before_the_names_are_taken_away(state: State, prefix: str) -> None:
     named = {f"{prefix}{name}": value for name, value in state.items()}
     adapted = adapt(named)
@@ -465,5 +471,6 @@ def test_other_networks_are_recognised(tmp_path: Path, names: list[str], words: 
 
 
 def test_our_own_networks_are_no_others() -> None:
-    assert other_network(WHOLE) is None and other_network(BACKBONE) is None
+    for ours in (WHOLE, BACKBONE, RESNET, RESNET_BACKBONE):
+        assert other_network(ours) is None
     assert other_network(n for n in WHOLE if "_preconv" not in n) is None

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import tiny_config
+from training import tiny_config, tiny_resnet
 from yolact.checkpoint import Checkpoint, load_checkpoint
-from yolact.config import BackboneConfig, YolactConfig
+from yolact.config import YolactConfig
 from yolact.errors import CheckpointError
+from yolact.model.weights import load_backbone
 from yolact.model.yolact import Yolact
 from yolact.presets import CONFIGS, named_config, yolact_resnet50
 from yolact.restore import build_model, config_for
@@ -29,17 +30,6 @@ def shapes(name: str) -> Mapping[str, Tensor]:
     """The state dict of a preset, without memory for its values."""
     with torch.device("meta"):
         return Yolact(named_config(name).model).state_dict()
-
-
-def small_resnet(**backbone: object) -> YolactConfig:
-    """ResNet-50 of few channels."""
-    widths = BackboneConfig(
-        name="resnet",
-        stem_channels=4,
-        stage_channels=(8, 16, 16, 32),
-        stage_blocks=(3, 4, 6, 3),
-    )
-    return tiny_config().with_model(backbone=replace(widths, **backbone), num_classes=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -90,7 +80,7 @@ def test_a_configuration_of_other_layers_is_refused_and_both_are_named(name: str
     assert error.value.hint == "add --config yolact_base_config, or leave --config out"
 
 
-@pytest.mark.parametrize("config", [tiny_config(), small_resnet()], ids=["darknet", "resnet"])
+@pytest.mark.parametrize("config", [tiny_config(), tiny_resnet()], ids=["darknet", "resnet"])
 def test_networks_of_any_widths_are_built_as_their_weights_are(
     config: YolactConfig, tmp_path: Path
 ) -> None:
@@ -109,7 +99,7 @@ def test_networks_of_any_widths_are_built_as_their_weights_are(
 
 
 def test_a_resnet_of_any_depth_has_the_normalization_of_imagenet() -> None:
-    state = Yolact(small_resnet(stage_blocks=(1, 1, 2, 1)).model).state_dict()
+    state = Yolact(tiny_resnet(stage_blocks=(1, 1, 2, 1)).model).state_dict()
     taken = Checkpoint(model_state=state, file="mine.pth").recognised
     assert taken is not None and taken.name == "yolact_resnet17"
     assert taken.model.backbone.mean == yolact_resnet50().model.backbone.mean
@@ -117,8 +107,30 @@ def test_a_resnet_of_any_depth_has_the_normalization_of_imagenet() -> None:
 
 
 def test_priors_that_weights_do_not_tell_are_not_guessed() -> None:
-    model = replace(small_resnet().model, prior_aspect_ratios=(1, 2, 3, 4))
+    model = replace(tiny_resnet().model, prior_aspect_ratios=(1, 2, 3, 4))
     checkpoint = Checkpoint(model_state=Yolact(model).state_dict(), file="mine.pth")
     with pytest.raises(CheckpointError, match="4 priors in each cell, not 3"):
         build_model(checkpoint)
     build_model(replace(checkpoint, config=YolactConfig(model=model)))
+
+
+def test_priors_that_are_not_square_are_refused() -> None:
+    """Only the file's name tells them; a configuration that is given is believed."""
+    file = "yolact_resnet50_pascal_111_120000.pth"
+    checkpoint = Checkpoint(model_state=shapes("yolact_resnet50"), file=file)
+    with pytest.raises(CheckpointError, match=f"{file} seems to be of yolact_resnet50_pascal"):
+        config_for(checkpoint, file)
+    assert config_for(checkpoint, file, yolact_resnet50()) == yolact_resnet50()
+
+
+def test_backbones_of_other_depths_are_refused_though_names_fit() -> None:
+    model = Yolact(tiny_resnet().model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for blocks in ((2, 1, 3, 1), (1, 1, 1, 1)):
+        other = Yolact(tiny_resnet(stage_blocks=blocks).model).backbone.state_dict()
+        with pytest.raises(
+            CheckpointError, match=r"the file has a ResNet-\d+, the model a ResNet-20"
+        ):
+            load_backbone(model, other)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])

@@ -52,6 +52,8 @@ class Commands:
 
     def measure(self, folder: Path, *arguments: object, **_: object) -> Any:
         options = dict(zip(map(str, arguments), map(str, arguments[1:]), strict=False))
+        if self.fail_at == "validation":
+            raise SystemExit(3)
         self.calls.append(("validation", options))
         ap = {"all": 40.0 if options["--trained_model"].endswith(".pth") else 30.0, "50": 80.0}
         return {"mask": {"ap": ap}, "box": {"ap": ap}}
@@ -140,6 +142,25 @@ def test_what_was_measured_is_not_done_again_unless_it_would_be_different(
     assert commands.names() == ["train", "train"] + ["train", "validation"] * 2
     run("--variant", "plain=", "--", "--batch_size", "2")
     assert commands.names() == ["train", "train"] + ["train", "validation"] * 2
+
+
+def test_a_failed_measurement_costs_no_second_training(commands: Commands, run: Any) -> None:
+    commands.fail_at = "validation"
+    with pytest.raises(SystemExit):
+        run()
+    assert commands.names() == ["train"] * 3
+    commands.fail_at = None
+    run()
+    assert commands.names() == ["validation", "train", "validation"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--variant", "a b=", "--variant", "a_b="], ["--variant", "x"], ["--stage", "x=y"]]
+)
+def test_names_that_cannot_be_told_apart_are_refused(run: Any, words: list[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        run(*words)
+    assert error.value.code == 2
 
 
 def test_a_stage_goes_on_from_the_run_before_and_is_compared_with_it(

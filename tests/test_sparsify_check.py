@@ -669,6 +669,14 @@ def test_without_learning_rates_in_the_recipe_the_configurations_are_drawn() -> 
     assert at(curves.epochs, curves.lr, 5.1) == pytest.approx(0.001)
 
 
+def test_a_cosine_of_the_configuration_is_drawn_too() -> None:
+    optim = OptimConfig(lr=0.01, warmup_until=0, schedule="cosine", backbone_lr=0.1)
+    config = dataclasses.replace(tiny_config(), optim=optim)
+    curves = outlook_of(LENGTH + PRUNE, config).curves
+    assert at(curves.epochs, curves.lr, 5) == pytest.approx(0.005, rel=1e-3)
+    assert curves.lr[-1] == pytest.approx(0, abs=1e-6)
+
+
 OTHERS = {
     "phases": "- !ACDCPruningModifier {params: [proto_net.0.weight], start_epoch: 0, end_epoch: 8,"
     "\n    update_frequency: 2, compression_sparsity: 0.7, momentum_buffer_reset: true}\n",

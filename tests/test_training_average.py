@@ -15,7 +15,7 @@ from yolact.model.channel_groups import channel_groups
 from yolact.model.channels import remove_channels
 from yolact.model.fake_quantize import fake_quantizers
 from yolact.model.yolact import Yolact
-from yolact.predict.evaluate import Evaluation
+from yolact.predict.evaluate import Evaluation, evaluate
 from yolact.sparsify.recipe import load_recipe
 from yolact.sparsify.structure import apply_structure
 from yolact.training import loop as train_module
@@ -145,7 +145,6 @@ def test_what_is_saved_and_validated_is_the_average(
 ) -> None:
     config, seen = tiny_config(ema_decay=0.2), list[dict[str, Tensor]]()
     run = prepare(tiny_settings(tiny_shapes, tmp_path, config=config, epochs=1, validation_epoch=1))
-    evaluate = train_module.evaluate
 
     def watching(*rest: Any, **more: Any) -> Evaluation:
         seen.append({n: t.clone() for n, t in run.model.state_dict().items()})
@@ -176,7 +175,7 @@ def test_what_is_saved_and_validated_is_the_average(
 
 
 def test_sparsity_that_a_recipe_reaches_in_the_last_step_is_in_what_is_saved(
-    tiny_shapes: Path, tmp_path: Path, recipe_engine: Any
+    tiny_shapes: Path, tmp_path: Path
 ) -> None:
     prune = (
         "modifiers:\n- !EpochRangeModifier {start_epoch: 0, end_epoch: 1}\n"

@@ -144,6 +144,22 @@ def test_extending_a_finished_run_equals_a_longer_one(tiny_shapes: Path, tmp_pat
 
 
 @pytest.mark.slow
+def test_batch_norms_that_are_trained_again_in_mid_epoch_go_on_exactly(
+    tiny_shapes: Path, tmp_path: Path
+) -> None:
+    frozen = (
+        "modifiers:\n- !EpochRangeModifier {start_epoch: 0, end_epoch: 1}\n"
+        "- !TrainableParamsModifier {params: ['re:backbone.*'], trainable: false, "
+        "params_strict: false, start_epoch: 0, end_epoch: 0.5}\n"
+    )
+    whole = train(tiny_settings(tiny_shapes, tmp_path, recipe=frozen))
+    start = resume(tmp_path / "weights" / "tiny_0_2.pth")
+    again = train(tiny_settings(tiny_shapes, tmp_path / "again", recipe=frozen, **start))
+    assert whole.checkpoint and again.checkpoint
+    assert differences(again.checkpoint, whole.checkpoint) == []
+
+
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(tiny_shapes: Path, tmp_path: Path) -> None:
     ends = []
     for workers in (0, 2):

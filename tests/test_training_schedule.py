@@ -53,6 +53,29 @@ def test_a_fitted_schedule_starts_low_and_never_rises_after_its_warm_up(
     assert optim.lr_at(0) == (optim.warmup_init if optim.warmup_until else optim.lr)
 
 
+@given(st.integers(2, 10**6), st.integers(1, 256), st.integers(0, 10**6))
+def test_a_cosine_falls_from_the_warm_up_to_zero_at_every_length_and_batch_size(
+    steps: int, batch_size: int, iteration: int
+) -> None:
+    optim = replace(PUBLISHED, schedule="cosine").autoscaled(batch_size).fitted(steps)
+    first = optim.warmup_until
+    assert optim.lr_at(first) == pytest.approx(optim.lr)
+    assert optim.lr_at(steps) == 0
+    middle = first + (steps - first) / 2
+    low, high = optim.lr_at(math.ceil(middle)), optim.lr_at(math.floor(middle))
+    assert low <= optim.lr / 2 * (1 + 1e-9) and high >= optim.lr / 2 * (1 - 1e-9)
+    step = first + iteration % (steps - first)
+    assert 0 <= optim.lr_at(step + 1) < optim.lr_at(step) or step == first == 0
+    if first:
+        assert optim.lr_at(0) == optim.warmup_init
+
+
+def test_a_cosine_without_a_given_length_ends_with_the_configurations() -> None:
+    optim = replace(PUBLISHED, schedule="cosine").autoscaled(16)
+    assert optim.lr_at(optim.max_iter) == 0 < optim.lr_at(optim.max_iter - 1)
+    assert replace(PUBLISHED, schedule="cosine", max_iter=100).lr_at(200) > 0, "all warm-up"
+
+
 @given(st.integers(1, 10**6))
 def test_fitting_keeps_the_fractions_of_the_run(steps: int) -> None:
     optim = PUBLISHED.fitted(steps)

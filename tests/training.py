@@ -69,6 +69,19 @@ def tiny_config(**optim: Any) -> YolactConfig:
     )
 
 
+def tiny_resnet(**backbone: Any) -> YolactConfig:
+    """The same on a ResNet whose blocks bring their input to another shape, or only add it."""
+    widths: dict[str, Any] = {
+        "stem_channels": 4,
+        "stage_channels": (8, 16, 16, 32),
+        "stage_blocks": (2, 1, 2, 1),
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.2, 0.3, 0.4),
+        **backbone,
+    }
+    return tiny_config().with_model(backbone=BackboneConfig(name="resnet", **widths), num_classes=3)
+
+
 def make_shapes(folder: Path, *, train: int = IMAGES, seed: int = 0) -> Path:
     """Seven images to train on and three to validate on, 48 px, six classes."""
     generate_shapes(folder, train=train, val=3, image_size=48, seed=seed)

@@ -33,7 +33,7 @@ class OptimConfig:
         default="steps", help="After the warm-up: steps of --gamma, or a cosine down to zero."
     )
     optimizer: OptimizerName = setting(
-        default="sgd", help="SGD with --momentum, or AdamW with its usual betas."
+        default="sgd", help="SGD with --momentum, or AdamW, which needs a lower --lr."
     )
     """``sgd`` decays all parameters, as published. ``adamw`` (betas 0.9 and 0.999) decays weights
     only: no biases, and nothing of batch norms."""

@@ -108,11 +108,13 @@ def _lite(name: str, backbone: BackboneConfig) -> YolactConfig:
             head_channels=96,
         ),
         optim=OptimConfig(
-            lr=1.6e-2,
+            optimizer="adamw",
+            lr=2e-3,
+            weight_decay=0.05,
             backbone_lr=0.3,
             schedule="cosine",
             max_iter=3_000,
-            warmup_init=4e-4,
+            warmup_init=2e-4,
             warmup_until=50,
             max_grad_norm=10.0,
         ),
@@ -221,8 +223,14 @@ def config_of(found: ModelConfig, file: str, *, exact: bool = True) -> YolactCon
         One by name; where none has these layers, one of the same family with them.
 
     Raises:
-        CheckpointError: Their priors cannot be known.
+        CheckpointError: Their priors cannot be known, or are not square.
     """
+    if "pascal" in file.lower():  # the one published configuration that weights do not tell apart
+        raise CheckpointError(
+            f"{file} seems to be of yolact_resnet50_pascal_config, whose priors are not square: "
+            "they are not supported",
+            hint="if it was trained with another configuration, say so with --config",
+        )
     family = found.backbone.family
     configs = [c for make in CONFIGS.values() if (c := make()).model.backbone.family == family]
     same = [config for config in configs if not differences(found, config.model)]

@@ -113,7 +113,7 @@ def config_for(
 def _taken_for(checkpoint: Checkpoint, name: object, config: YolactConfig | None) -> YolactConfig:
     """The configuration to use; says what it is where neither user nor checkpoint have one."""
     chosen = checkpoint.config_or(config)
-    if config is not None or checkpoint.config is not None:
+    if config is not None or checkpoint.recognised is None:
         return chosen
     log.info(
         "%s: no configuration in it, taken for %s (%s, %s px)%s",

@@ -159,7 +159,7 @@ Others = Callable[[int], Scene]
 class MixingTransform:
     """The training pipeline: what makes one image of several, then :class:`TrainTransform`.
 
-    What it draws comes from ``dice`` alone, and nothing is drawn for what has probability 0.
+    What has probability 0 draws no random numbers.
     """
 
     def __init__(

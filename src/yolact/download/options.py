@@ -33,10 +33,19 @@ class DownloadOptions:
         path="folder",
         help="Where to put it.  [default: data/coco or data/shapes]",
     )
-    weights: Literal["backbone", "base", "none"] = setting(
+    weights: Literal[
+        "backbone",
+        "base",
+        "resnet50",
+        "resnet101",
+        "yolact_resnet50",
+        "yolact_base",
+        "yolact_im700",
+        "none",
+    ] = setting(
         default="none",
-        help="Also fetch the author's ImageNet backbone, or the model trained on COCO, to "
-        "weights/.",
+        help="Also fetch weights of YOLACT's author to weights/: DarkNet-53 or a ResNet trained on "
+        "ImageNet, or a model trained on COCO, on DarkNet-53 (base) or of the config of this name.",
     )
     mirror: str | None = setting(
         default=None, metavar="URL", help="An address to try before the known ones."

@@ -74,16 +74,25 @@ class Weights:
     """None where nobody has published it: recorded on first use and compared from then on."""
 
 
+def _initial(file: str) -> Weights:
+    return Weights(file, f"{_AUTHOR}/yolact-initial-weights/resolve/main/{file}")
+
+
+def _trained(repository: str, file: str) -> Weights:
+    return Weights(file, f"{_AUTHOR}/{repository}/resolve/main/{file}")
+
+
 WEIGHTS: Mapping[str, Weights] = {
-    "backbone": Weights(
-        "darknet53.pth", f"{_AUTHOR}/yolact-initial-weights/resolve/main/darknet53.pth"
-    ),
-    "base": Weights(
-        "yolact_darknet53_54_800000.pth",
-        f"{_AUTHOR}/yolact-darknet53/resolve/main/yolact_darknet53_54_800000.pth",
-    ),
+    "backbone": _initial("darknet53.pth"),
+    "base": _trained("yolact-darknet53", "yolact_darknet53_54_800000.pth"),
+    "resnet50": _initial("resnet50-19c8e357.pth"),
+    "resnet101": _initial("resnet101_reducedfc.pth"),
+    "yolact_resnet50": _trained("yolact-resnet50", "yolact_resnet50_54_800000.pth"),
+    "yolact_base": _trained("yolact-base", "yolact_base_54_800000.pth"),
+    "yolact_im700": _trained("yolact-im700", "yolact_im700_54_800000.pth"),
 }
-"""By the names of ``download --weights``: DarkNet-53 trained on ImageNet, and YOLACT on COCO."""
+"""By the names of ``download --weights``. The first two are DarkNet-53 trained on ImageNet, and
+YOLACT on it trained on COCO, as SparseZoo had it; then other backbones, and YOLACT on them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,11 @@ class Graph:
             self._initializers[name] = numpy_helper.from_array(array, name)
         return name
 
+    def replace_constant(self, name: str, array: Array) -> None:
+        """Store ``array`` in place of what initializer ``name`` holds."""
+        self._initializers[name] = numpy_helper.from_array(array, name)
+        self._arrays.pop(name, None)
+
     def replace_value(self, old: str, new: str) -> None:
         """Let every node that reads ``old`` read ``new``."""
         for node in self._nodes:

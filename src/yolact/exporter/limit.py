@@ -118,10 +118,7 @@ class Limit:
         selection = Selection(detect=detect)
         found = evaluate(TorchEngine(copy, classes), dataset, selection)
         if found.mask["all"] == UNDEFINED:
-            raise DataError(
-                f"{dataset.info} has no object that average precision counts",
-                hint="give the annotation file of a validation set",
-            )
+            raise _nothing_to_measure(dataset)
         log.info(
             "the float model: mask mAP %.2f, box mAP %.2f", found.mask["all"], found.box["all"]
         )
@@ -157,14 +154,24 @@ def validation_data(job: ExportJob, config: YolactConfig, classes: Classes) -> C
 
     Raises:
         CheckpointError: It has objects of classes that the model does not know.
-        DataError: Something of it is missing or unreadable.
+        DataError: Something of it is missing or unreadable, or it has no object although a drop is
+            to be measured.
     """
     if job.validation_info is None or job.validation_images is None:
         return None
     transform = EvalTransform(config.model.image_size)
     dataset = CocoInstances(job.validation_images, job.validation_info, transform)
     match_classes(classes, dataset.classes, dataset.contents.of_category)
+    if job.max_drop is not None and not dataset.coco.anns:
+        raise _nothing_to_measure(dataset)
     return dataset
+
+
+def _nothing_to_measure(dataset: CocoInstances) -> DataError:
+    return DataError(
+        f"{dataset.info} has no object that average precision counts",
+        hint="give the annotation file of a validation set",
+    )
 
 
 def limit_hint(*, quantized: bool, half: bool) -> str:

@@ -7,6 +7,7 @@ of fewer than 8 bits become a limit and one of 8.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -31,11 +32,14 @@ from yolact.model.quantized_layers import (
     ConvBn2d,
     ConvBnReLU2d,
     ConvReLU2d,
+    coarse_depthwise,
     round_output,
 )
 from yolact.model.weights import is_quantized
 from yolact.model.yolact import InferenceModel, Yolact
 from yolact.types import RawOutputs
+
+logger = logging.getLogger(__name__)
 
 SEVEN_BITS = (-64, 63)
 """Two products of such a weight with a uint8 fit into 16 bits: 2 * 255 * 64 < 2**15."""
@@ -94,6 +98,7 @@ def prepare(
     if options.convert_qat or not quantized:
         fold_quantized_batch_norms(network)
         fold_batch_norms(network)
+        _warn_of_coarse_weights(network, options)
     requantize_weights(network, per_channel=options.per_channel, reduce_range=options.reduce_range)
     widen_quantizers(network)
     first = islice(images or (), _MOST_COMPARED)
@@ -211,6 +216,16 @@ def widen_quantizers(model: nn.Module) -> None:
                     weight.copy_(weight.clamp(low, high))
             else:
                 setattr(parent, name, _Limited(child, low, high))
+
+
+def _warn_of_coarse_weights(network: nn.Module, options: ExportOptions) -> None:
+    coarse = coarse_depthwise(network)
+    if coarse and not options.per_channel:
+        logger.warning(
+            "%d depthwise convolutions have one range for the weights of all channels, which "
+            "differ much; give --per_channel, or train with a range per channel",
+            len(coarse),
+        )
 
 
 def _copied(model: Yolact, config: ModelConfig | None) -> InferenceModel:

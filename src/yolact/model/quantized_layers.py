@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from yolact.model.fake_quantize import FakeQuantize
+from yolact.model.fake_quantize import FakeQuantize, is_fake_quantize
 
 
 class _Conv2d(nn.Conv2d):
@@ -231,6 +231,20 @@ def _round_output(module: nn.Module, _: Any, output: Tensor) -> Tensor:
 def is_quant_wrapper(module: nn.Module) -> TypeGuard[QuantWrapper]:
     """Whether ``module`` wraps a layer to round its input: one of this file or of torch.ao."""
     return type(module).__name__ == QuantWrapper.__name__
+
+
+def coarse_depthwise(model: nn.Module) -> list[tuple[nn.Module, FakeQuantize]]:
+    """Depthwise convolutions whose weights are rounded with one range for all their channels.
+
+    Also those of torch.ao; with what rounds their weights.
+    """
+    found = []
+    for module in model.modules():
+        quantizer = getattr(module, "weight_fake_quant", None)
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+            if is_fake_quantize(quantizer) and not quantizer.is_per_channel:
+                found.append((module, quantizer))
+    return found
 
 
 def freezable_batch_norms(model: nn.Module) -> Iterator[ConvBn2d | BatchNormWrapper]:

@@ -332,7 +332,7 @@ class Trainer:
             path = self.keeper.save_best(self._checkpoint(), own=known)
             self._write_report(path)
             logger.info("best mask mAP so far, %.2f: kept as %s", mask_map, path)
-        elif clock < driver.acts_until:
+        elif self.run.settings.patience is None or clock < driver.acts_until:
             return
         else:
             self.without_better += 1

@@ -16,9 +16,10 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from yolact.loss.criterion import Objective
 from yolact.optim_config import OptimConfig
+from yolact.sparsify.native.thinning import LR_FACTOR
 
-_LR_FACTOR, _DECAY_FACTOR = "lr_factor", "decay_factor"
-"""Of the learning rate and weight decay of the first group, in groups that follow it."""
+_DECAY_FACTOR = "decay_factor"
+"""Of the first group's weight decay, in groups that follow it."""
 
 
 def make_optimizer(optim: OptimConfig, model: nn.Module, objective: Objective) -> Optimizer:
@@ -80,7 +81,7 @@ def _groups(optim: OptimConfig, model: nn.Module) -> list[dict[str, Any]]:
         groups.setdefault((rate, decay), []).append(parameter)
     first, *others = groups.items()
     following = [
-        {"params": parameters, _LR_FACTOR: rate, _DECAY_FACTOR: decay}
+        {"params": parameters, LR_FACTOR: rate, _DECAY_FACTOR: decay}
         for (rate, decay), parameters in others
     ]
     return [{"params": first[1]}, *following]
@@ -88,13 +89,13 @@ def _groups(optim: OptimConfig, model: nn.Module) -> list[dict[str, Any]]:
 
 def _leading(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The groups that follow no other."""
-    return [group for group in optimizer.param_groups if _LR_FACTOR not in group]
+    return [group for group in optimizer.param_groups if LR_FACTOR not in group]
 
 
 def _follow(optimizer: Optimizer, *_: object) -> None:
     """Set what groups take from the first one."""
     first, *others = optimizer.param_groups
     for group in others:
-        if _LR_FACTOR in group:
-            group["lr"] = first["lr"] * group[_LR_FACTOR]
+        if LR_FACTOR in group:
+            group["lr"] = first["lr"] * group[LR_FACTOR]
             group["weight_decay"] = first["weight_decay"] * group[_DECAY_FACTOR]

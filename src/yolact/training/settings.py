@@ -204,6 +204,7 @@ class TrainSettings:
             ConfigError: Two options contradict each other or a number is out of range.
         """
         self._check_length()
+        self._check_patience()
         self._check_batch()
         self._check_recipe()
 
@@ -223,6 +224,7 @@ class TrainSettings:
                 hint="a number beyond the run's length saves at its end only",
             )
 
+    def _check_patience(self) -> None:
         if self.patience is not None and self.patience < 1:
             raise ConfigError(
                 f"--patience must be at least 1, got {self.patience}",

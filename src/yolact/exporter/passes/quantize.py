@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -25,7 +24,7 @@ from yolact.exporter.passes.ranges import (
     unknown_outputs,
 )
 
-_INTEGER = ("LeakyRelu", "Relu", "Add", "Resize", *MOVING)
+_INTEGER = ("LeakyRelu", "Relu", "Add", "Resize", "MaxPool", *MOVING)
 """Besides convolutions of integer weights, what engines compute in integers."""
 _LIMIT = 2**30
 """Half of what int32 holds: the other half is for what is added."""
@@ -170,7 +169,9 @@ def store_biases_as_int32(model: onnx.ModelProto) -> None:
     """Quantize biases in steps of input scale times weight scale, with a zero point of 0.
 
     Only where input and weight are quantized and the output is as well: the rest of an integer
-    convolution. A bias too large for its step stays float.
+    convolution. Each has constants of its own: OpenVINO takes no bias that others share into the
+    convolution, and adds it to floats. A bias too large for its step makes the weights of its
+    channel coarser, which are nothing beside it; one of a weight with one range stays float.
     """
     graph = Graph(model)
     for conv in graph.nodes("Conv"):
@@ -179,22 +180,23 @@ def store_biases_as_int32(model: onnx.ModelProto) -> None:
         bias = graph.constant(conv.input[2])
         if bias is None:
             continue
-        steps = _scale(graph, conv.input[0]) * _scale(graph, conv.input[1]).astype(np.float64)
-        stored = np.rint(bias.astype(np.float64) / steps)
-        if np.abs(stored).max() > _LIMIT:
+        step = _scale(graph, conv.input[0]).astype(np.float64)
+        excess = np.abs(bias) / (step * _scale(graph, conv.input[1])) / _LIMIT
+        if excess.max() > 1 and not _coarsen(graph, conv.input[1], np.maximum(excess, 1)):
             continue
+        steps = step * _scale(graph, conv.input[1])
+        stored = np.rint(bias.astype(np.float64) / steps)
         scale = np.broadcast_to(steps.astype(np.float32), bias.shape).copy()
-        name = f"{conv.input[2]}_int32_{hashlib.sha256(scale.tobytes()).hexdigest()[:8]}"
+        name = f"{conv.output[0]}_bias"
         inputs = [
-            graph.add_constant(name, stored.astype(np.int32)),
+            graph.add_constant(f"{name}_int32", stored.astype(np.int32)),
             graph.add_constant(f"{name}_scale", scale),
-            graph.add_constant(f"{name}_zero", np.zeros(bias.shape, np.int32)),
+            graph.add_constant(f"zeros_{bias.size}", np.zeros(bias.shape, np.int32)),
         ]
-        output = f"{conv.output[0]}_bias"
         graph.insert_before(
-            conv, helper.make_node("DequantizeLinear", inputs, [output], output, axis=0)
+            conv, helper.make_node("DequantizeLinear", inputs, [name], name, axis=0)
         )
-        conv.input[2] = output
+        conv.input[2] = name
     graph.commit()
 
 
@@ -350,6 +352,22 @@ def _is_integer(graph: Graph, conv: onnx.NodeProto) -> bool:
         and len(readers) == 1
         and readers[0].op_type == "QuantizeLinear"
     )
+
+
+def _coarsen(graph: Graph, value: str, factors: Array) -> bool:
+    """Make the steps of a weight's channels larger by ``factors``, if each has its own."""
+    dequantize = graph.producer(value, "DequantizeLinear")
+    stored = None if dequantize is None else graph.constant(dequantize.input[0])
+    scale = _scale(graph, value)
+    if dequantize is None or stored is None or scale.size != factors.size:
+        return False
+    if len(graph.readers(value)) > 1 or len(graph.readers(dequantize.input[0])) > 1:
+        return False
+    shaped = factors.reshape(-1, *(1,) * (stored.ndim - 1))
+    graph.replace_constant(dequantize.input[0], np.rint(stored / shaped).astype(stored.dtype))
+    coarser = (scale * factors).astype(np.float32)
+    dequantize.input[1] = graph.add_constant(f"{dequantize.input[0]}_scale", coarser)
+    return True
 
 
 def _scale(graph: Graph, value: str) -> Array:

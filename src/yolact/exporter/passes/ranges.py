@@ -35,7 +35,7 @@ _LEVELS = 255
 """Steps between the smallest and the largest uint8."""
 MOVING = ("Transpose", "Reshape", "Concat")
 """Nodes that leave numbers as they are."""
-_KEEPING = (*MOVING, "Resize")
+_KEEPING = (*MOVING, "Resize", "MaxPool")
 LIMITING = ("Relu", "Clip")
 """Nodes that cut values off."""
 _ON_GRID = 1e-3

@@ -13,7 +13,7 @@ checkpoint be loaded by its recipe, and a run continue in the middle of thinning
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -31,6 +31,9 @@ from yolact.sparsify.native.modifier import (
     require_names,
     require_order,
 )
+
+LR_FACTOR = "lr_factor"
+"""Key of an optimizer's groups that follow the first one: the factor of their learning rates."""
 
 _SLACK = 1e-9
 """Of a comparison of epochs, which are sums and quotients of floats."""
@@ -186,10 +189,9 @@ class LayerPruningModifier(Modifier):
     ) -> None:
         """Remove the layers, from the optimizer too: a run that resumes has none of them there."""
         if self.starts(epoch):
-            before = set(model.parameters())
             self._remove(model)
             if optimizer is not None:
-                forget_removed(optimizer, before - set(model.parameters()))
+                forget_removed(optimizer, model)
 
     def _remove(self, model: nn.Module) -> None:
         for layer in self.layers:
@@ -197,12 +199,17 @@ class LayerPruningModifier(Modifier):
                 model.set_submodule(layer, nn.Identity())
 
 
-def forget_removed(optimizer: Optimizer, removed: Collection[nn.Parameter]) -> None:
-    """Take parameters that the model no longer has out of the optimizer."""
-    for parameter in removed:
-        optimizer.state.pop(parameter, None)
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if p not in set(removed)]
+def forget_removed(optimizer: Optimizer, model: nn.Module) -> None:
+    """Take parameters that the model no longer has out of the optimizer's groups of the network.
+
+    These are the first and those that follow it; another one is of the objective.
+    """
+    there = set(model.parameters())
+    first, *others = optimizer.param_groups
+    for group in (first, *(group for group in others if LR_FACTOR in group)):
+        for parameter in set(group["params"]) - there:
+            optimizer.state.pop(parameter, None)
+        group["params"] = [parameter for parameter in group["params"] if parameter in there]
 
 
 def _names(pattern: str, names: Iterable[str]) -> bool:

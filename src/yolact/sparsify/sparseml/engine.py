@@ -168,14 +168,13 @@ class SparsemlManager:
         prunes = isinstance(modifier, BasePruningModifier)
         # OBS and M-FAC do nothing when there is one step an epoch: to them that is a one-shot run.
         steps_per_epoch = max(self._steps_per_epoch, 2) if prunes else self._steps_per_epoch
-        before = set(model.parameters()) if isinstance(modifier, LayerPruningModifier) else set()
         with nullcontext() if prunes else _kept_generator():
             modifier.scheduled_update(model, optimizer, epoch, steps_per_epoch)
         if modifier.ended and prunes:
             # Top-KAST would let momentum move masked weights between its end and the run's.
             modifier._allow_reintroduction = False
-        if before and optimizer is not None:
-            forget_removed(optimizer, before - set(model.parameters()))
+        if isinstance(modifier, LayerPruningModifier) and optimizer is not None:
+            forget_removed(optimizer, model)
 
     def _masking(self) -> list[Any]:
         """The modifiers that prune weights by masks."""
