@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -64,8 +65,15 @@ def lite_config(side: int = 64) -> YolactConfig:
         mean=preset.model.backbone.mean,
         std=preset.model.backbone.std,
     )
-    widths = {"fpn_channels": 16, "proto_channels": 16, "head_channels": 16, "num_prototypes": 8}
-    model = ModelConfig(image_size=side, num_classes=3, backbone=backbone, **widths)
+    model = ModelConfig(
+        image_size=side,
+        num_classes=3,
+        backbone=backbone,
+        fpn_channels=16,
+        proto_channels=16,
+        head_channels=16,
+        num_prototypes=8,
+    )
     return YolactConfig(name="lite", model=model)
 
 
@@ -396,11 +404,11 @@ def test_other_normalization_stays_before_a_quantizer_that_holds_0_to_1(
     quantize_pixels(model)
     graph = Graph(model)
     (quantize,) = graph.nodes("QuantizeLinear")
-    scale, zero = graph.constant(quantize.input[1]), graph.constant(quantize.input[2])
-    assert scale is not None and zero is not None
+    found = [graph.constant(name) for name in quantize.input[1:]]
+    scale, zero = (float(value) for value in found if value is not None)
     ends = [(value - m) / s for m, s in zip(mean, std, strict=True) for value in (0, 1)]
-    assert -float(zero) * scale == pytest.approx(min(ends), abs=0.6 * scale)
-    assert (255 - float(zero)) * scale == pytest.approx(max(ends), abs=0.6 * scale)
+    assert -zero * scale == pytest.approx(min(ends), abs=0.6 * scale)
+    assert (255 - zero) * scale == pytest.approx(max(ends), abs=0.6 * scale)
     weights = np.array([[0.9, -0.6], [-0.3, 1.2]], np.float32)
     shaped = [np.array(part).reshape(1, 2, 1, 1) for part in (mean, std)]
     exact = np.einsum("oc,nchw->nohw", weights, (IMAGE - shaped[0]) / shaped[1])
@@ -419,7 +427,7 @@ def test_one_shot_gives_depthwise_channels_ranges_and_cuts_off_what_relu6_does()
         quantizer = getattr(module, "weight_fake_quant", None)
         if quantizer is not None:
             assert (quantizer.scale.numel() > 1) == ("depthwise" in name), name
-    ranges = [
+    ranges: list[Any] = [
         module.quant.activation_post_process
         for module in layers.values()
         if is_quant_wrapper(module) and isinstance(module.module, nn.ReLU6)

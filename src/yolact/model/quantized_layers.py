@@ -233,7 +233,7 @@ def is_quant_wrapper(module: nn.Module) -> TypeGuard[QuantWrapper]:
     return type(module).__name__ == QuantWrapper.__name__
 
 
-def coarse_depthwise(model: nn.Module) -> list[tuple[nn.Module, FakeQuantize]]:
+def coarse_depthwise(model: nn.Module) -> list[tuple[nn.Conv2d, FakeQuantize]]:
     """Depthwise convolutions whose weights are rounded with one range for all their channels.
 
     Also those of torch.ao; with what rounds their weights.
