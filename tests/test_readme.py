@@ -12,6 +12,7 @@ from types import ModuleType
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from conftest import ROOT
 from yolact.cli import COMMANDS, command
@@ -98,6 +99,11 @@ def test_every_packaged_recipe_is_listed() -> None:
     for path in sorted((ROOT / "recipes").glob("*.md")):
         assert f"(recipes/{path.name})" in README
         assert path.name == "README.md" or f"({path.name})" in RECIPES
+
+
+def test_the_networks_are_those_that_configs_lists() -> None:
+    (shown,) = re.findall(r"<!-- networks.*?```text\n(.*?)```", README, flags=re.DOTALL)
+    assert shown == CliRunner().invoke(command("configs"), []).stdout
 
 
 @pytest.fixture(scope="module")
