@@ -107,6 +107,7 @@ def _lite(name: str, backbone: BackboneConfig) -> YolactConfig:
             proto_channels=96,
             head_channels=96,
         ),
+        augment=AugmentConfig(mosaic=0.5),
         optim=OptimConfig(
             optimizer="adamw",
             lr=2e-3,
