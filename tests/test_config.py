@@ -146,7 +146,7 @@ def test_names_work_with_and_without_their_ending() -> None:
     assert named_config("yolact_darknet53") == named_config("yolact_darknet53_config")
     with pytest.raises(ConfigError, match="unknown config 'yolact_darknet35'") as error:
         named_config("yolact_darknet35")
-    assert error.value.hint == "try: yolact_darknet53_config"
+    assert error.value.hint == "try: yolact_darknet53_config, or timm: and a name of timm's"
 
 
 def test_config_names_are_the_first_part_of_checkpoint_names() -> None:

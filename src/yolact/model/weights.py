@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from yolact.errors import CheckpointError, ConfigError
 from yolact.model.fake_quantize import fake_quantizers
-from yolact.model.identify import identify_backbone, words
+from yolact.model.identify import distinct_words, identify_backbone, words
 
 if TYPE_CHECKING:  # what reads weights without a network, such as checkpoints, stays small
     from yolact.model.yolact import Yolact
@@ -89,7 +89,7 @@ def load_backbone(model: Yolact, state_dict: Mapping[str, Tensor]) -> None:
     theirs, ours = identify_backbone(state_dict), model.config.backbone
     if theirs is not None and (theirs.name, theirs.stage_blocks) != (ours.name, ours.stage_blocks):
         raise CheckpointError(
-            f"the file has a {words(theirs)}, the model a {words(ours)}",
+            "the file has {}, the model {}".format(*distinct_words(theirs, ours)),
             hint="use the --config of this backbone, or the file for this one",
         )
     own = model.backbone.state_dict()
@@ -259,7 +259,8 @@ def _nearest(misfit: _Misfit) -> str:
 
 def _hint_for_origin(weights: Mapping[str, Tensor]) -> str | None:
     """What to do with weights that are recognised as something else than a model's."""
-    if not _is_whole_model(weights) and any(re.match(r"layers\.\d+\.", name) for name in weights):
+    backbone = re.compile(r"(layers|blocks|_blocks)\.\d+\.")
+    if not _is_whole_model(weights) and any(backbone.match(name) for name in weights):
         return "it is a backbone alone: sparseml.yolact.train takes it with --resume and --backbone"
     return None
 

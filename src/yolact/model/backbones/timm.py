@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
@@ -60,12 +61,17 @@ def timm_config(name: str) -> BackboneConfig:
     """
     timm = _timm()
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.partition('_')[0].partition('.')[0]}*")[:3]
+        near = get_close_matches(name, timm.list_models(), n=3)
         raise ConfigError(
             f"timm has no model {name!r}",
             hint=f"try: {', '.join(near)}" if near else "timm.list_models() names all",
         )
-    trained = timm.get_pretrained_cfg(name)
+    try:
+        trained = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        model = name.partition(".")[0]
+        tags = ", ".join(timm.list_pretrained(f"{model}.*")) or model
+        raise ConfigError(f"timm has no weights {name!r}", hint=f"try: {tags}") from error
     return BackboneConfig(
         name=f"{TIMM}{name}",
         stem_channels=0,
@@ -75,6 +81,12 @@ def timm_config(name: str) -> BackboneConfig:
         std=tuple(trained.std),
         negative_slope=0.0,
     )
+
+
+def has_weights(config: BackboneConfig) -> bool:
+    """Whether timm has ImageNet weights of one of its backbones."""
+    trained = _timm().get_pretrained_cfg(config.name.removeprefix(TIMM))
+    return trained is not None and bool(trained.has_weights)
 
 
 def _create(name: str, **options: Any) -> Any:
