@@ -95,6 +95,13 @@ PROBLEMS = [
         "did you mean 'proto_net.10.weight'?",
         id="no match",
     ),
+    pytest.param(
+        PRUNE.replace("proto_net.0.weight", "backbone.blocks.3.expand.0.weight"),
+        "error",
+        "GMPruningModifier: no parameter of the model matches 'backbone.blocks.3.expand.0.weight'",
+        "use the recipe made for this --config",
+        id="name of another backbone",
+    ),
     *(
         pytest.param(
             f"- !{modifier}\n",
@@ -442,6 +449,14 @@ def test_zeros_that_no_modifier_keeps_are_a_warning() -> None:
     ]
     hold = "- !ConstantPruningModifier {params: __ALL_PRUNABLE__}\n"
     assert found(LENGTH + hold, model) == []
+
+
+def test_the_zeros_that_pretrained_weights_come_with_are_none_to_keep() -> None:
+    model = Yolact(tiny_config().model)
+    with torch.no_grad():
+        weight = model.get_parameter("proto_net.0.weight").view(-1)
+        weight[: len(weight) // 7].zero_()
+    assert found(LENGTH, model) == []
 
 
 def test_all_problems_are_found_at_once_and_in_order(tiny: Yolact) -> None:

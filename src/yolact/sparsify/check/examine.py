@@ -35,8 +35,9 @@ from yolact.sparsify.sparsity import convolutions, layer_sparsity
 from yolact.sparsify.structure import rehearse
 from yolact.sparsify.variables import Variable, listing, override, resolve
 
-_SPARSE = 0.05
-"""A layer with fewer zeros than this is dense: some weights are zero by chance."""
+_SPARSE = 0.2
+"""A layer with a smaller share of zeros is dense. Layers of EfficientNet-Lite0 and Lite2 have up to
+7 and 13 % in their ImageNet weights, which nobody pruned."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,10 @@ from yolact.sparsify.structure import recipe_names
 
 PRUNABLE = "__ALL_PRUNABLE__"
 
+_ALIKE = 0.8
+"""From this likeness on, 0..1, a name is taken for another one misspelt. Names of one place in two
+backbones reach 0.77, and to take one for the other would not mend the recipe."""
+
 _FUSED = ("ConvBn2d", "ConvBnReLU2d", "ConvReLU2d")
 """Classes that layers have by the time they are quantized."""
 
@@ -193,7 +197,7 @@ def _absent(entry: Entry, parameters: Parameters) -> Iterator[tuple[str, str]]:
             continue
         if absent and entry.fields.get("params_strict") is not False:
             plain = re.sub(r"[^\w.]", "", pattern.removeprefix("re:"))
-            near = get_close_matches(plain, parameters.shapes, n=1, cutoff=0.5)
+            near = get_close_matches(plain, parameters.shapes, n=1, cutoff=_ALIKE)
             yield (
                 f"no parameter of the model matches {pattern!r}",
                 f"did you mean {near[0]!r}?" if near else "use the recipe made for this --config",
