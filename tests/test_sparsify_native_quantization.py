@@ -267,9 +267,14 @@ def test_both_engines_train_a_quantized_network_to_the_same_bits(name: str) -> N
 
 
 def packaged() -> list[Fields]:
-    """What the recipes of this package say of quantization, each once."""
+    """What the recipes of this package say of quantization, each once.
+
+    But those for networks with ReLU6, which name it.
+    """
     found: list[Fields] = []
     for name in packaged_recipes():
+        if name.startswith("yolact_lite0."):
+            continue
         document, label = read_document(name)
         for entry in Recipe(resolve(document, label), label).entries:
             if entry.name == "QuantizationModifier":

@@ -267,7 +267,7 @@ def does_not_run(text: str) -> None:
     assert str(caught.value).startswith(
         "LayerPruningModifier: the network does not run without these layers: Given groups=1"
     )
-    assert caught.value.hint == "remove whole residual blocks, for instance backbone.layers.3.8"
+    assert caught.value.hint and "for instance backbone.layers." in caught.value.hint
 
 
 RESIDUAL = {
