@@ -112,9 +112,9 @@ def config_for(
 
 def _taken_for(checkpoint: Checkpoint, name: object, config: YolactConfig | None) -> YolactConfig:
     """The configuration to use; says what it is where neither user nor checkpoint have one."""
-    chosen = checkpoint.config_or(config)
-    if config is not None or checkpoint.recognised is None:
-        return chosen
+    chosen = None if config is not None else checkpoint.recognised
+    if chosen is None:
+        return checkpoint.config_or(config)
     log.info(
         "%s: no configuration in it, taken for %s (%s, %s px)%s",
         *(name, f"{chosen.name}_config", words(chosen.model.backbone)),
@@ -132,7 +132,7 @@ def _doubt(checkpoint: Checkpoint, chosen: YolactConfig) -> str:
     others = [
         name
         for name, make in CONFIGS.items()
-        if make() != chosen and not differences(chosen.model, make().model)
+        if (config := make()) != chosen and not differences(chosen.model, config.model)
     ]
     return f"; if trained otherwise: --config {' or '.join(others)}" if others else ""
 

