@@ -18,7 +18,8 @@ from yolact.config import BackboneConfig
 from yolact.download import pretrained
 from yolact.download.pretrained import origin_of_weights, pretrained_weights
 from yolact.errors import CheckpointError, ConfigError, DownloadError
-from yolact.model.backbones.efficientnet_lite import published_names, same_pad
+from yolact.model.backbones.efficientnet_lite import same_pad
+from yolact.model.foreign import adapt
 from yolact.model.weights import load_backbone
 from yolact.model.yolact import Yolact, build_backbone
 from yolact.presets import CONFIGS, LITE0, LITE2, named_config
@@ -98,7 +99,7 @@ def test_published_weights_have_their_own_names() -> None:
     theirs = {
         name: torch.rand(1) for name in (*names, "_conv_head.weight", "_bn1.bias", "_fc.bias")
     }
-    ours = published_names(theirs)
+    ours = adapt(theirs).state
     assert set(ours) == set(names.values())
     assert all(ours[our] is theirs[name] for name, our in names.items())
 

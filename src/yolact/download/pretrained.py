@@ -18,8 +18,8 @@ from yolact.config import BackboneConfig
 from yolact.download.file import digest_of
 from yolact.download.offline import require_network
 from yolact.errors import CheckpointError, ConfigError, DownloadError
-from yolact.model.backbones.efficientnet_lite import published_names
 from yolact.model.backbones.timm import TimmBackbone, has_weights
+from yolact.model.foreign import adapt
 from yolact.model.weight_file import read_file
 from yolact.presets import LITE0, LITE2
 
@@ -88,7 +88,7 @@ def pretrained_weights(config: BackboneConfig) -> dict[str, Tensor]:
             f"{path} has another sha256 than the file that {package} was published with",
             hint=f"uninstall {package} with pip, and install it again",
         )
-    return published_names(read_file(path))
+    return adapt(read_file(path)).state
 
 
 def _of_timm(config: BackboneConfig) -> dict[str, Tensor]:

@@ -33,6 +33,16 @@ _STAGE = re.compile(r"((?:.*\.)?)layers\.\d+\.0\.(?:[01]|conv3)\.")
 _TORCHVISION = re.compile(r"((?:.*\.)?)layer1\.0\.conv3\.weight")
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
+_LITE_PARTS = {
+    "_expand_conv": "expand.0",
+    "_bn0": "expand.1",
+    "_depthwise_conv": "depthwise.0",
+    "_bn1": "depthwise.1",
+    "_project_conv": "project.0",
+    "_bn2": "project.1",
+}
+"""Layers of a block of EfficientNet-Lite, as its published weights call them."""
+
 
 class Adapted(NamedTuple):
     """Weights under the names of this network."""
@@ -110,7 +120,8 @@ def adapt(state: State) -> Adapted:
     """Give weights the names of this network, as far as they are those of its layers.
 
     Args:
-        state: Of a YOLACT model, or of a DarkNet-53 or ResNet alone, under any names.
+        state: Of a YOLACT model, or of a DarkNet-53, ResNet or EfficientNet-Lite alone, under any
+            names.
 
     Returns:
         A model's weights as ``Yolact.state_dict()`` names them, those of a backbone alone as
@@ -158,7 +169,10 @@ def _resnet(state: State) -> Adapted | None:
 
 
 def _same_network(state: State) -> Adapted | None:
-    """The weights of a DarkNet-53 that has other names, under ours."""
+    """The weights of a backbone that has other names, under ours."""
+    lite = _efficientnet_lite(state)
+    if lite:
+        return Adapted(lite)
     for project in _PROJECTS:
         names = _by_names(state, project)
         if names:
@@ -168,6 +182,18 @@ def _same_network(state: State) -> Adapted | None:
         if names:
             return _renamed(state, names, "a DarkNet-53, told by order and shapes", "")
     return None
+
+
+def _efficientnet_lite(state: State) -> dict[str, Tensor]:
+    """Published weights of an EfficientNet-Lite without its classifier; nothing for any others."""
+    found = {}
+    for name, value in state.items():
+        block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+        if block and block[2] in _LITE_PARTS:
+            found[f"blocks.{block[1]}.{_LITE_PARTS[block[2]]}.{block[3]}"] = value
+        elif stem := re.fullmatch(r"(_conv_stem|_bn0)\.(\w+)", name):
+            found[f"stem.{0 if stem[1] == '_conv_stem' else 1}.{stem[2]}"] = value
+    return found
 
 
 def _renamed(state: State, names: Mapping[str, str], what: str, note: str) -> Adapted:

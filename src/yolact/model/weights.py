@@ -259,7 +259,7 @@ def _nearest(misfit: _Misfit) -> str:
 
 def _hint_for_origin(weights: Mapping[str, Tensor]) -> str | None:
     """What to do with weights that are recognised as something else than a model's."""
-    backbone = re.compile(r"(layers|blocks|_blocks)\.\d+\.")
+    backbone = re.compile(r"(layers|blocks)\.\d+\.")
     if not _is_whole_model(weights) and any(backbone.match(name) for name in weights):
         return "it is a backbone alone: sparseml.yolact.train takes it with --resume and --backbone"
     return None

@@ -18,7 +18,6 @@ from yolact.config import YolactConfig
 from yolact.data.labels import Classes
 from yolact.download.pretrained import origin_of_weights, pretrained_weights
 from yolact.errors import CheckpointError
-from yolact.model.backbones.efficientnet_lite import published_names
 from yolact.model.weights import init_weights, load_backbone, load_weights
 from yolact.model.yolact import Yolact
 from yolact.restore import CLASS_LAYERS, class_layers, known_rows, restore_structure
@@ -127,8 +126,7 @@ def build_network(origin: Origin, config: YolactConfig, classes: Classes) -> tup
     init_weights(model)
     start, checkpoint = origin.start, origin.checkpoint
     if start.backbone is not None:
-        weights = load_checkpoint(start.backbone).model_state
-        load_backbone(model, published_names(weights) or weights)
+        load_backbone(model, load_checkpoint(start.backbone).model_state)
         return model, f"backbone {start.backbone}, the rest random"
     if checkpoint is None:
         source = origin_of_weights(config.model.backbone) if start.pretrained else None

@@ -8,9 +8,6 @@ right.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,16 +20,6 @@ _STAGES = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3,
 """Kernel size, stride of the first block, and expansion of each stage."""
 _FEATURES = (2, 4, 6)
 """Stages whose outputs are C3, C4 and C5."""
-
-_PARTS = {
-    "_expand_conv": "expand.0",
-    "_bn0": "expand.1",
-    "_depthwise_conv": "depthwise.0",
-    "_bn1": "depthwise.1",
-    "_project_conv": "project.0",
-    "_bn2": "project.1",
-}
-"""Layers of a block, as the files call them."""
 
 
 def conv_bn(
@@ -150,19 +137,3 @@ class EfficientNetLite(Backbone):
             if index in self._ends:
                 ends.append(x)
         return tuple(ends[stage] for stage in _FEATURES)
-
-
-def published_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights of an EfficientNet-Lite, without its classifier, under our names.
-
-    >>> list(published_names({"_conv_stem.weight": 1, "_blocks.3._bn2.bias": 2, "_fc.bias": 3}))
-    ['stem.0.weight', 'blocks.3.project.1.bias']
-    """
-    found = {}
-    for name, value in state.items():
-        block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
-        if block and block[2] in _PARTS:
-            found[f"blocks.{block[1]}.{_PARTS[block[2]]}.{block[3]}"] = value
-        elif stem := re.fullmatch(r"(_conv_stem|_bn0)\.(\w+)", name):
-            found[f"stem.{0 if stem[1] == '_conv_stem' else 1}.{stem[2]}"] = value
-    return found
